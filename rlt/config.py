@@ -1,0 +1,421 @@
+"""Configuration: one frozen model per stage, each default in one place with its source. Imports no torch.
+
+The sentence under a field is the only place its meaning is written; the command line prints it as help. Unknown keys are
+refused. TRL's and transformers' own training options go through `trainer` as they are and are not mirrored here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from rlt.errors import ConfigError
+
+
+class Config(BaseModel):
+    """Base of every configuration: frozen, no unknown keys, help texts under the fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+
+
+def _as_list(value: Any) -> Any:
+    """One value, or several with commas between, where a list is wanted."""
+    if isinstance(value, str):
+        return [item.strip() for item in value.split(",") if item.strip()]
+    return value
+
+
+Names = Annotated[list[str], BeforeValidator(_as_list)]
+
+
+class DataConfig(Config):
+    """Where problems come from."""
+
+    path: str
+    """A JSONL, JSON or Parquet file, a folder of them, or a dataset's name on the hub."""
+    name: str | None = None
+    """The hub dataset's configuration, for example `main` of openai/gsm8k."""
+    split: str = "train"
+    """Split of a hub dataset or of a folder that has splits."""
+    columns: dict[str, str] = {}
+    """Our column name -> the file's, for example {question: problem}; not needed for the schemas rlt knows."""
+    limit: int | None = Field(None, ge=1)
+    """Use only the first so many valid problems."""
+    skip: int = Field(0, ge=0)
+    """Leave out the first so many rows (to hold out what another step uses)."""
+    stream: bool = False
+    """Read a hub dataset row by row instead of downloading it first."""
+    on_invalid: Literal["error", "skip"] = "error"
+    """What an invalid row does: end with an error that names it, or be dropped and counted."""
+
+
+def _as_data(value: Any) -> Any:
+    return {"path": value} if isinstance(value, str | Path) else value
+
+
+Data = Annotated[DataConfig, BeforeValidator(_as_data)]
+
+
+class StageConfig(Config):
+    """What every stage has."""
+
+    output: Path
+    """Folder (or file, where the stage writes one) for what the stage makes; a recipe sets it."""
+    seed: int = 0
+    """Seed of everything random in the stage."""
+
+
+class ModelOptions(Config):
+    """How models are loaded."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of the weights; `auto` is float32 on a CPU and the checkpoint's own type on a GPU."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with a model. Off: only architectures that transformers knows."""
+
+
+class FormatOptions(Config):
+    format: str = "stratos"
+    """Name of a shipped format (`stratos`, `r1`) or a YAML file of your own."""
+
+
+class SamplingOptions(Config):
+    """How text is sampled."""
+
+    temperature: float = Field(0.7, ge=0)
+    """Sampling temperature; 0 is greedy."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus sampling's share of probability; 1 is off."""
+    top_k: int | None = Field(None, ge=1)
+    """Sample only among the so many likeliest tokens; null is off."""
+    max_tokens: int = Field(16384, ge=1)
+    """Most tokens to generate for one prompt (the paper's teacher: 16,384)."""
+
+
+class EngineOptions(Config):
+    """Who generates text."""
+
+    engine: Literal["transformers", "openai", "vllm"] = "transformers"
+    """`transformers`: in this process. `vllm`: vLLM in this process. `openai`: a server's completions interface."""
+    url: str | None = None
+    """Base address of the server for engine `openai`, for example http://127.0.0.1:8000/v1."""
+    served_model: str | None = None
+    """The name under which the server knows the model; null: its only model."""
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the server's key. The key itself is never written anywhere."""
+    max_in_flight: int = Field(64, ge=1)
+    """Most requests under way at once at a server."""
+    timeout: float = Field(600.0, gt=0)
+    """Seconds after which one request is given up and tried again."""
+    retries: int = Field(5, ge=0)
+    """How often a request is tried again after 429, 5xx, a time-out or a broken connection."""
+    batch_size: int = Field(64, ge=1)
+    """Prompts generated together by the `transformers` engine."""
+    engine_options: dict[str, Any] = {}
+    """Passed through: to `vllm.LLM(...)` (tensor_parallel_size, gpu_memory_utilization, ...) or `generate(...)`."""
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # The formula as printed (paper, section 3): full KL, no temperature, no penalty.
+    "paper": {"score_temperature": 1.0, "estimator": "exact", "unclosed_penalty": 0.0},
+    # The published code (SakanaAI/RLT 86a3f5c, run_cfg/teacher_rlt.yaml): both models at temperature 0.7, one-sample KL,
+    # and -1 for an explanation whose closing tag is missing.
+    "reference-code": {"score_temperature": 0.7, "estimator": "k1", "unclosed_penalty": -1.0},
+}
+
+
+class AccuracyConfig(Config):
+    """The reward by which the first reports describe RLT: how often the student, having read the explanation, is right."""
+
+    samples: int = Field(8, ge=1)
+    """Solutions that the student samples for each explanation."""
+    weight: float = 1.0
+    """Factor on the share of right solutions before it is added to the reward."""
+    only: bool = False
+    """Use this reward alone, without r_ss and r_kl."""
+    temperature: float = Field(0.7, ge=0)
+    """Temperature of the student's solutions."""
+    max_tokens: int = Field(512, ge=1)
+    """Most tokens of one solution."""
+    task: str = "math"
+    """Task whose grader compares a solution with the answer."""
+
+
+class RewardOptions(Config):
+    """The reward r = r_ss - kl_coef * r_kl + format_penalty and every choice in it."""
+
+    preset: Literal["reference-code", "paper"] = "reference-code"
+    """Names the choices left null below: the published code's, or the formula as printed in the paper."""
+    alpha: float = 0.01
+    """Weight of the minimum in r_ss and of the maximum in r_kl (paper: 0.01)."""
+    alpha_kl: float | None = None
+    """Weight of the maximum in r_kl where it should differ from alpha."""
+    mean_coef: float = 1.0
+    """Weight of the means in r_ss and r_kl."""
+    kl_coef: float = 3.0
+    """Weight of r_kl, the paper's lambda (3)."""
+    score_temperature: float | None = Field(None, gt=0)
+    """Logits of teacher and student are divided by this before the log-probs (preset: 0.7 or 1)."""
+    estimator: Literal["k1", "k3", "exact"] | None = None
+    """Estimate of the KL at each token: one-sample `k1` or `k3`, or `exact` over the whole vocabulary."""
+    unclosed_penalty: float | None = Field(None, le=0)
+    """Added to the reward of an explanation that never closes its tag (preset: -1 or 0)."""
+    floor: float | None = None
+    """The reward is not allowed below this; null is off (the paper has none)."""
+    aggregate: Literal["mean", "min"] = "mean"
+    """Over several students: the mean of their rewards, or the smallest."""
+    accuracy: AccuracyConfig | None = None
+    """Add the student's measured accuracy to the reward; null is off."""
+
+    def resolved(self) -> RewardOptions:
+        """The same options with every null that the preset names filled in."""
+        preset = PRESETS[self.preset]
+        return self.model_copy(update={key: value for key, value in preset.items() if getattr(self, key) is None})
+
+
+class StudentOptions(Config):
+    """Where the student in the reward lives."""
+
+    student: Names = []
+    """Folder or hub name of the student whose understanding is the reward; several for several students. An http(s)
+    address is a vLLM server."""
+    student_placement: str = "same"
+    """`same` device as the policy, a device such as `cuda:1`, or `offload`: on the CPU between uses."""
+    batch_tokens: int | None = Field(None, ge=1)
+    """Tokens, padding counted, that one forward pass of scoring may have; null: by the device."""
+    packing: bool = False
+    """Score rows laid end to end in one sequence instead of padded ones."""
+
+
+class TrainerPassthrough(Config):
+    trainer: dict[str, Any] = {}
+    """Options of TRL's trainer (SFTConfig or GRPOConfig), passed on as they are."""
+    peft: dict[str, Any] | None = None
+    """LoRA: arguments of peft.LoraConfig; null trains all weights."""
+    launch: str | None = None
+    """An accelerate configuration to train under: `single`, `ddp`, `fsdp2`, `deepspeed-zero3`, or a YAML file."""
+
+
+# -- stages, in the order of the data flow ---------------------------------------------------------------------------------
+
+
+class ProblemsConfig(StageConfig):
+    """Make problems of a task that needs no download, as JSONL."""
+
+    task: str
+    """`arithmetic` or `countdown`."""
+    count: int = Field(1000, ge=1)
+    """Number of problems."""
+    options: dict[str, Any] = {}
+    """Options of the task's generator, for example {steps: [2, 5]}."""
+    experts: str | None = None
+    """Attach explanations by the task's noisy experts: the name of a mixture; null attaches none."""
+    exclude: list[Path] = []
+    """Files whose questions must not be made again (held-out problems)."""
+
+
+class BaseModelConfig(StageConfig, FormatOptions, TrainerPassthrough):
+    """Make a small model from nothing that can do a task's clean problems: the miniature's pretrained model."""
+
+    task: str
+    """Task whose problems and tokenizer the model is made for."""
+    model: dict[str, Any] = {}
+    """Shape of the model: arguments of transformers' LlamaConfig."""
+    phases: list[dict[str, Any]] = []
+    """Curriculum; each phase: `options` of the generator, `experts`, `batch_size`, `learning_rate`, `until_loss`,
+    `max_steps`."""
+
+
+class WarmupConfig(StageConfig, ModelOptions, FormatOptions, TrainerPassthrough):
+    """Teacher's supervised warm-up: question + solution -> explanation, loss on explanation and closing tag only."""
+
+    model: str
+    """Folder or hub name of the model to start from."""
+    data: Data
+    """Problems with explanations."""
+    max_length: int | None = Field(None, ge=1)
+    """Longest text in tokens; null: the model's context. Longer rows are an error or dropped, as `on_invalid` says."""
+
+
+class TrainConfig(StageConfig, ModelOptions, FormatOptions, StudentOptions, RewardOptions, TrainerPassthrough):
+    """Teacher RL: GRPO with the reward of a Reinforcement-Learned Teacher."""
+
+    model: str
+    """Folder or hub name of the warmed-up teacher."""
+    data: Data
+    """Problems to explain."""
+    placebos: int = Field(8, ge=0)
+    """In each step, so many explanations are also scored against an empty and another question's explanation."""
+    keep_samples: int = Field(4, ge=0)
+    """In each step, so many explanations are kept with their parts in `samples.jsonl`."""
+    sync_threshold: float | None = Field(1.0, gt=0)
+    """With vLLM: stop when sampler and trainer disagree by more nats a token than this after a weight sync."""
+
+
+class CollectConfig(StageConfig, ModelOptions, FormatOptions, EngineOptions, SamplingOptions):
+    """The teacher's raw explanations for a set of problems; resumable."""
+
+    model: str
+    """Folder or hub name of the teacher (for engine `openai`: whose tokenizer and chat template to use)."""
+    data: Data
+    """Problems to explain."""
+    samples: int = Field(1, ge=1)
+    """Explanations for each problem."""
+    file_format: Literal["jsonl", "parquet"] = "jsonl"
+    """Format of the files with explanations."""
+    select: Literal["all", "random", "reward"] = "all"
+    """Of the explanations that fit the student, keep all, a random one, or the one of highest reward for each problem."""
+    student: str | None = None
+    """Student whose context and tokenizer decide what fits (and who scores, for `select: reward`)."""
+    student_context: int | None = Field(None, ge=1)
+    """Tokens that the student's text may have; null: the student's own context."""
+    ray: str | None = None
+    """Address of a Ray cluster (`local` starts one) to spread the work over; null: this machine."""
+    ray_workers: int = Field(1, ge=1)
+    """Engine replicas on the Ray cluster."""
+
+
+class DistillConfig(StageConfig, ModelOptions, FormatOptions, TrainerPassthrough):
+    """Student SFT: question -> explanation + solution."""
+
+    model: str
+    """Folder or hub name of the student to start from."""
+    data: Data
+    """Problems with explanations."""
+    max_length: int | None = Field(None, ge=1)
+    """Longest text in tokens; null: the model's context. Longer rows are an error or dropped, as `on_invalid` says."""
+    token_budget: str | int | None = None
+    """Use rows until their explanations have so many tokens: a number, or the data of another step to match."""
+
+
+class ColdstartConfig(StageConfig, ModelOptions, FormatOptions, TrainerPassthrough):
+    """Student RL with a verifiable reward: is the answer right?"""
+
+    model: str
+    """Checkpoint to start from (a distilled student: that is the cold start)."""
+    data: Data
+    """Problems with answers."""
+    task: str = "math"
+    """Task whose grader decides."""
+    rewards: tuple[float, float, float] = (-1.0, -0.5, 1.0)
+    """Reward of a response without a readable answer, with a wrong one, with the right one (paper notes: -1, -0.5, 1)."""
+
+
+class EvaluateConfig(StageConfig, ModelOptions, FormatOptions, EngineOptions):
+    """Solve rates of a model on held-out problems, graded by their task."""
+
+    model: str
+    """Folder or hub name of the model."""
+    benchmark: Names = []
+    """Benchmarks by name, or files with `question` and `answer`."""
+    data: str | None = None
+    """A file that replaces the (single) benchmark's download."""
+    task: str | None = None
+    """Task whose grader decides, for files; null: the benchmark's own, or `math`."""
+    preset: Literal["paper", "robust"] | None = None
+    """`paper`: greedy, 32,768 tokens, one sample. `robust`: temperature 0.6, top-p 0.95, 8 samples."""
+    samples: int | None = Field(None, ge=1)
+    """Responses to each question; null: the preset's, else 1."""
+    temperature: float | None = Field(None, ge=0)
+    """Sampling temperature, 0 is greedy; null: the preset's, else 0."""
+    top_p: float | None = Field(None, gt=0, le=1)
+    """Nucleus sampling; null: the preset's, else 1."""
+    top_k: int | None = Field(None, ge=1)
+    """Sample among the so many likeliest tokens; null is off."""
+    max_tokens: int | None = Field(None, ge=1)
+    """Most tokens of a response; null: the preset's, else 32,768 or what the context leaves."""
+    system_prompt: str = "format"
+    """`format`: the student format's own; `none`; or a text file."""
+    limit: int | None = Field(None, ge=1)
+    """Only the first so many questions of each benchmark."""
+    ray: str | None = None
+    """Address of a Ray cluster (`local` starts one) to spread the work over; null: this machine."""
+    ray_workers: int = Field(1, ge=1)
+    """Engine replicas on the Ray cluster."""
+
+
+class ScoreConfig(StageConfig, ModelOptions, FormatOptions, StudentOptions, RewardOptions):
+    """The reward of every explanation of a file, without training."""
+
+    teacher: str | None = None
+    """Folder or hub name of the teacher, for r_kl; null: r_ss alone."""
+    data: Path
+    """JSONL or Parquet with `question`, `solution` and either `explanation` or `completion`."""
+    temperature: float | None = Field(None, gt=0)
+    """Short for `score_temperature`."""
+    placebos: bool = False
+    """Also score an empty and another question's explanation, and report the lift over them."""
+
+    @model_validator(mode="after")
+    def _one_temperature(self) -> ScoreConfig:
+        if self.temperature is not None and self.score_temperature not in (None, self.temperature):
+            raise ValueError("give `temperature` or `score_temperature`, not both")
+        return self
+
+    def resolved(self) -> ScoreConfig:
+        copy = self.model_copy(update={"score_temperature": self.score_temperature or self.temperature})
+        return RewardOptions.resolved(copy)  # type: ignore[return-value]
+
+
+class GradeConfig(StageConfig, FormatOptions):
+    """Grade a file of responses again, without a model."""
+
+    data: Path
+    """JSONL or Parquet with `response` and `answer` (and `task`, where rows differ)."""
+    task: str = "math"
+    """Task whose grader decides for rows that name none."""
+    timeout: float = Field(10.0, gt=0)
+    """Seconds after which a response is given up as wrong and its grader's process ended."""
+    workers: int = Field(2, ge=1)
+    """Grader processes."""
+
+
+class ReportConfig(StageConfig):
+    """Tables and pictures of a run: terminal, results.json and report.html."""
+
+    title: str | None = None
+    """Heading of the report; null: the run's name."""
+    note: str | None = None
+    """Text under the heading: what a reader must know about these results."""
+    arms: dict[str, str] = {}
+    """Arm -> the evaluate step that measured it; null arms are left out."""
+    quarters: list[str] = []
+    """Evaluate steps of the students of reward quarters, lowest first."""
+    teacher: list[str] = []
+    """The two steps that measured the teacher before and after RL (score steps on held-out problems)."""
+
+
+STAGES: dict[str, type[StageConfig]] = {
+    "problems": ProblemsConfig,
+    "base": BaseModelConfig,
+    "warmup": WarmupConfig,
+    "train": TrainConfig,
+    "collect": CollectConfig,
+    "distill": DistillConfig,
+    "coldstart": ColdstartConfig,
+    "evaluate": EvaluateConfig,
+    "score": ScoreConfig,
+    "grade": GradeConfig,
+    "report": ReportConfig,
+}
+
+
+def validate(model: type[Config], values: dict[str, Any], where: str) -> Any:
+    """`model` made from `values`; raises ConfigError with `where`, every bad key and, for a typo, the near names."""
+    import difflib
+
+    from pydantic import ValidationError
+
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        lines = []
+        for item in error.errors():
+            key = ".".join(map(str, item["loc"])) or "(all)"
+            near = difflib.get_close_matches(key.split(".")[-1], model.model_fields, n=2, cutoff=0.6)
+            hint = f" (did you mean {' or '.join(near)}?)" if item["type"] == "extra_forbidden" and near else ""
+            message = "no such key" if item["type"] == "extra_forbidden" else item["msg"]
+            lines.append(f"`{key}`: {message}{hint}")
+        raise ConfigError(f"{where}: " + "; ".join(lines)) from error

@@ -1,0 +1,255 @@
+"""Formats: the prompts, tags and paddings that turn problems and explanations into text. Data, not code.
+
+Text is rendered through a tokenizer's own chat template, and the character spans of explanation and solution are known
+by construction: the assistant's message is found whole in the rendered text, and the spans are offsets inside it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+
+from rlt.errors import ConfigError, DataError, ModelError
+from rlt.types import Problem
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SHIPPED_FORMATS = resources.files("rlt") / "shipped" / "formats"
+
+
+class TagPair(NamedTuple):
+    open: str
+    close: str
+
+
+class Tags(BaseModel):
+    """The three tag pairs of a format."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    explanation: TagPair
+    thought: TagPair
+    solution: TagPair
+
+    def all(self) -> tuple[str, ...]:
+        """Every tag, opening and closing, once."""
+        return tuple(dict.fromkeys([*self.explanation, *self.thought, *self.solution]))
+
+
+class Format(BaseModel):
+    """How questions, solutions and explanations become a teacher's and a student's text.
+
+    `student_system_prompt` null means: the problem's own `system` column, or no system message where it has none.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    teacher_system_prompt: str | None
+    student_system_prompt: str | None
+    tags: Tags
+    padding: str
+    delimiter: str
+
+    @field_validator("tags")
+    @classmethod
+    def _tags_not_empty(cls, tags: Tags) -> Tags:
+        if any(not tag.strip() for tag in tags.all()):
+            raise ValueError("a tag is empty; spans could not be told apart")
+        return tags
+
+    # -- the teacher's side ------------------------------------------------------------------------------------------
+
+    def teacher_prefix(self, problem: Problem) -> str:
+        """The assistant's text that the teacher continues: solution in tags, then the opened explanation, padding in."""
+        tags = self.tags
+        solution = tags.solution.open + problem.solution + tags.solution.close
+        return solution + self.delimiter + tags.explanation.open + self.padding
+
+    def teacher_messages(self, problem: Problem, assistant: str) -> list[dict[str, str]]:
+        """Chat messages of the teacher: its system prompt, the question, and `assistant`."""
+        return _messages(self.teacher_system_prompt, problem.question, assistant)
+
+    def parse_completion(self, completion: str) -> tuple[str, bool]:
+        """The explanation exactly as the teacher wrote it up to its closing tag, and whether that tag was there."""
+        text, tag, _ = completion.partition(self.tags.explanation.close)
+        return text, bool(tag)
+
+    # -- the student's side ------------------------------------------------------------------------------------------
+
+    def student_system(self, problem: Problem) -> str | None:
+        """The student's system prompt for this problem, or None."""
+        return problem.system if self.student_system_prompt is None else self.student_system_prompt
+
+    def student_messages(self, problem: Problem, assistant: str) -> list[dict[str, str]]:
+        """Chat messages of the student: system prompt if any, the question, and `assistant`."""
+        return _messages(self.student_system(problem), problem.question, assistant)
+
+    def thought_body(self, explanation: str) -> str:
+        """What stands between the thought tags for a finished `explanation`: the text with padding on both sides."""
+        return self.padding + explanation + self.padding
+
+    def body_of_completion(self, text: str) -> str:
+        """What stands between the thought tags for a raw completion: the prompt's padding, then the text as written."""
+        return self.padding + text
+
+    def student_response(self, body: str, solution: str) -> str:
+        """The student's response: thought (its `body` includes padding), delimiter, solution."""
+        tags = self.tags
+        thought = tags.thought.open + body + tags.thought.close
+        return thought + self.delimiter + tags.solution.open + solution + tags.solution.close
+
+    def parse_response(self, response: str) -> tuple[str | None, str | None]:
+        """`(thought, solution)` of a student's response; None for a part that never opens or never closes.
+
+        The solution of a response that opens the tag and stops (length limit) is None: a grader's fallbacks decide.
+        """
+        return _between(response, self.tags.thought), _between(response, self.tags.solution, last=True)
+
+    # -- validation --------------------------------------------------------------------------------------------------
+
+    def tag_inside(self, text: str) -> str | None:
+        """The first of this format's tags that occurs in `text`, or None."""
+        return next((tag for tag in self.tags.all() if tag in text), None)
+
+
+def _messages(system: str | None, question: str, assistant: str) -> list[dict[str, str]]:
+    head = [] if system is None else [{"role": "system", "content": system}]
+    return [*head, {"role": "user", "content": question}, {"role": "assistant", "content": assistant}]
+
+
+def _between(text: str, tag: TagPair, last: bool = False) -> str | None:
+    start = text.rfind(tag.open) if last else text.find(tag.open)
+    if start < 0:
+        return None
+    start += len(tag.open)
+    end = text.find(tag.close, start)
+    return None if end < 0 else text[start:end]
+
+
+def shipped_formats() -> list[str]:
+    """Names of the formats that come with rlt."""
+    return sorted(entry.name.removesuffix(".yaml") for entry in SHIPPED_FORMATS.iterdir() if entry.name.endswith(".yaml"))
+
+
+@lru_cache
+def load_format(name_or_path: str) -> Format:
+    """The format of that name (`stratos`, `r1`) or in that YAML file.
+
+    Raises ConfigError, naming the file and the key, when there is none or it is not a format.
+    """
+    path = Path(name_or_path)
+    if name_or_path in shipped_formats():
+        text = (SHIPPED_FORMATS / f"{name_or_path}.yaml").read_text(encoding="utf-8")
+    elif path.suffix in (".yaml", ".yml") and path.is_file():
+        text = path.read_text(encoding="utf-8")
+    else:
+        raise ConfigError(
+            f"format {name_or_path!r}: neither a shipped format ({', '.join(shipped_formats())}) nor a YAML file."
+        )
+    try:
+        return Format.model_validate(yaml.safe_load(text))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"format {name_or_path}: not valid YAML: {error}") from error
+    except ValidationError as error:
+        problems = "; ".join(f"`{'.'.join(map(str, e['loc']))}`: {e['msg']}" for e in error.errors())
+        raise ConfigError(f"format {name_or_path}: {problems}") from error
+
+
+# -- rendering through a chat template -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """Text of one chat with the character spans `[start, end)` of its parts: `explanation` and/or `solution`."""
+
+    text: str
+    spans: dict[str, tuple[int, int]]
+
+
+def render_student(fmt: Format, tokenizer: PreTrainedTokenizerBase, problem: Problem, body: str) -> Rendered:
+    """The student's text for a thought `body` (padding included), with spans `explanation` (the body) and `solution`."""
+    response = fmt.student_response(body, problem.solution)
+    text, start = _render(tokenizer, fmt.student_messages(problem, response))
+    thought = start + len(fmt.tags.thought.open)
+    solution_end = start + len(response) - len(fmt.tags.solution.close)
+    spans = {
+        "explanation": (thought, thought + len(body)),
+        "solution": (solution_end - len(problem.solution), solution_end),
+    }
+    return Rendered(text, spans)
+
+
+def render_teacher(fmt: Format, tokenizer: PreTrainedTokenizerBase, problem: Problem, body: str) -> Rendered:
+    """The teacher's text for a thought `body` (which begins with the format's padding), with the span `explanation`."""
+    opened = fmt.teacher_prefix(problem).removesuffix(fmt.padding)
+    text, start = _render(
+        tokenizer, fmt.teacher_messages(problem, opened + body + fmt.tags.explanation.close)
+    )
+    return Rendered(text, {"explanation": (start + len(opened), start + len(opened) + len(body))})
+
+
+def teacher_prompt(fmt: Format, tokenizer: PreTrainedTokenizerBase, problem: Problem) -> str:
+    """The text that the teacher continues: it ends with the opened explanation tag and its padding."""
+    rendered = render_teacher(fmt, tokenizer, problem, fmt.padding)
+    return rendered.text[: rendered.spans["explanation"][1]]
+
+
+def student_prompt(fmt: Format, tokenizer: PreTrainedTokenizerBase, problem: Problem) -> str:
+    """The text that a student answers, up to where its response begins. The solution is not in it."""
+    probe = fmt.student_response(fmt.padding, "")
+    text, start = _render(tokenizer, fmt.student_messages(problem, probe))
+    return text[:start]
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> tuple[str, int]:
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    start = text.rfind(messages[-1]["content"])
+    if start < 0:
+        raise ModelError(
+            f"the chat template of {tokenizer.name_or_path or 'the tokenizer'} rewrites the assistant's message, so "
+            "that explanation and solution cannot be scored. Use another template (a `chat_template.jinja` in the "
+            "model's folder) or another format.\n" + _difference(messages[-1]["content"], text)
+        )
+    return text, start
+
+
+def _difference(written: str, rendered: str) -> str:
+    lines = difflib.unified_diff(
+        written.splitlines(), rendered.splitlines(), "what was written", "what the template made of it", lineterm=""
+    )
+    return "\n".join(lines)
+
+
+def check_template(fmt: Format, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Render a probe once for teacher and student; raise ModelError where the template loses any of it.
+
+    Done before a model's weights are loaded. The error shows the difference between what was written and rendered.
+    """
+    if tokenizer.chat_template is None:
+        raise ModelError(
+            f"{tokenizer.name_or_path or 'the tokenizer'} has no chat template. Put a `chat_template.jinja` into its "
+            "folder, or use an instruction-tuned model."
+        )
+    probe = Problem(id="probe", question="What is 2 + 3?", solution="It is 5.", system="Answer.")
+    body = fmt.thought_body("Add three to two,\n\nwhich gives five.")
+    render_student(fmt, tokenizer, probe, body)
+    render_teacher(fmt, tokenizer, probe, body)
+
+
+def check_problem(fmt: Format, problem: Problem, where: str) -> None:
+    """Raise DataError, naming `where` and the column, if a tag of the format stands inside a question or solution."""
+    for column in ("question", "solution"):
+        tag = fmt.tag_inside(getattr(problem, column))
+        if tag is not None:
+            raise DataError(
+                f"{where}: column `{column}` contains the format's tag {tag}, so its parts could not be told apart. "
+                "Drop the row (`on_invalid: skip`) or remove the tag."
+            )

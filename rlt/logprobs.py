@@ -1,0 +1,295 @@
+"""Log-probabilities of chosen tokens: batched by length or packed, float32, never the logits of all positions.
+
+The model's `forward` is given a second way of being called (`rlt_rows=...`), so that everything that wraps a model (DDP,
+FSDP2, ZeRO-3, PEFT) sees an ordinary forward pass. Only the hidden states that predict a wanted token reach the output
+layer, and TRL's chunked kernel projects those tile by tile.
+"""
+
+from __future__ import annotations
+
+import math
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+DEFAULT_BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Token ids `(T,)` of one text and the ranges of positions whose log-probability is wanted (never position 0)."""
+
+    ids: Sequence[int]
+    keep: Sequence[range]
+
+    @property
+    def kept(self) -> int:
+        return sum(len(span) for span in self.keep)
+
+
+def token_logprobs(
+    model: nn.Module,
+    rows: Sequence[Row],
+    *,
+    temperature: float = 1.0,
+    batch_tokens: int | None = None,
+    packing: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> list[torch.Tensor]:
+    """For each row `(n_kept,)` float32 log-probs, in nats, of its kept tokens given all tokens before them.
+
+    `log softmax(logits / temperature)` of `model`, on the CPU, in the order of `rows`; no gradient. A row's numbers do
+    not depend on the rows beside it (to float tolerance). `batch_tokens`: padded tokens in one forward pass.
+    `packing` lays rows end to end in one sequence instead of padding them. `progress` is called with the number of
+    rows done after each batch. Where the model is sharded over ranks every rank must call this, with any number of rows.
+    """
+    columns = _over_batches(model, rows, "logprobs", temperature, batch_tokens, packing, progress)
+    return [column.float().cpu() for column in columns]
+
+
+def hidden_states(
+    model: nn.Module, rows: Sequence[Row], *, batch_tokens: int | None = None, packing: bool = False
+) -> list[torch.Tensor]:
+    """For each row the `(n_kept, H)` last hidden states from which its kept tokens are predicted, on the model's device."""
+    return _over_batches(model, rows, "hidden", 1.0, batch_tokens, packing, None)
+
+
+@torch.no_grad()
+def exact_kl(
+    teacher: nn.Module, teacher_hidden: torch.Tensor, student: nn.Module, student_hidden: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """`(N,)` KL(teacher || student), in nats, of whole next-token distributions, projected tile by tile.
+
+    From `(N, H)` hidden states of both models at the same N positions of the same text (`hidden_states`). Raises
+    ValueError where the output layers have different sizes: then the distributions are not over the same tokens.
+    """
+    from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
+
+    ours, theirs = _head(teacher), _head(student)
+    if ours.weight.shape[0] != theirs.weight.shape[0]:
+        raise ValueError(
+            f"exact KL: the teacher's output layer has {ours.weight.shape[0]} rows, the student's "
+            f"{theirs.weight.shape[0]}. Use the estimator k1 or k3."
+        )
+    if teacher_hidden.shape[0] == 0:
+        return torch.zeros(0)
+    divergence, _ = ChunkedDivergenceFunction.apply(
+        student_hidden, theirs.weight, theirs.bias, teacher_hidden.to(student_hidden.device),
+        ours.weight.to(student_hidden.device), _to(ours.bias, student_hidden.device),
+        0.0, temperature, theirs.scale, theirs.softcap, ours.scale, ours.softcap,
+    )  # fmt: skip
+    return divergence.float().cpu()
+
+
+# -- batches -------------------------------------------------------------------------------------------------------------
+
+
+def plan_batches(lengths: Sequence[int], batch_tokens: int, packing: bool = False) -> list[list[int]]:
+    """Indices of rows for each forward pass, longest rows first: at most `batch_tokens` tokens (padding counted), or one row.
+
+    Longest first, so that a run that does not fit in memory fails at its beginning.
+    """
+    batches: list[list[int]] = []
+    used = longest = 0
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        cost = used + lengths[index] if packing else longest * (len(batches[-1]) + 1 if batches else 1)
+        if not batches or cost > batch_tokens:
+            batches.append([])
+            used, longest = 0, lengths[index]
+        batches[-1].append(index)
+        used += lengths[index]
+    return batches
+
+
+@torch.no_grad()
+def _over_batches(
+    model: nn.Module,
+    rows: Sequence[Row],
+    want: str,
+    temperature: float,
+    batch_tokens: int | None,
+    packing: bool,
+    progress: Callable[[int], None] | None,
+) -> list[torch.Tensor]:
+    for number, row in enumerate(rows):
+        if any(span.start < 1 or span.stop > len(row.ids) for span in row.keep if len(span)):
+            raise ValueError(f"row {number}: kept positions must lie in 1..{len(row.ids) - 1}; nothing predicts the first token")
+    device = _device(model)
+    add_scoring_forward(model)
+    limit = batch_tokens or DEFAULT_BATCH_TOKENS.get(device.type, DEFAULT_BATCH_TOKENS["cpu"])
+    batches = plan_batches([len(row.ids) for row in rows], limit, packing)
+    results: list[torch.Tensor] = [torch.zeros(0)] * len(rows)
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in batches:
+            inputs = _inputs([rows[i] for i in batch], packing, device)
+            flat = model(**inputs, rlt_want=want, rlt_temperature=temperature)
+            for i, column in zip(batch, flat.split([rows[i].kept for i in batch]), strict=True):
+                results[i] = column
+            if progress is not None:
+                progress(len(batch))
+        for _ in range(_missing_batches(model, len(batches), device)):
+            # Sharded parameters are gathered by all ranks together: a rank with fewer rows must still take part.
+            model(**_inputs([Row([0, 0], [range(1, 2)])], packing, device), rlt_want=want, rlt_temperature=temperature)
+    finally:
+        model.train(was_training)
+    return results
+
+
+def _inputs(rows: Sequence[Row], packing: bool, device: torch.device) -> dict[str, Any]:
+    # Right padding needs no attention mask: with causal attention no real token can see a later one.
+    width = 0 if packing else max(len(row.ids) for row in rows)
+    ids, positions, sources, targets = [], [], [], []
+    begin = 0
+    for row in rows:
+        padding = max(0, width - len(row.ids))
+        ids.append(torch.tensor([*row.ids, *[0] * padding], dtype=torch.long))
+        positions.append(torch.arange(len(ids[-1])))
+        for span in row.keep:
+            sources.append(torch.arange(begin + span.start - 1, begin + span.stop - 1))
+            targets.append(ids[-1][span.start : span.stop])
+        begin += len(ids[-1])
+    shape = (1, -1) if packing else (len(rows), -1)
+    inputs = {
+        "input_ids": torch.cat(ids).view(shape),
+        "rlt_rows": torch.cat(sources) if sources else torch.zeros(0, dtype=torch.long),
+        "rlt_targets": torch.cat(targets) if targets else torch.zeros(0, dtype=torch.long),
+    }
+    if packing:
+        inputs["position_ids"] = torch.cat(positions).view(shape)  # their restarts separate the rows
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()}
+
+
+def _missing_batches(model: nn.Module, count: int, device: torch.device) -> int:
+    if not is_sharded(model):
+        return 0
+    most = torch.tensor(count, device=device)
+    dist.all_reduce(most, op=dist.ReduceOp.MAX)
+    return int(most.item()) - count
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether a forward pass needs every rank: parameters sharded by FSDP2, FSDP1 or ZeRO-3."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return False
+    kinds = {type(module).__name__ for module in model.modules()}
+    return (
+        any(isinstance(parameter, DTensor) or hasattr(parameter, "ds_id") for parameter in model.parameters())
+        or "FullyShardedDataParallel" in kinds
+    )
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+# -- the second way of calling a model -----------------------------------------------------------------------------------
+
+
+def add_scoring_forward(model: nn.Module) -> None:
+    """Let the causal language model inside `model` be called with `rlt_rows`; calls without it are unchanged.
+
+    Idempotent. Patches the innermost `PreTrainedModel`, as TRL's own fused head does, so that hooks of wrappers run.
+    """
+    core = causal_lm(model)
+    if getattr(core, "_rlt_scoring", False):
+        return
+    original = core.forward
+
+    def forward(self: Any, *args: Any, rlt_rows: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        if rlt_rows is None:
+            return original(*args, **kwargs)
+        return _scoring_forward(self, rlt_rows, **kwargs)
+
+    forward.__wrapped__ = original  # type: ignore[attr-defined]  # `generate` reads the signature
+    core.forward = types.MethodType(forward, core)
+    core._rlt_scoring = True
+
+
+def _scoring_forward(
+    core: Any,
+    rows: torch.Tensor,
+    rlt_targets: torch.Tensor,
+    rlt_want: str,
+    rlt_temperature: float,
+    input_ids: torch.Tensor,
+    position_ids: torch.Tensor | None = None,
+) -> torch.Tensor:
+    positions = {} if position_ids is None else {"position_ids": position_ids}
+    hidden = core.base_model(input_ids=input_ids, use_cache=False, **positions).last_hidden_state
+    hidden = hidden.reshape(-1, hidden.shape[-1])[rows]
+    if rlt_want == "hidden":
+        return hidden
+    return project(_head(core), hidden, rlt_targets, rlt_temperature)
+
+
+def project(head: Head, hidden: torch.Tensor, targets: torch.Tensor, temperature: float) -> torch.Tensor:
+    """`(N,)` float32 log-probs of `targets` `(N,)` from hidden states `(N, H)`, by TRL's chunked kernel."""
+    from trl.kernels.chunked_logprob import ChunkedLogProbFunction
+    from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE, maybe_gather_lm_head_ctx
+
+    if hidden.shape[0] == 0:
+        return hidden.new_zeros(0, dtype=torch.float32)
+    chunk = min(_CHUNKED_LOGPROB_CHUNK_SIZE, head.weight.shape[0])
+    with maybe_gather_lm_head_ctx(head.weight, head.bias):
+        return ChunkedLogProbFunction.apply(
+            hidden, head.weight, head.bias, targets, temperature, chunk, head.softcap, head.scale, ()
+        )[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A model's output layer: logits = softcap(scale * (hidden @ weight.T + bias)), with `(V, H)` weight."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    scale: float
+    softcap: float | None
+
+
+def _head(model: nn.Module) -> Head:
+    core = causal_lm(model)
+    config = core.config.get_text_config()
+    layer = core.get_output_embeddings()
+    weight, bias = _full(layer.weight), _full(getattr(layer, "bias", None))
+    # The names under which model families scale their logits; the same ones TRL's fused head reads.
+    scale = next(
+        (getattr(config, name) for name in ("logit_scale", "output_multiplier", "lm_head_multiplier")
+         if getattr(config, name, None) is not None), None,
+    )  # fmt: skip
+    if scale is None and getattr(config, "logits_scaling", None) is not None:
+        scale = config.logits_scaling if config.model_type == "hyperclovax" else 1 / config.logits_scaling
+    return Head(weight, bias, 1.0 if scale is None else scale, getattr(config, "final_logit_softcapping", None))
+
+
+def _full(parameter: torch.Tensor | None) -> torch.Tensor | None:
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+
+
+def _to(tensor: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
+    return None if tensor is None else tensor.to(device)
+
+
+def causal_lm(model: nn.Module) -> Any:
+    """The transformers model inside DDP, FSDP, DeepSpeed, torch.compile and PEFT wrappers."""
+    core = model
+    while not hasattr(core, "get_output_embeddings") or hasattr(core, "peft_config"):
+        inner = getattr(core, "module", None) or getattr(core, "_orig_mod", None)
+        if inner is None and hasattr(core, "get_base_model"):
+            inner = core.get_base_model()
+        if inner is None or inner is core:
+            break
+        core = inner
+    return core
+
+
+def finite(logprobs: torch.Tensor) -> bool:
+    """Whether every number is finite; a NaN in a model's output must fail its row, not become a reward."""
+    return all(math.isfinite(value) for value in logprobs.tolist())

@@ -1,0 +1,50 @@
+"""Tasks: what can be graded, and what can be generated without a download."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Protocol
+
+from rlt.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A grader's verdict on one response: was it right, and the answer that was read from it (None: none was found)."""
+
+    correct: bool
+    extracted: str | None
+
+
+class Task(Protocol):
+    """A module of `rlt.tasks`. `grade` is pure, takes milliseconds, never raises on what a model wrote."""
+
+    def grade(self, solution: str, answer: str, question: str) -> Verdict:
+        """The verdict on `solution`: the solution part of a response (the whole response where no tags were found)."""
+        ...
+
+    def check_answer(self, answer: str, question: str) -> str | None:
+        """Why no response to this question could be graded (an answer that cannot be parsed), or None."""
+        ...
+
+
+GRADERS = {
+    "math": "rlt.tasks.math",
+    "multiple_choice": "rlt.tasks.multiple_choice",
+    "arithmetic": "rlt.tasks.arithmetic",
+    "countdown": "rlt.tasks.countdown",
+}
+
+
+def load_task(name: str) -> Task:
+    """The task of that name; raises ConfigError with the near names."""
+    if name not in GRADERS:
+        near = difflib.get_close_matches(name, GRADERS, n=2) or sorted(GRADERS)
+        raise ConfigError(f"task {name!r}: there is none; did you mean {' or '.join(near)}?")
+    return import_module(GRADERS[name])  # type: ignore[return-value]
+
+
+GradeFunction = Callable[[str, str, str], Verdict]
