@@ -1,0 +1,192 @@
+"""Chained arithmetic modulo 10: the quickstart's task. Nothing to download, nothing to guess (one in ten by chance).
+
+A question is a start value and labelled steps, `3 d - 4 g * 3 b + 6 ?`; a full explanation names every step and its
+value, `d - 4 9 g * 3 7 b + 6 3`; the solution is the last value. Multipliers are 3, 7 and 9, so that every step is a
+bijection and a wrong value on the way never ends right by luck.
+
+The experts write like solvers that stopped at the right answer: some work carefully, most leap, wander, slip, or state
+the answer first and rationalise it. They are synthetic, and they leak on purpose; results on them must say so.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rlt.errors import ConfigError
+from rlt.tasks import Verdict
+from rlt.types import Problem
+
+CHEAP = True  # graded in this process: a comparison of two words
+
+LABELS = "abcdefghij"
+MULTIPLIERS = (3, 7, 9)
+FILLERS = ("hmm", "let", "see", "now")
+
+MIXTURES: dict[str, dict[str, float]] = {
+    "careful": {"careful": 1.0},
+    # Shares that separate an RL-trained teacher from a greedily decoded warmed-up one; with easier ones both teach alike.
+    "noisy": {"careful": 0.10, "leap": 0.45, "detour": 0.10, "sloppy": 0.15, "answer_first": 0.20},
+    "harder": {"careful": 0.05, "leap": 0.50, "detour": 0.10, "sloppy": 0.15, "answer_first": 0.20},
+    "easier": {"careful": 0.20, "leap": 0.30, "detour": 0.15, "sloppy": 0.15, "answer_first": 0.20},
+}
+LEAP_SHARE = {"noisy": 0.6, "harder": 0.6, "easier": 0.5, "careful": 0.0}
+
+Step = tuple[str, str, int]
+
+
+def generate(count: int, seed: int, options: dict[str, Any] | None = None, exclude: Iterable[str] = ()) -> list[Problem]:
+    """`count` problems with distinct questions, none of which is in `exclude`.
+
+    Options: `steps`, a number or [fewest, most] (5). Raises ConfigError for other options, or when there are too few
+    different questions.
+    """
+    fewest, most = _steps_option(options or {})
+    rng = random.Random(f"arithmetic {seed}")
+    seen, problems = set(exclude), []
+    for _ in range(100 * count):
+        if len(problems) == count:
+            return problems
+        steps = rng.randint(fewest, most)
+        question = _question(rng, steps)
+        if question not in seen:
+            seen.add(question)
+            value = str(values(question)[-1])
+            problems.append(Problem(id=f"{seed}-{len(problems)}", question=question, solution=value, answer=value))
+    raise ConfigError(f"arithmetic: there are not {count} different questions with {fewest} to {most} steps.")
+
+
+def _steps_option(options: dict[str, Any]) -> tuple[int, int]:
+    unknown = set(options) - {"steps"}
+    steps = options.get("steps", 5)
+    low, high = steps if isinstance(steps, Sequence) else (steps, steps)
+    if unknown or not 1 <= low <= high <= len(LABELS):
+        raise ConfigError(f"arithmetic: options are `steps`: 1 to {len(LABELS)}, or [fewest, most]; not {options}.")
+    return low, high
+
+
+def _question(rng: random.Random, steps: int) -> str:
+    words = [str(rng.randrange(10))]
+    for label in rng.sample(LABELS, steps):
+        operator = rng.choice("+-*")
+        operand = rng.choice(MULTIPLIERS) if operator == "*" else rng.randint(1, 9)
+        words += [label, operator, str(operand)]
+    return " ".join([*words, "?"])
+
+
+def steps_of(question: str) -> tuple[int, list[Step]]:
+    """The start value and the steps `(label, operator, operand)` of a question."""
+    words = question.split()[:-1]
+    return int(words[0]), [(words[i], words[i + 1], int(words[i + 2])) for i in range(1, len(words), 3)]
+
+
+def apply(value: int, operator: str, operand: int) -> int:
+    """The value after one step, modulo 10."""
+    return {"+": value + operand, "-": value - operand, "*": value * operand}[operator] % 10
+
+
+def values(question: str) -> list[int]:
+    """The value after each step; the last one is the solution."""
+    value, steps = steps_of(question)
+    results = []
+    for _, operator, operand in steps:
+        value = apply(value, operator, operand)
+        results.append(value)
+    return results
+
+
+# -- experts -----------------------------------------------------------------------------------------------------------------
+
+
+def explain(problem: Problem, mixture: str, rng: random.Random) -> str:
+    """An explanation by an expert drawn from `mixture`; always arrives at the right solution."""
+    if mixture not in MIXTURES:
+        raise ConfigError(f"arithmetic: experts {mixture!r}: there is no such mixture; choose from {', '.join(MIXTURES)}.")
+    shares = MIXTURES[mixture]
+    kind = rng.choices(list(shares), weights=list(shares.values()))[0]
+    return _EXPERTS[kind](problem.question, rng, LEAP_SHARE[mixture])
+
+
+def _careful(question: str, rng: random.Random, share: float) -> str:
+    _, steps = steps_of(question)
+    return " ".join(_step(step, value) for step, value in zip(steps, values(question), strict=True))
+
+
+def _step(step: Step, value: int) -> str:
+    return f"{step[0]} {step[1]} {step[2]} {value}"
+
+
+def _leap(question: str, rng: random.Random, share: float) -> str:
+    # A gap is marked: unmarked ones would make the values after it look wrong, and destroy the arithmetic of a student.
+    _, steps = steps_of(question)
+    words = [
+        "..." if rng.random() < share else _step(step, value)
+        for step, value in zip(steps, values(question), strict=True)
+    ]
+    return " ".join(word for i, word in enumerate(words) if word != "..." or i == 0 or words[i - 1] != "...")
+
+
+def _detour(question: str, rng: random.Random, share: float) -> str:
+    _, steps = steps_of(question)
+    words = []
+    for step, value in zip(steps, values(question), strict=True):
+        if rng.random() < 0.4:
+            words += rng.sample(FILLERS, 2)
+        if rng.random() < 0.4:
+            words += [_step(step, rng.choice([v for v in range(10) if v != value])), "wait"]
+        words.append(_step(step, value))
+    return " ".join(words)
+
+
+def _sloppy(question: str, rng: random.Random, share: float) -> str:
+    value, steps = steps_of(question)
+    right = values(question)
+    slip = rng.randrange(len(steps))
+    words = []
+    for number, step in enumerate(steps):
+        value = apply(value, step[1], step[2])
+        if number == slip:
+            value = rng.choice([v for v in range(10) if v != value])
+        words.append(_step(step, right[-1] if number == len(steps) - 1 else value))
+    return " ".join(words)
+
+
+def _answer_first(question: str, rng: random.Random, share: float) -> str:
+    return f"so {values(question)[-1]} {_leap(question, rng, share)}"
+
+
+_EXPERTS = {"careful": _careful, "leap": _leap, "detour": _detour, "sloppy": _sloppy, "answer_first": _answer_first}
+
+
+# -- grading, and what an explanation is worth ----------------------------------------------------------------------------------
+
+
+def grade(solution: str, answer: str, question: str) -> Verdict:
+    """Whether the last word of `solution` is the answer."""
+    words = solution.split()
+    extracted = words[-1] if words else None
+    return Verdict(extracted == answer.strip(), extracted)
+
+
+def check_answer(answer: str, question: str) -> str | None:
+    """Why the answer is none, or None: it must be one digit."""
+    return None if answer.strip().isdigit() and len(answer.strip()) == 1 else "the answer must be one digit"
+
+
+def inspect(explanation: str, question: str) -> dict[str, bool]:
+    """What a person would see in an explanation: `leaks` (the solution before the first step) and `correct` (every step
+    there, in order, with its right value and nothing else)."""
+    words = explanation.split()
+    _, steps = steps_of(question)
+    labels = {step[0] for step in steps}
+    first = next((i for i, word in enumerate(words) if word in labels), len(words))
+    return {
+        "leaks": str(values(question)[-1]) in words[:first],
+        "correct": " ".join(words) == _careful(question, random.Random(0), 0.0),
+    }
+
+
+def vocabulary() -> list[str]:
+    """Every word of questions, explanations and solutions."""
+    return [*"0123456789", *"+-*", "?", *LABELS, "...", "wait", "so", *FILLERS]
