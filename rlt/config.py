@@ -372,6 +372,19 @@ class GradeConfig(StageConfig, FormatOptions):
     """Grader processes."""
 
 
+class RankConfig(StageConfig):
+    """Split explanations into bands by their reward, lowest first: what the paper's correlation study distils from."""
+
+    data: Data
+    """Problems with explanations."""
+    scores: Path
+    """The rows that `rlt score` made of the same data, in the same order."""
+    by: str = "reward"
+    """Column of the scores to rank by."""
+    bands: int = Field(4, ge=2)
+    """Number of bands of equal size."""
+
+
 class ReportConfig(StageConfig):
     """Tables and pictures of a run: terminal, results.json and report.html."""
 
@@ -379,51 +392,26 @@ class ReportConfig(StageConfig):
     """Heading of the report; null: the run's name."""
     note: str | None = None
     """Text under the heading: what a reader must know about these results."""
-    arms: dict[str, str] = {}
-    """Arm -> the evaluate step that measured it; null arms are left out."""
-    quarters: list[str] = []
-    """Evaluate steps of the students of reward quarters, lowest first."""
-    teacher: list[str] = []
-    """The two steps that measured the teacher before and after RL (score steps on held-out problems)."""
-
-
-class PlanConfig(Config):
-    """What `rlt plan` assumes; every value is printed with the plan."""
-
-    gpu: str
-    """Name of the GPU (`h100-80gb`, `rtx4090-24gb`, ...; a wrong name lists them)."""
-    count: int = Field(1, ge=1)
-    """GPUs of the machine or cluster, samplers included."""
-    price_per_hour: float | None = Field(None, ge=0)
-    """Price of one GPU for one hour, in any currency; null: no cost is printed."""
-    sampler_gpus: int | None = Field(None, ge=1)
-    """Of these, GPUs that serve vLLM where the trainer samples from a server; null: what the batch leaves, else half."""
-    rows: int | None = Field(None, ge=1)
-    """Rows of data sets that can be neither counted here nor looked up."""
-    question_tokens: int = Field(300, ge=1)
-    """Mean tokens of system prompt and question (Bespoke-Stratos' system prompt alone has about 150)."""
-    solution_tokens: int = Field(400, ge=1)
-    """Mean tokens of a worked solution (MATH's have about 200, the solution part of an R1 response about 500)."""
-    explanation_tokens: int = Field(3500, ge=1)
-    """Mean tokens of an explanation. Not published; Bespoke-Stratos-17k has about 4,000 tokens a row in all."""
-    response_tokens: int = Field(4000, ge=1)
-    """Mean tokens of a student's response: explanation and solution."""
-    length_spread: float = Field(0.55, ge=0)
-    """Standard deviation of lengths over their mean (0.55 in 200 responses of a Sky-T1 model to MATH-500)."""
-    utilisation: float = Field(0.3, gt=0, le=1)
-    """Share of the GPU's peak that training and scoring reach (public 8-GPU H100 logs of 1B to 8B models: 0.2 to 0.4)."""
-    decode_efficiency: float = Field(0.5, gt=0, le=1)
-    """Share of memory bandwidth that vLLM's decoding reaches."""
-    max_num_seqs: int = Field(256, ge=1)
-    """Most sequences that one vLLM engine decodes at once, where its KV cache has room."""
-    overhead_gib: float = Field(1.5, ge=0)
-    """GiB of each GPU for the CUDA context, NCCL and cuBLAS workspaces."""
-    fragmentation: float = Field(0.05, ge=0, lt=1)
-    """Share of allocated memory that the allocator loses to fragmentation."""
-    pcie_gb_per_s: float = Field(25.0, gt=0)
-    """GB/s between one GPU and the host, for what is offloaded."""
-    host_gb_per_s: float = Field(100.0, gt=0)
-    """GB/s of the host's memory, for an optimiser that steps on the CPU."""
+    arms: Names = []
+    """Variants of the evaluate steps that are compared, in the order of the table; empty: every evaluate step is a row."""
+    sampled: str = "evaluate"
+    """The evaluate step whose variants sample."""
+    greedy: str | None = None
+    """The evaluate step whose variants decode greedily."""
+    bands: Names = []
+    """Variants whose students learned from reward bands, lowest first."""
+    teachers: Names = []
+    """Variants of `explained` and `scored`: the teacher before and after RL."""
+    explained: str | None = None
+    """The collect step whose variants explain the held-out problems."""
+    scored: str | None = None
+    """The score step whose variants score those explanations."""
+    trained: str | None = None
+    """The train step whose curves are drawn."""
+    task: str | None = None
+    """Task whose `inspect` says which explanations leak and which are fully correct."""
+    headline: list[str] = []
+    """Two arms whose difference the report states in words: ours, then the one it is compared with."""
 
 
 STAGES: dict[str, type[StageConfig]] = {
@@ -436,6 +424,7 @@ STAGES: dict[str, type[StageConfig]] = {
     "coldstart": ColdstartConfig,
     "evaluate": EvaluateConfig,
     "score": ScoreConfig,
+    "rank": RankConfig,
     "grade": GradeConfig,
     "report": ReportConfig,
 }

@@ -1,0 +1,97 @@
+"""A small model that can do a task's clean problems, made from nothing: what a pretrained model is elsewhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from typing import Any
+
+from pydantic import Field
+from transformers import TrainerCallback
+
+from rlt.cards import write_model_card
+from rlt.config import BaseModelConfig, Config, validate
+from rlt.formats import load_format, render_student
+from rlt.models import load_tokenizer
+from rlt.runs import Result, StageFolder, begin
+from rlt.sequences import tokenize
+from rlt.tasks import load_task
+from rlt.tiny import tiny_llama, word_tokenizer
+from rlt.training import Example, learned_span, train_supervised
+
+
+class Phase(Config):
+    """One phase of the curriculum. It ends at its loss: a fixed number of steps fails on some seeds."""
+
+    options: dict[str, Any] = {}
+    """Options of the task's generator."""
+    experts: str = "careful"
+    """Mixture of experts that explains the problems."""
+    problems: int = Field(20000, ge=1)
+    """Distinct problems to learn from."""
+    batch_size: int = Field(64, ge=1)
+    """Problems in a step."""
+    learning_rate: float = Field(5e-3, gt=0)
+    """Constant after 10 steps of warm-up."""
+    until_loss: float = Field(0.0, ge=0)
+    """Stop when the mean loss of the last 20 steps, in nats a token, is below this."""
+    max_steps: int = Field(1000, ge=1)
+    """Stop after so many steps in any case."""
+
+
+def run(config: BaseModelConfig) -> Result:
+    """The model's folder; its metrics name the loss and steps of each phase."""
+    fmt = load_format(config.format)
+    task = load_task(config.task)
+    phases = [validate(Phase, values, f"phases[{i}]") for i, values in enumerate(config.phases)]
+    folder = begin("base", config)
+    if folder.result:
+        return folder.result
+    tokenizer = word_tokenizer(task.vocabulary(), fmt)
+    model = tiny_llama(tokenizer, config.seed, config.model)
+    numbers: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
+    for number, phase in enumerate(phases, 1):
+        rng = random.Random(f"base {config.seed} {number}")
+        problems = task.generate(phase.problems, 1000 * config.seed + number, phase.options)
+        rendered = [
+            render_student(fmt, tokenizer, p, fmt.thought_body(task.explain(p, phase.experts, rng))) for p in problems
+        ]
+        examples = []
+        for text, tokens in zip(rendered, tokenize(tokenizer, rendered), strict=True):
+            start = text.spans["explanation"][0] - len(fmt.tags.thought.open)
+            end = text.spans["solution"][1] + len(fmt.tags.solution.close)
+            examples.append(Example(tokens.ids, learned_span(tokens.ids, tokens.offsets, start, end, tokenizer)))
+        stop = StopAtLoss(phase.until_loss)
+        part = _phase_folder(folder, number)
+        train_supervised(
+            part, model, tokenizer, examples, config.trainer, callbacks=[stop],
+            defaults={
+                "per_device_train_batch_size": phase.batch_size, "learning_rate": phase.learning_rate,
+                "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 10, "max_steps": phase.max_steps,
+                "logging_steps": 20, "weight_decay": 0.0,
+            },
+        )  # fmt: skip
+        numbers |= {f"phase_{number}_loss": stop.loss, f"phase_{number}_steps": stop.steps}
+    model.save_pretrained(folder.path)
+    tokenizer.save_pretrained(folder.path)
+    load_tokenizer(str(folder.path))  # what is saved must load
+    write_model_card(folder, None, f"generated: {config.task}", numbers)
+    return folder.finish(numbers)
+
+
+def _phase_folder(folder: StageFolder, number: int) -> StageFolder:
+    path = folder.path / f"phase-{number}"
+    path.mkdir(exist_ok=True)
+    return dataclasses.replace(folder, config=folder.config.model_copy(update={"output": path}))
+
+
+class StopAtLoss(TrainerCallback):
+    """Ends training when the logged loss is below a threshold; keeps the last loss and step."""
+
+    def __init__(self, threshold: float) -> None:
+        self.threshold, self.loss, self.steps = threshold, float("inf"), 0
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if logs and "loss" in logs:
+            self.loss, self.steps = round(float(logs["loss"]), 5), state.global_step
+            control.should_training_stop = self.loss < self.threshold
