@@ -7,7 +7,6 @@ layer, and TRL's chunked kernel projects those tile by tile.
 
 from __future__ import annotations
 
-import math
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,11 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from rlt.errors import ScoringError
+
 DEFAULT_BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
+# Positions projected together: on a CPU, tiles small enough to stay near its caches; on a GPU, TRL's own.
+TILE_TOKENS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,29 +65,33 @@ def hidden_states(
 
 @torch.no_grad()
 def exact_kl(
-    teacher: nn.Module, teacher_hidden: torch.Tensor, student: nn.Module, student_hidden: torch.Tensor, temperature: float
+    teacher: Head, teacher_hidden: torch.Tensor, student: Head, student_hidden: torch.Tensor, temperature: float
 ) -> torch.Tensor:
     """`(N,)` KL(teacher || student), in nats, of whole next-token distributions, projected tile by tile.
 
-    From `(N, H)` hidden states of both models at the same N positions of the same text (`hidden_states`). Raises
-    ValueError where the output layers have different sizes: then the distributions are not over the same tokens.
+    From `(N, H)` hidden states of both models at the same N positions of the same text (`hidden_states`) and both output
+    layers (`output_head`). Raises ScoringError where these have different sizes: then the distributions are not over
+    the same tokens.
     """
     from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 
-    ours, theirs = _head(teacher), _head(student)
-    if ours.weight.shape[0] != theirs.weight.shape[0]:
-        raise ValueError(
-            f"exact KL: the teacher's output layer has {ours.weight.shape[0]} rows, the student's "
-            f"{theirs.weight.shape[0]}. Use the estimator k1 or k3."
+    if teacher.weight.shape[0] != student.weight.shape[0]:
+        raise ScoringError(
+            f"exact KL: the teacher's output layer has {teacher.weight.shape[0]} rows, the student's "
+            f"{student.weight.shape[0]}. Use the estimator k1 or k3."
         )
     if teacher_hidden.shape[0] == 0:
         return torch.zeros(0)
-    divergence, _ = ChunkedDivergenceFunction.apply(
-        student_hidden, theirs.weight, theirs.bias, teacher_hidden.to(student_hidden.device),
-        ours.weight.to(student_hidden.device), _to(ours.bias, student_hidden.device),
-        0.0, temperature, theirs.scale, theirs.softcap, ours.scale, ours.softcap,
-    )  # fmt: skip
-    return divergence.float().cpu()
+    device = student.weight.device
+    bias = None if teacher.bias is None else teacher.bias.to(device)
+    pieces = [
+        ChunkedDivergenceFunction.apply(
+            ours.to(device), student.weight, student.bias, theirs.to(device), teacher.weight.to(device), bias,
+            0.0, temperature, student.scale, student.softcap, teacher.scale, teacher.softcap,
+        )[0]
+        for ours, theirs in zip(student_hidden.split(TILE_TOKENS), teacher_hidden.split(TILE_TOKENS), strict=True)
+    ]  # fmt: skip
+    return torch.cat(pieces).float().cpu()
 
 
 # -- batches -------------------------------------------------------------------------------------------------------------
@@ -119,7 +126,9 @@ def _over_batches(
 ) -> list[torch.Tensor]:
     for number, row in enumerate(rows):
         if any(span.start < 1 or span.stop > len(row.ids) for span in row.keep if len(span)):
-            raise ValueError(f"row {number}: kept positions must lie in 1..{len(row.ids) - 1}; nothing predicts the first token")
+            raise ValueError(
+                f"row {number}: kept positions must lie in 1..{len(row.ids) - 1}; nothing predicts the first token"
+            )
     device = _device(model)
     add_scoring_forward(model)
     limit = batch_tokens or DEFAULT_BATCH_TOKENS.get(device.type, DEFAULT_BATCH_TOKENS["cpu"])
@@ -254,6 +263,18 @@ class Head:
     softcap: float | None
 
 
+def output_head(model: nn.Module) -> Head:
+    """The whole output layer of a model, gathered from its shards where it has any (then every rank must call this)."""
+    from trl.trainer.utils import maybe_gather_lm_head_ctx
+
+    head = _head(model)
+    if not hasattr(head.weight, "ds_id"):
+        return head
+    with maybe_gather_lm_head_ctx(head.weight, head.bias):
+        bias = None if head.bias is None else head.bias.detach().clone()
+        return Head(head.weight.detach().clone(), bias, head.scale, head.softcap)
+
+
 def _head(model: nn.Module) -> Head:
     core = causal_lm(model)
     config = core.config.get_text_config()
@@ -273,10 +294,6 @@ def _full(parameter: torch.Tensor | None) -> torch.Tensor | None:
     return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 
 
-def _to(tensor: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
-    return None if tensor is None else tensor.to(device)
-
-
 def causal_lm(model: nn.Module) -> Any:
     """The transformers model inside DDP, FSDP, DeepSpeed, torch.compile and PEFT wrappers."""
     core = model
@@ -288,8 +305,3 @@ def causal_lm(model: nn.Module) -> Any:
             break
         core = inner
     return core
-
-
-def finite(logprobs: torch.Tensor) -> bool:
-    """Whether every number is finite; a NaN in a model's output must fail its row, not become a reward."""
-    return all(math.isfinite(value) for value in logprobs.tolist())

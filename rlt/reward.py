@@ -5,7 +5,7 @@
     r_kl  = mean(KL(pi_theta(t | solution, question) || pi_s(t | question))) + alpha * max(...)   over the explanation's
 
 Source: Cetin, Zhao, Tang, arXiv 2506.08388, section 3. alpha = 0.01 and kl_coef (the paper's lambda) = 3 there and in the
-published code. The code departs from the formula in three ways, each an option here (`rlt.config.RewardConfig`): both
+published code. The code departs from the formula in three ways, each an option here (`rlt.config.RewardOptions`): both
 models are scored at temperature 0.7, the KL is the one-sample log ratio (`k1`), and an explanation that never closes
 costs 1.
 """
@@ -59,12 +59,15 @@ def reward_parts(
     alpha: float,
     kl_coef: float,
     format_penalty: float,
+    alpha_kl: float | None = None,
+    mean_coef: float = 1.0,
     explanation_tokens: int | None = None,
 ) -> RewardParts:
     """The reward of one explanation with its parts, from `(S,)` student log-probs of the solution's tokens and `(E,)`
     divergences on the explanation's (None: no teacher is known; then r = r_ss + format_penalty).
 
-    An explanation without any token has r_kl = 0: nothing in it is unnatural. `explanation_tokens` counts the tokens
+    An explanation without any token has r_kl = 0: nothing in it is unnatural. `alpha_kl` and `mean_coef` weigh the
+    maximum of the KL and both means where they should not be `alpha` and 1. `explanation_tokens` counts the tokens
     behind `explanation_kl` where that is not its length (stretches of several tokens).
     Raises ScoringError for a solution without tokens, and for NaN or infinity, which is never turned into a penalty.
     """
@@ -76,14 +79,15 @@ def reward_parts(
         kl_mean, kl_max = (
             (explanation_kl.mean().item(), explanation_kl.max().item()) if explanation_kl.numel() else (0.0, 0.0)
         )
-        r_kl = kl_mean + alpha * kl_max
-    r_ss = mean + alpha * low
-    reward = r_ss - kl_coef * (r_kl or 0.0) + format_penalty
+        r_kl = mean_coef * kl_mean + (alpha if alpha_kl is None else alpha_kl) * kl_max
+        if explanation_tokens is None:
+            explanation_tokens = explanation_kl.numel()
+    r_ss = mean_coef * mean + alpha * low
     for name, value in (("student's log-probs of the solution", r_ss), ("KL of the explanation", r_kl)):
         if value is not None and not math.isfinite(value):
-            raise ScoringError(f"the {name} are {value}: a model returned NaN or infinity for this row")
+            raise ScoringError(f"the {name}: {value}; a model returned NaN or infinity for this row")
     return RewardParts(
-        reward=reward,
+        reward=r_ss - kl_coef * (r_kl or 0.0) + format_penalty,
         r_ss=r_ss,
         r_kl=r_kl,
         solution_log_prob_mean=mean,
@@ -92,7 +96,5 @@ def reward_parts(
         explanation_kl_max=kl_max,
         format_penalty=format_penalty,
         solution_tokens=solution_logprobs.numel(),
-        explanation_tokens=explanation_tokens
-        if explanation_tokens is not None or explanation_kl is None
-        else explanation_kl.numel(),
+        explanation_tokens=explanation_tokens,
     )

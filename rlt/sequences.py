@@ -6,11 +6,13 @@ or last token that merges with a tag is therefore outside. Nothing searches for 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
-from rlt.errors import ModelError
+from rlt.errors import ModelError, ScoringError
 from rlt.formats import Rendered
 
 if TYPE_CHECKING:
@@ -19,22 +21,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Tokenized:
-    """Token ids `(T,)` of one text, the character range of each token, and for each part its range of tokens.
+    """Token ids `(T,)` of one text, the characters `[start, end)` of each, and for each part where its text starts and
+    its range of tokens.
 
-    Example: text "ab|cd", part "x" = characters 3..5, ids [7, 8, 9] with offsets [(0, 2), (2, 3), (3, 5)] has spans
-    {"x": range(2, 3)}.
+    Example: text "ab|cd", part "x" = characters 3..5, ids [7, 8, 9] with offsets [(0, 2), (2, 3), (3, 5)] has starts
+    {"x": 3} and spans {"x": range(2, 3)}.
     """
 
     ids: list[int]
     offsets: list[tuple[int, int]]
+    starts: dict[str, int]
     spans: dict[str, range]
 
-    def boundaries(self, part: str, origin: int) -> list[int]:
-        """`(n + 1,)` character positions, counted from `origin`, before and after each token of `part`."""
-        span = self.spans[part]
+    def boundaries(self, part: str) -> list[int]:
+        """`(n + 1,)` character positions, counted from the part's start, before and after each of its tokens.
+
+        Characters that no token covers (spaces that a tokenizer drops) belong to the token after them.
+        """
+        span, origin = self.spans[part], self.starts[part]
         if len(span) == 0:
             return []
-        return [self.offsets[span[0]][0] - origin] + [self.offsets[i][1] - origin for i in span]
+        before = self.offsets[span.start - 1][1] if span.start > 0 else 0
+        first = self.offsets[span.start][0] if before > origin else origin
+        return [first - origin] + [self.offsets[i][1] - origin for i in span]
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, rendered: Sequence[Rendered]) -> list[Tokenized]:
@@ -42,62 +51,121 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, rendered: Sequence[Rendered]) -
 
     Raises ModelError for a tokenizer without character offsets (a "slow" one).
     """
-    if not tokenizer.is_fast:
-        raise ModelError(f"{tokenizer.name_or_path}: a fast tokenizer is needed; this one gives no character offsets.")
     if not rendered:
         return []
-    # A tokenizer's own `model_max_length` warning is about inputs of a model; the context is checked by who scores.
-    encoded = tokenizer(
+    # verbose: a tokenizer's own warning about long texts is about inputs of a model; who scores checks the context.
+    encoded = with_whole_offsets(tokenizer)(
         [item.text for item in rendered], add_special_tokens=False, return_offsets_mapping=True, verbose=False,
-        return_attention_mask=False,
-    )
+        return_attention_mask=False, return_token_type_ids=False,
+    )  # fmt: skip
     rows = zip(encoded["input_ids"], encoded["offset_mapping"], rendered, strict=True)
-    return [_tokenized(ids, offsets, item.spans) for ids, offsets, item in rows]
+    return [
+        Tokenized(
+            ids,
+            offsets,
+            {part: start for part, (start, _) in item.spans.items()},
+            {part: token_span(offsets, *span) for part, span in item.spans.items()},
+        )
+        for ids, offsets, item in rows
+    ]
 
 
-def _tokenized(ids: list[int], offsets: list[tuple[int, int]], spans: dict[str, tuple[int, int]]) -> Tokenized:
-    covering = _without_gaps(offsets)
-    return Tokenized(ids, covering, {part: token_span(covering, *span) for part, span in spans.items()})
+_WHOLE: WeakKeyDictionary[PreTrainedTokenizerBase, PreTrainedTokenizerBase] = WeakKeyDictionary()
 
 
-def _without_gaps(offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    # Some tokenizers report " word" without its space (`trim_offsets`). The gap belongs to the token after it.
-    covering, end = [], 0
-    for start, stop in offsets:
-        start = min(start, end)
-        covering.append((start, max(start, stop)))
-        end = max(end, stop)
-    return covering
+def with_whole_offsets(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """`tokenizer`, or a copy of it where it would report " word" without its space (`trim_offsets` of byte-level BPE).
+
+    Raises ModelError for a tokenizer without character offsets (a "slow" one).
+    """
+    if not tokenizer.is_fast:
+        raise ModelError(f"{tokenizer.name_or_path}: a fast tokenizer is needed; this one gives no character offsets.")
+    if tokenizer not in _WHOLE:
+        whole = tokenizer
+        post = tokenizer.backend_tokenizer.post_processor
+        if post is not None and b'"trim_offsets":true' in post.__getstate__():
+            whole = copy.deepcopy(tokenizer)
+            # Only adds special tokens and trims offsets; scoring wants neither.
+            whole.backend_tokenizer.post_processor = None
+        else:
+            return tokenizer  # not kept: a value that is its own key would never be freed
+        _WHOLE[tokenizer] = whole
+    return _WHOLE[tokenizer]
 
 
 def token_span(offsets: Sequence[tuple[int, int]], start: int, end: int) -> range:
     """The tokens whose characters lie wholly in `[start, end)`; empty where there is none.
 
-    Tokens that cover no character (a byte of an earlier character) count when they stand between tokens that do.
+    Several tokens that are bytes of one character all have that character's offsets, and count.
     """
-    inside = [i for i, (a, b) in enumerate(offsets) if start <= a and b <= end and a < b]
+    inside = [i for i, (a, b) in enumerate(offsets) if start <= a < b <= end]
     return range(inside[0], inside[-1] + 1) if inside else range(0)
+
+
+def sampled_boundaries(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[str, list[int]]:
+    """`(text, boundaries)` of sampled token ids `(n,)`: their text, and the `(n + 1,)` characters before and after each.
+
+    The ids stay as they are: where encoding the text again gives the same ids, its offsets are used; else the ids are
+    decoded one after another. Tokens that end inside a character all have that character's end, as in `Tokenized`.
+    Raises ScoringError where the ids' text is not made of its tokens' texts.
+    """
+    text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    (again,) = tokenize(tokenizer, [Rendered(text, {"all": (0, len(text))})])
+    if again.ids == list(ids):
+        return text, [0, *(end for _, end in again.offsets)]
+    from tokenizers.decoders import DecodeStream
+
+    stream, ends, written = DecodeStream(ids=[], skip_special_tokens=False), [], ""
+    for count, token in enumerate(ids, 1):
+        piece = stream.step(tokenizer.backend_tokenizer, token)
+        if piece is not None or count == len(ids):
+            # Tokens that gave no text alone are bytes of this piece's first character; a cut-off last one decodes to U+FFFD.
+            written = text if count == len(ids) else written + piece
+            ends += [len(written)] * (count - len(ends))
+            if not text.startswith(written):
+                raise ScoringError(
+                    f"the sampled tokens decode to other text together than one by one, at {written[-20:]!r}"
+                )
+    boundaries = [0, *ends]
+    return text, boundaries
 
 
 def common_stretches(ours: Sequence[int], theirs: Sequence[int]) -> list[tuple[range, range]]:
     """Shortest stretches of text on whose boundaries two tokenizations agree: pairs of token ranges, in order.
 
     `ours` and `theirs` are the `(n + 1,)` boundary positions of each tokenization over the same text (see
-    `Tokenized.boundaries`). Equal tokenizations give one pair of single tokens a token. A token of either side that
-    lies outside what both cover (a first or last one that merged with a tag on one side only) is in no stretch.
+    `Tokenized.boundaries`). A token of either side that lies outside what both cover (a first or last one that merged
+    with a tag on one side only) is in no stretch.
 
     Example: boundaries [0, 2, 5, 6] and [0, 5, 6] give [(0..2, 0..1), (2..3, 1..2)].
     """
-    positions: dict[int, int] = {}
-    for index, position in enumerate(theirs):
-        positions[position] = index  # the last of several tokens that end at one character (bytes of it)
-    stretches, begin = [], None
-    last: dict[int, int] = {position: index for index, position in enumerate(ours)}
-    for position, index in last.items():
-        other = positions.get(position)
+    # Of several tokens that end at one character (bytes of it), the last one counts: a dict keeps that.
+    ends = {position: index for index, position in enumerate(theirs)}
+    stretches: list[tuple[range, range]] = []
+    begin: tuple[int, int] | None = None
+    for position, index in {position: index for index, position in enumerate(ours)}.items():
+        other = ends.get(position)
         if other is None:
             continue
         if begin is not None and index > begin[0] and other > begin[1]:
             stretches.append((range(begin[0], index), range(begin[1], other)))
         begin = (index, other)
     return stretches
+
+
+def aligned(
+    our_ids: Sequence[int], ours: Sequence[int], their_ids: Sequence[int], theirs: Sequence[int], same_tokens: bool
+) -> list[tuple[range, range]]:
+    """Pairs of token ranges over the same text: `common_stretches`, token by token where both sides have the same ids.
+
+    `same_tokens`: the two vocabularies are one, so that an id means the same token on both sides. Then tokenizations
+    that are equal give one pair a token, also where several tokens are bytes of one character.
+    """
+    pairs: list[tuple[range, range]] = []
+    for our, their in common_stretches(ours, theirs):
+        equal = same_tokens and list(our_ids[our.start : our.stop]) == list(their_ids[their.start : their.stop])
+        if equal and len(our) > 1:
+            pairs += [(range(a, a + 1), range(b, b + 1)) for a, b in zip(our, their, strict=True)]
+        else:
+            pairs.append((our, their))
+    return pairs

@@ -1,0 +1,457 @@
+"""The reward engine: explanations in, rewards with their parts out, for one student or several.
+
+Each student reads question, explanation and solution once; that one forward pass serves both terms. The teacher's side
+comes from a teacher model, or, in training, from the log-probs that the policy's step has computed already. A row that
+cannot be scored says why and leaves the others alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rlt.config import RewardOptions
+from rlt.errors import ConfigError, ModelError, ScoringError
+from rlt.formats import Format, Rendered, render_student, render_teacher
+from rlt.logprobs import Head, Row, exact_kl, project
+from rlt.reward import divergence, reward_parts, stretch_sums
+from rlt.sequences import Tokenized, aligned, tokenize
+from rlt.students import LocalModel, Scorer
+from rlt.types import Problem, RewardParts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Progress = Callable[[int], None]
+# Texts whose hidden states are held at once for the exact KL, in tokens.
+HELD_TOKENS = 65536
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One model's tokens of an explanation: those wholly inside the tags, padding included.
+
+    `ids` `(n,)`; `boundaries` `(n + 1,)` characters from the opening tag's end before and after each; `logprobs` `(n,)`
+    float32 in nats, at the scoring temperature; `hidden` `(n, H)`, the states that predict them, for the exact KL.
+    """
+
+    ids: list[int]
+    boundaries: list[int]
+    logprobs: torch.Tensor | None = None
+    hidden: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreItem:
+    """One explanation to be scored.
+
+    `body` is all that stands between the thought tags, padding included; `closed` whether the teacher wrote its closing
+    tag. `teacher` is the teacher's side where it is known already (in training: the sampled tokens and the policy's
+    log-probs of them); None lets the engine's teacher compute it.
+    """
+
+    problem: Problem
+    body: str
+    closed: bool = True
+    teacher: Side | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredRow:
+    """The reward of one explanation: `parts` over all students, and of each student where there are several.
+
+    `accuracy` is the share of right solutions among those that the students sampled. The lifts are `r_ss` minus what it is
+    with an empty explanation, and with another question's: near 0 means that any text would earn this reward.
+    """
+
+    parts: RewardParts
+    students: dict[str, RewardParts] = field(default_factory=dict)
+    accuracy: float | None = None
+    lift_over_empty: float | None = None
+    lift_over_shuffled: float | None = None
+
+    @classmethod
+    def failed(cls, error: str) -> ScoredRow:
+        """A row that could not be scored, and why."""
+        return cls(RewardParts(error=error))
+
+    def to_row(self) -> dict[str, Any]:
+        """The columns of `rlt score`: every part, and the others where they were asked for."""
+        more: dict[str, Any] = {
+            name: value
+            for name in ("accuracy", "lift_over_empty", "lift_over_shuffled")
+            if (value := getattr(self, name)) is not None
+        }
+        if self.students:
+            more["students"] = {name: parts.to_row() for name, parts in self.students.items()}
+        return {**self.parts.to_row(), **more}
+
+
+def item_of_explanation(fmt: Format, problem: Problem, explanation: str) -> ScoreItem:
+    """What is scored for a finished explanation: the text with the format's padding around it."""
+    return ScoreItem(problem, fmt.thought_body(explanation))
+
+
+def item_of_completion(fmt: Format, problem: Problem, completion: str) -> ScoreItem:
+    """What is scored for a teacher's raw completion: its text up to the closing tag, exactly as written."""
+    text, closed = fmt.parse_completion(completion)
+    return ScoreItem(problem, fmt.body_of_completion(text), closed)
+
+
+class RewardEngine:
+    """Scores explanations for `students` under `options`; `r_kl` where a teacher's side is known.
+
+    `teacher` computes that side; `teacher_tokenizer` is enough where items bring it along. Raises ConfigError for choices
+    that a student cannot make (a served one: temperature, `exact`), or for `exact` between different tokenizers.
+    """
+
+    def __init__(
+        self,
+        students: Sequence[Scorer],
+        fmt: Format,
+        options: RewardOptions,
+        teacher: LocalModel | None = None,
+        teacher_tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        self.students, self.fmt, self.options, self.teacher = list(students), fmt, options.resolved(), teacher
+        self.temperature, self.estimator = self.options.score_temperature or 1.0, self.options.estimator or "k1"
+        theirs = teacher.tokenizer if teacher is not None else teacher_tokenizer
+        self._same_tokens = [theirs is not None and same_tokens(theirs, student.tokenizer) for student in students]
+        for student, same in zip(self.students, self._same_tokens, strict=True):
+            student.check(self.options)
+            if self.estimator == "exact" and theirs is not None and not same:
+                raise ConfigError(
+                    f"{student.name}: the estimator `exact` compares whole next-token distributions, and this student's "
+                    "tokenizer is not the teacher's. Use `k1` or `k3`."
+                )
+
+    # -- the reward ------------------------------------------------------------------------------------------------------
+
+    def score(
+        self, items: Sequence[ScoreItem], *, teacher_head: Head | None = None, progress: Progress | None = None
+    ) -> list[ScoredRow]:
+        """The reward of each item, in order; what cannot be scored has an `error` and no numbers.
+
+        A row's numbers do not depend on the rows beside it. `teacher_head`: the policy's output layer, for the exact KL
+        where items bring hidden states along. `progress` is called with numbers of tokens read.
+        """
+        errors: list[str | None] = [None] * len(items)
+        prepared = [self._prepare(student, items, errors) for student in self.students]
+        teachers = self._prepare_teacher(items, errors)
+        live = [i for i in range(len(items)) if errors[i] is None]
+        with self._in_place():
+            if self.estimator == "exact" and any(teachers):
+                parts = self._score_exactly(items, prepared, teachers, live, teacher_head, progress)
+            else:
+                parts = self._score_sampled(items, prepared, teachers, live, progress)
+        return [
+            ScoredRow.failed(error) if error is not None else self._combined(parts[i])
+            for i, error in enumerate(errors)
+        ]
+
+    def _score_sampled(
+        self,
+        items: Sequence[ScoreItem],
+        prepared: list[list[Tokenized | None]],
+        teachers: list[Tokenized | Side | None],
+        live: list[int],
+        progress: Progress | None,
+    ) -> dict[int, list[RewardParts | str]]:
+        sides = self._teacher_sides(teachers, live, progress)
+        parts: dict[int, list[RewardParts | str]] = {i: [] for i in live}
+        for student, texts, same in zip(self.students, prepared, self._same_tokens, strict=True):
+            rows = [_row(_known(texts[i]), both=sides[i] is not None) for i in live]
+            columns = student.logprobs(rows, self.temperature, _counted(rows, progress))
+            for i, column in zip(live, columns, strict=True):
+                text, side = _known(texts[i]), sides[i]
+                kl, tokens = None, len(text.spans["explanation"])
+                if side is not None:
+                    ours = _side(text, column[:tokens])
+                    kl, tokens = explanation_divergence(side, ours, self.estimator, same)
+                    column = column[len(ours.ids) :]
+                parts[i].append(self._parts(items[i], column, kl, tokens))
+        return parts
+
+    def _score_exactly(
+        self,
+        items: Sequence[ScoreItem],
+        prepared: list[list[Tokenized | None]],
+        teachers: list[Tokenized | Side | None],
+        live: list[int],
+        teacher_head: Head | None,
+        progress: Progress | None,
+    ) -> dict[int, list[RewardParts | str]]:
+        if teacher_head is None:
+            if self.teacher is None:
+                raise ConfigError(
+                    "the estimator `exact` needs the teacher's output layer and hidden states, not log-probs."
+                )
+            teacher_head = self.teacher.head()
+        parts: dict[int, list[RewardParts | str]] = {i: [] for i in live}
+        for group in _groups(live, [len(_known(prepared[0][i]).ids) for i in live]):
+            sides = self._hidden_sides([teachers[i] for i in group])
+            for student, texts in zip(self.students, prepared, strict=True):
+                if not isinstance(student, LocalModel):
+                    raise ConfigError(f"{student.name}: the estimator `exact` needs a student in this process.")
+                head = student.head()
+                rows = [_row(_known(texts[i]), both=True) for i in group]
+                for i, side, hidden in zip(group, sides, student.hidden(rows), strict=True):
+                    text = _known(texts[i])
+                    n = len(text.spans["explanation"])
+                    kl = self._exact_divergence(teacher_head, side, head, _side(text, None, hidden[:n]))
+                    span = text.spans["solution"]
+                    targets = torch.tensor(text.ids[span.start : span.stop], device=hidden.device)
+                    column = project(head, hidden[n:], targets, self.temperature).float().cpu()
+                    parts[i].append(self._parts(items[i], column, kl, kl.numel()))
+                if progress is not None:
+                    progress(sum(len(row.ids) for row in rows))
+        return parts
+
+    def _exact_divergence(self, teacher_head: Head, theirs: Side, head: Head, ours: Side) -> torch.Tensor:
+        if theirs.hidden is None or ours.hidden is None:
+            raise ConfigError("the estimator `exact` needs the hidden states of teacher and student.")
+        pairs = aligned(theirs.ids, theirs.boundaries, ours.ids, ours.boundaries, True)
+        # Whole distributions can be compared wherever both models predict from the same place in the text.
+        first, second = [a.start for a, _ in pairs], [b.start for _, b in pairs]
+        return exact_kl(teacher_head, theirs.hidden[first], head, ours.hidden[second], self.temperature)
+
+    def _parts(
+        self, item: ScoreItem, solution: torch.Tensor, kl: torch.Tensor | None, explanation_tokens: int
+    ) -> RewardParts | str:
+        options = self.options
+        penalty = 0.0 if item.closed else options.unclosed_penalty or 0.0
+        try:
+            return reward_parts(
+                solution, kl, alpha=options.alpha, alpha_kl=options.alpha_kl, mean_coef=options.mean_coef,
+                kl_coef=options.kl_coef, format_penalty=penalty, explanation_tokens=explanation_tokens,
+            )  # fmt: skip
+        except ScoringError as error:
+            return str(error)
+
+    def _combined(self, parts: list[RewardParts | str]) -> ScoredRow:
+        names = [student.name for student in self.students]
+        failed = [f"{name}: {part}" for name, part in zip(names, parts, strict=True) if isinstance(part, str)]
+        if failed:
+            return ScoredRow.failed("; ".join(failed))
+        known = [part for part in parts if isinstance(part, RewardParts)]
+        total = combine(known, self.options.aggregate)
+        if self.options.floor is not None and total.reward is not None:
+            total = replace(total, reward=max(total.reward, self.options.floor))
+        return ScoredRow(total, dict(zip(names, known, strict=True)) if len(known) > 1 else {})
+
+    # -- placebos --------------------------------------------------------------------------------------------------------
+
+    def placebos(
+        self, items: Sequence[ScoreItem], scored: Sequence[ScoredRow], chosen: Sequence[int] | None = None
+    ) -> list[ScoredRow]:
+        """`scored` with `lift_over_empty` and `lift_over_shuffled` in the rows `chosen` (None: all).
+
+        The empty explanation is the paddings alone. The other question's explanation is that of the next of `items`
+        whose question differs (round the end); there is no such lift where all items have one question.
+        """
+        wanted = [i for i in (range(len(items)) if chosen is None else chosen) if scored[i].parts.error is None]
+        others = {i: other for i in wanted if (other := _next_question(items, i)) is not None}
+        empty = [replace(items[i], body=self.fmt.thought_body(""), teacher=None) for i in wanted]
+        shuffled = [replace(items[i], body=items[other].body, teacher=None) for i, other in others.items()]
+        plain = RewardEngine(self.students, self.fmt, self.options)  # without a teacher: r_ss is all that is compared
+        placebo = [row.parts.r_ss for row in plain.score([*empty, *shuffled])]
+        without = dict(zip(wanted, placebo[: len(wanted)], strict=True))
+        swapped = dict(zip(others, placebo[len(wanted) :], strict=True))
+        return [
+            replace(
+                row,
+                lift_over_empty=_lift(row.parts.r_ss, without.get(i)),
+                lift_over_shuffled=_lift(row.parts.r_ss, swapped.get(i)),
+            )
+            for i, row in enumerate(scored)
+        ]
+
+    # -- texts -----------------------------------------------------------------------------------------------------------
+
+    def _prepare(self, student: Scorer, items: Sequence[ScoreItem], errors: list[str | None]) -> list[Tokenized | None]:
+        texts = self._tokenized(student, lambda item: render_student(self.fmt, student.tokenizer, item.problem, item.body),
+                                items, errors)  # fmt: skip
+        for i, text in enumerate(texts):
+            if text is not None and errors[i] is None and not text.spans["solution"]:
+                errors[i] = (
+                    f"{student.name}: no token of the solution lies inside its tags; it is empty or merges with them"
+                )
+        return texts
+
+    def _prepare_teacher(self, items: Sequence[ScoreItem], errors: list[str | None]) -> list[Tokenized | Side | None]:
+        sides: list[Tokenized | Side | None] = [item.teacher for item in items]
+        teacher = self.teacher
+        missing = [i for i, side in enumerate(sides) if side is None]
+        if teacher is None or not missing:
+            return sides
+        some_errors = [errors[i] for i in missing]
+        texts = self._tokenized(teacher, lambda item: render_teacher(self.fmt, teacher.tokenizer, item.problem, item.body),
+                                [items[i] for i in missing], some_errors)  # fmt: skip
+        for i, text, error in zip(missing, texts, some_errors, strict=True):
+            sides[i], errors[i] = text, error
+        return sides
+
+    def _tokenized(
+        self,
+        scorer: Scorer,
+        render: Callable[[ScoreItem], Rendered],
+        items: Sequence[ScoreItem],
+        errors: list[str | None],
+    ) -> list[Tokenized | None]:
+        texts: list[Tokenized | None] = [None] * len(items)
+        rendered: dict[int, Rendered] = {}
+        for i, item in enumerate(items):
+            if errors[i] is None:
+                try:
+                    rendered[i] = render(item)
+                except ModelError as error:
+                    errors[i] = str(error)
+        for i, text in zip(rendered, tokenize(scorer.tokenizer, list(rendered.values())), strict=True):
+            if scorer.context is not None and len(text.ids) > scorer.context:
+                errors[i] = (
+                    f"{len(text.ids)} tokens, but the context of {scorer.name} is {scorer.context}; nothing is cut off"
+                )
+            elif isinstance(scorer, LocalModel) and max(text.ids) >= scorer.vocabulary:
+                errors[i] = (
+                    f"token {max(text.ids)} is unknown to {scorer.name}, which has {scorer.vocabulary} embeddings"
+                )
+            else:
+                texts[i] = text
+        return texts
+
+    # -- the teacher's side ------------------------------------------------------------------------------------------------
+
+    def _teacher_sides(
+        self, teachers: list[Tokenized | Side | None], live: list[int], progress: Progress | None
+    ) -> dict[int, Side | None]:
+        sides: dict[int, Side | None] = {i: side for i in live if not isinstance(side := teachers[i], Tokenized)}
+        if self.teacher is None:
+            return sides
+        texts = {i: text for i in live if isinstance(text := teachers[i], Tokenized)}
+        rows = [Row(text.ids, [text.spans["explanation"]]) for text in texts.values()]
+        columns = self.teacher.logprobs(rows, self.temperature, _counted(rows, progress))
+        return sides | {i: _side(text, column) for (i, text), column in zip(texts.items(), columns, strict=True)}
+
+    def _hidden_sides(self, teachers: list[Tokenized | Side | None]) -> list[Side]:
+        texts = [text for text in teachers if isinstance(text, Tokenized)]
+        rows = [Row(text.ids, [text.spans["explanation"]]) for text in texts]
+        states = iter(self.teacher.hidden(rows) if self.teacher is not None else [])
+        sides = [_side(side, None, next(states)) if isinstance(side, Tokenized) else side for side in teachers]
+        return [side if side is not None else Side([], []) for side in sides]
+
+    @contextlib.contextmanager
+    def _in_place(self) -> Iterator[None]:
+        # Offloaded models are moved once for all batches, not once for each.
+        with contextlib.ExitStack() as stack:
+            for scorer in (*self.students, self.teacher):
+                if isinstance(scorer, LocalModel):
+                    stack.enter_context(scorer.in_place())
+            yield
+
+
+# -- arithmetic on sides -----------------------------------------------------------------------------------------------------
+
+
+def explanation_divergence(teacher: Side, student: Side, estimator: str, same: bool) -> tuple[torch.Tensor, int]:
+    """`(E,)` one-sample divergences, in nats, and how many of the student's tokens stand behind them.
+
+    Where both tokenizers are one (`same`), E is the number of tokens, and each value belongs to one. Otherwise E is the
+    number of shortest stretches of text on whose boundaries both tokenizations agree, and each value is the estimate on
+    the log-probs of that stretch under each model: the sums over its tokens, by the chain rule. The same construction
+    aligns tokenizers in TRL's GOLD trainer (Patiño et al., "Unlocking on-policy distillation for any model family",
+    2025). Tokens that merge with a tag on one side only are in no stretch.
+    """
+    if teacher.logprobs is None or student.logprobs is None:
+        raise ConfigError(f"the estimator `{estimator}` needs the log-probs of teacher and student.")
+    if same and teacher.ids == student.ids and teacher.boundaries == student.boundaries:
+        return divergence(teacher.logprobs, student.logprobs, estimator), len(student.ids)
+    pairs = aligned(teacher.ids, teacher.boundaries, student.ids, student.boundaries, same)
+    theirs = stretch_sums(teacher.logprobs, [a for a, _ in pairs])
+    ours = stretch_sums(student.logprobs, [b for _, b in pairs])
+    return divergence(theirs, ours, estimator), sum(len(b) for _, b in pairs)
+
+
+def combine(parts: Sequence[RewardParts], aggregate: str) -> RewardParts:
+    """The reward over several students: of the one with the smallest (`min`), or each number's mean (`mean`).
+
+    Token counts that differ between students (tokenizers) have no common value and are None.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    if aggregate == "min":
+        return min(parts, key=lambda part: part.reward or 0.0)
+
+    def mean(name: str) -> float | None:
+        values = [getattr(part, name) for part in parts]
+        return None if any(value is None for value in values) else sum(values) / len(values)
+
+    def common(name: str) -> int | None:
+        values = {getattr(part, name) for part in parts}
+        return values.pop() if len(values) == 1 else None
+
+    return RewardParts(
+        reward=mean("reward"),
+        r_ss=mean("r_ss"),
+        r_kl=mean("r_kl"),
+        solution_log_prob_mean=mean("solution_log_prob_mean"),
+        solution_log_prob_min=mean("solution_log_prob_min"),
+        explanation_kl_mean=mean("explanation_kl_mean"),
+        explanation_kl_max=mean("explanation_kl_max"),
+        format_penalty=mean("format_penalty"),
+        solution_tokens=common("solution_tokens"),
+        explanation_tokens=common("explanation_tokens"),
+    )
+
+
+def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    """Whether a token id means the same text to both tokenizers."""
+    return one is other or one.get_vocab() == other.get_vocab()
+
+
+def _side(text: Tokenized, logprobs: torch.Tensor | None, hidden: torch.Tensor | None = None) -> Side:
+    span = text.spans["explanation"]
+    return Side(text.ids[span.start : span.stop], text.boundaries("explanation"), logprobs, hidden)
+
+
+def _row(text: Tokenized, both: bool) -> Row:
+    spans = [text.spans["explanation"]] if both else []
+    return Row(text.ids, [*spans, text.spans["solution"]])
+
+
+def _known(text: Tokenized | None) -> Tokenized:
+    if text is None:
+        raise ValueError("a row without text is among those to be scored")
+    return text
+
+
+def _counted(rows: Sequence[Row], progress: Progress | None) -> Callable[[int], None] | None:
+    if progress is None:
+        return None
+    mean = sum(len(row.ids) for row in rows) / max(1, len(rows))
+    return lambda count: progress(round(count * mean))
+
+
+def _groups(live: list[int], lengths: list[int]) -> Iterator[list[int]]:
+    group: list[int] = []
+    used = 0
+    for i, length in sorted(zip(live, lengths, strict=True), key=lambda pair: -pair[1]):
+        if group and used + length > HELD_TOKENS:
+            yield group
+            group, used = [], 0
+        group.append(i)
+        used += length
+    if group:
+        yield group
+
+
+def _next_question(items: Sequence[ScoreItem], i: int) -> int | None:
+    order = (*range(i + 1, len(items)), *range(i))
+    return next((j for j in order if items[j].problem.question != items[i].problem.question), None)
+
+
+def _lift(value: float | None, placebo: float | None) -> float | None:
+    return None if value is None or placebo is None else value - placebo

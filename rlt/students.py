@@ -1,0 +1,252 @@
+"""Who scores: a model in this process, or a student served by vLLM. Both give the log-probs of chosen tokens."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from rlt import logprobs, models
+from rlt.config import ModelOptions, RewardOptions, StudentOptions
+from rlt.errors import ConfigError, ServerError
+from rlt.formats import Format, check_template
+from rlt.logprobs import Head, Row
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Progress = Callable[[int], None]
+
+
+class Scorer(Protocol):
+    """Anything that knows how likely a text's tokens are."""
+
+    name: str
+    tokenizer: PreTrainedTokenizerBase
+    context: int | None
+    """Tokens that a text may have, where known."""
+
+    def check(self, options: RewardOptions) -> None:
+        """Raise ConfigError for a choice this scorer cannot make."""
+
+    def logprobs(self, rows: Sequence[Row], temperature: float, progress: Progress | None = None) -> list[torch.Tensor]:
+        """For each row `(n_kept,)` float32 log-probs, in nats, of its kept tokens; NaN where the model gave NaN."""
+
+
+class LocalModel:
+    """A causal language model in this process: a student, or the teacher.
+
+    `placement`: `same` (where the model is), or `offload`: on the CPU, moved to `device` while it is used.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        name: str | None = None,
+        context: int | None = None,
+        batch_tokens: int | None = None,
+        packing: bool = False,
+        placement: str = "same",
+    ) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.name = name or model.name_or_path or type(model).__name__
+        self.context = context if context is not None else models.context_length(logprobs.causal_lm(model).config)
+        self.vocabulary: int = logprobs.causal_lm(model).get_input_embeddings().num_embeddings
+        self.batch_tokens, self.packing, self.placement = batch_tokens, packing, placement
+
+    @classmethod
+    def load(cls, path: str, fmt: Format, model: ModelOptions, options: StudentOptions) -> LocalModel:
+        """The model of a folder or hub name, after its tokenizer and chat template were found to serve `fmt`."""
+        return cls.from_tokenizer(path, checked_tokenizer(path, fmt, model.trust_remote_code), model, options)
+
+    @classmethod
+    def from_tokenizer(
+        cls, path: str, tokenizer: PreTrainedTokenizerBase, model: ModelOptions, options: StudentOptions
+    ) -> LocalModel:
+        """The model of a folder or hub name, whose tokenizer is loaded already."""
+        place = options.student_placement
+        device = "cpu" if place == "offload" else None if place == "same" else place
+        dtype = model.dtype
+        if place == "offload" and dtype == "auto" and models.default_device().type != "cpu":
+            # `auto` is about where the model computes, not where its weights rest.
+            dtype = str(models.load_config(path, model.trust_remote_code).dtype or torch.float32).removeprefix("torch.")
+        weights = models.load_model(path, dtype, model.trust_remote_code, device)
+        return cls(
+            weights, tokenizer, name=path, batch_tokens=options.batch_tokens, packing=options.packing,
+            placement="offload" if place == "offload" else "same",
+        )  # fmt: skip
+
+    def check(self, options: RewardOptions) -> None:
+        """Every choice is possible here."""
+
+    def logprobs(self, rows: Sequence[Row], temperature: float, progress: Progress | None = None) -> list[torch.Tensor]:
+        """For each row `(n_kept,)` float32 log-probs of its kept tokens, on the CPU."""
+        with self.in_place():
+            return logprobs.token_logprobs(
+                self.model, rows, temperature=temperature, batch_tokens=self.batch_tokens, packing=self.packing,
+                progress=progress,
+            )  # fmt: skip
+
+    def hidden(self, rows: Sequence[Row]) -> list[torch.Tensor]:
+        """For each row the `(n_kept, H)` hidden states that predict its kept tokens."""
+        with self.in_place():
+            return logprobs.hidden_states(self.model, rows, batch_tokens=self.batch_tokens, packing=self.packing)
+
+    def head(self) -> Head:
+        """The whole output layer. Where weights are sharded, every rank must call this together."""
+        return logprobs.output_head(self.model)
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """While open, an offloaded model is on the GPU; nested uses move it once."""
+        home = next(self.model.parameters()).device
+        device = models.default_device()
+        if self.placement != "offload" or home == device:
+            yield
+            return
+        self.model.to(device)
+        try:
+            yield
+        finally:
+            self.model.to(home)
+            torch.cuda.empty_cache()
+
+
+class ServedStudent:
+    """A student behind vLLM's OpenAI-compatible server: token ids in, `prompt_logprobs` out.
+
+    Its tokenizer is loaded from the path or hub name that the server reports for its model, or from what follows `#` in
+    the address (`http://host:8000/v1#Qwen/Qwen2.5-7B-Instruct`). The server gives the log-probs of its own temperature
+    of 1 and no hidden states, so other temperatures and the estimator `exact` are refused.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        tokenizer: PreTrainedTokenizerBase,
+        model: str,
+        *,
+        context: int | None = None,
+        in_flight: int = 32,
+        timeout: float = 600.0,
+        retries: int = 5,
+        api_key_env: str = "OPENAI_API_KEY",
+    ) -> None:
+        import httpx
+
+        self.name, self.tokenizer, self.model, self.context = url, tokenizer, model, context
+        self.in_flight, self.retries = in_flight, retries
+        key = os.environ.get(api_key_env)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._client = httpx.Client(base_url=f"{url.rstrip('/')}/", timeout=timeout, headers=headers)
+
+    @classmethod
+    def connect(cls, address: str, fmt: Format, options: ModelOptions, retries: int = 5) -> ServedStudent:
+        """The only (or first) model of the server at `address`; raises ServerError where there is none."""
+        url, _, tokenizer = address.partition("#")
+        student = cls(url, None, "", retries=retries)  # type: ignore[arg-type]  # both follow from the answer
+        served = student._request("GET", "models")["data"]
+        if not served:
+            raise ServerError(f"{url}: the server has no model.")
+        student.model, student.context = served[0]["id"], served[0].get("max_model_len")
+        student.tokenizer = checked_tokenizer(
+            tokenizer or served[0].get("root") or student.model, fmt, options.trust_remote_code
+        )
+        return student
+
+    def check(self, options: RewardOptions) -> None:
+        """Raise ConfigError for a temperature other than 1 and for `exact`, with the reason."""
+        if options.score_temperature != 1.0:
+            raise ConfigError(
+                f"{self.name}: `score_temperature` is {options.score_temperature}, but a server gives prompt log-probs at "
+                "temperature 1 only, and other temperatures do not follow from those. Set `score_temperature: 1`, or "
+                "load the student from a folder."
+            )
+        if options.estimator == "exact":
+            raise ConfigError(
+                f"{self.name}: the estimator `exact` needs whole next-token distributions, which a server does not give. "
+                "Use `k1` or `k3`, or load the student from a folder."
+            )
+
+    def logprobs(self, rows: Sequence[Row], temperature: float, progress: Progress | None = None) -> list[torch.Tensor]:
+        """For each row `(n_kept,)` float32 log-probs of its kept tokens, `in_flight` requests at a time."""
+        with ThreadPoolExecutor(self.in_flight) as pool:
+            results = []
+            for result in pool.map(self._row, rows):
+                results.append(result)
+                if progress is not None:
+                    progress(1)
+            return results
+
+    def _row(self, row: Row) -> torch.Tensor:
+        # A cached prefix has no log-probs; vLLM skips its prefix cache for such requests by itself.
+        body = {"model": self.model, "prompt": list(row.ids), "max_tokens": 1, "temperature": 1.0, "prompt_logprobs": 0}
+        given = self._request("POST", "completions", body)["choices"][0].get("prompt_logprobs")
+        if given is None or len(given) != len(row.ids):
+            raise ServerError(f"{self.name}: no `prompt_logprobs` in the answer; the server must be vLLM.")
+        values = []
+        for span in row.keep:
+            for position in span:
+                entry = given[position].get(str(row.ids[position]))
+                if entry is None:
+                    raise ServerError(f"{self.name}: the log-probs returned are not those of the tokens sent.")
+                value = entry["logprob"]
+                values.append(float("nan") if value is None else value)
+        return torch.tensor(values, dtype=torch.float32)
+
+    def _request(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        import httpx
+
+        reason = ""
+        for attempt in range(self.retries + 1):
+            if attempt:
+                time.sleep(min(2.0 ** (attempt - 1), 30.0))
+            try:
+                response = self._client.request(method, path, json=body)
+            except httpx.TransportError as error:
+                reason = str(error) or type(error).__name__
+                continue
+            if response.status_code == 200:
+                return response.json()
+            reason = f"{response.status_code} {response.text[:200]}"
+            if response.status_code != 429 and response.status_code < 500:
+                break
+        raise ServerError(f"{self.name}: {method} {path} failed: {reason}")
+
+    def close(self) -> None:
+        self._client.close()
+
+
+def is_url(student: str) -> bool:
+    """Whether a student is a server's address."""
+    return student.startswith(("http://", "https://"))
+
+
+def checked_tokenizer(path: str, fmt: Format, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, found to have a chat template that keeps every part of `fmt`; raises ModelError."""
+    models.load_config(path, trust_remote_code)
+    tokenizer = models.load_tokenizer(path, trust_remote_code)
+    check_template(fmt, tokenizer)
+    return tokenizer
+
+
+def load_students(fmt: Format, model: ModelOptions, options: StudentOptions) -> list[Scorer]:
+    """All students of `options`. Every tokenizer and template is checked before the first weights are loaded."""
+    if not options.student:
+        raise ConfigError("`student`: name at least one: a model folder, a hub name, or a server's address.")
+    tokenizers = {
+        path: checked_tokenizer(path, fmt, model.trust_remote_code) for path in options.student if not is_url(path)
+    }
+    return [
+        ServedStudent.connect(path, fmt, model)
+        if is_url(path)
+        else LocalModel.from_tokenizer(path, tokenizers[path], model, options)
+        for path in options.student
+    ]
