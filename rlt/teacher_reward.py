@@ -63,14 +63,18 @@ class TeacherReward:
         listed = [students] if isinstance(students, str) else list(students)
         paths = [student for student in listed if isinstance(student, str)]
         place = (placement or StudentOptions()).model_copy(update={"student": paths})
-        loaded = iter(load_students(self.fmt, model or ModelOptions(), place) if paths else [])
+        options = options or RewardOptions()
+        loaded = iter(load_students(self.fmt, model or ModelOptions(), place, options, tokenizer) if paths else [])
         self.engine = RewardEngine(
             [next(loaded) if isinstance(student, str) else student for student in listed],
-            self.fmt, options or RewardOptions(), teacher_tokenizer=tokenizer,
+            self.fmt, options, teacher_tokenizer=tokenizer,
         )  # fmt: skip
         self._ends = {*end_ids, tokenizer.eos_token_id, tokenizer.pad_token_id} - {None}
+        self.policy_head: Head | None = None
         self.last_samples: list[dict[str, Any]] = []
         self.last_rows: list[ScoredRow] = []
+        self.policy_head: Head | None = None
+        """The policy's output layer for the estimator `exact`, set by the trainer (TRL hands on only lists)."""
 
     def __call__(
         self,
@@ -85,7 +89,6 @@ class TeacherReward:
         prompt_ids: Sequence[Sequence[int]] | None = None,
         policy_logprobs: Sequence[torch.Tensor] | None = None,
         policy_hidden: Sequence[torch.Tensor] | None = None,
-        policy_head: Head | None = None,
         log_metric: Callable[[str, float], None] | None = None,
         **others: Any,
     ) -> list[float | None]:
@@ -93,7 +96,7 @@ class TeacherReward:
 
         A trainer that knows the policy gives, for `r_kl`, per completion of C sampled tokens: `policy_logprobs` `(C,)`
         float32 log-probs in nats at `options.score_temperature`; for the estimator `exact` instead `policy_hidden` `(C, H)`
-        (`rlt.logprobs.hidden_states`) and once `policy_head` (`rlt.logprobs.output_head`).
+        (`rlt.logprobs.hidden_states`), and before the call sets `policy_head` (`rlt.logprobs.output_head`).
 
         The padding that ends the prompt lies inside the tags too, and counts in `rlt score`. It counts here if the P
         tokens that `padding_tokens` finds at the prompt's end stand before the others: then `prompt_ids` is needed and
@@ -102,7 +105,7 @@ class TeacherReward:
         if question is None or solution is None:
             raise DataError("TeacherReward: the dataset needs the columns `question` and `solution` beside `prompt`.")
         if self.engine.estimator == "exact" and policy_logprobs is not None and policy_hidden is None:
-            raise ConfigError("the estimator `exact` needs `policy_hidden` and `policy_head`; log-probs are not enough.")
+            raise ConfigError("the estimator `exact` needs `policy_hidden`; log-probs are not enough.")
         count = len(completion_ids)
         known = policy_hidden if self.engine.estimator == "exact" else policy_logprobs
         items: dict[int, ScoreItem] = {}
@@ -118,7 +121,7 @@ class TeacherReward:
                 )
             except ScoringError as error:
                 rows[i] = ScoredRow.failed(str(error))
-        scored = self.engine.score(list(items.values()), teacher_head=policy_head)
+        scored = self.engine.score(list(items.values()), teacher_head=self.policy_head)
         scored = self._with_placebos(list(items.values()), scored)
         for i, row in zip(items, scored, strict=True):
             rows[i] = row
@@ -182,6 +185,9 @@ class TeacherReward:
                     "prompt's last tokens that `padding_tokens(prompt_ids)` counts, together with `prompt_ids`."
                 )
             ids, boundaries = self._with_padding(list(prompt[-before:]), ids, boundaries)
+        elif prompt is not None and self.padding_tokens(prompt) == 0:
+            # A tokenizer that drops spaces has no token for the padding: its characters belong to the token after them.
+            boundaries = [0, *boundaries[1:]]
         known = known[: before + inside]
         exact = self.engine.estimator == "exact"
         side = Side(ids, boundaries, None if exact else known.float().cpu(), known if exact else None)

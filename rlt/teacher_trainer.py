@@ -10,6 +10,7 @@ sampler no longer has the trainer's weights.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,91 +19,113 @@ from trl import GRPOTrainer
 from trl.trainer.utils import pad
 
 from rlt.errors import RunError
-from rlt.logprobs import Row, token_logprobs
+from rlt.logprobs import Row, hidden_states, output_head, token_logprobs
+from rlt.teacher_reward import TeacherReward
 
 REFERENCE_FOLDER = "reference"
+SAMPLES_FILE = "samples.jsonl"
 
 
 class TeacherTrainer(GRPOTrainer):
-    """GRPOTrainer whose reward functions also get `prompt_ids` and `policy_logprobs`, both lists with an item a completion.
+    """GRPOTrainer that gives its TeacherReward the policy's side of `r_kl` (see `TeacherReward.__call__`).
 
-    `policy_logprobs[i]` is a float32 CPU tensor `(C_i,)`, nats, of the completion's sampled tokens, end of turn included,
-    at `score_temperature`; with `score_temperature` None no forward pass is made for it and the key is absent.
-    `sync_threshold`: mean absolute difference, nats a token, between vLLM's and the trainer's log-probs of the same tokens
-    above which the run stops with RunError (None: never).
+    `reward` is the reward function; with `needs_policy` false no forward pass is made for it. `sync_threshold`: mean
+    absolute difference, nats a token, between the sampler's and the trainer's log-probs of the same tokens above which the
+    run stops with RunError (None: never). `policy_passes` counts forward passes of the policy made only for the reward.
     """
 
     def __init__(
-        self, *args: Any, score_temperature: float | None, sync_threshold: float | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        reward: TeacherReward,
+        needs_policy: bool = True,
+        sync_threshold: float | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
-        self.score_temperature = score_temperature
-        self.sync_threshold = sync_threshold
+        super().__init__(*args, reward_funcs=[reward], **kwargs)
+        self.reward, self.needs_policy, self.sync_threshold = reward, needs_policy, sync_threshold
         self._prompt_ids: list[list[int]] = []
         self._step_logprobs: torch.Tensor | None = None
         self.policy_passes = 0
-        """Forward passes of the policy made only for the reward."""
 
     def _tokenize_prompts(self, prompts: list[Any]) -> Any:
         # A rendered prompt already has every special token in it; adding them again would put a second BOS in front.
-        if isinstance(prompts[0], str):
-            return self.processing_class(text=prompts, add_special_tokens=False)["input_ids"], None, {}
-        return super()._tokenize_prompts(prompts)
+        return self.processing_class(text=prompts, add_special_tokens=False)["input_ids"], None, {}
 
     def _generate(self, prompts: list[Any]) -> Any:
         generated = super()._generate(prompts)
-        self._prompt_ids = generated[0]
-        self._step_logprobs = None
+        self._prompt_ids, self._step_logprobs = generated[0], None
         return generated
 
-    def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
-        result = super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
-        if model is self.model and not torch.is_grad_enabled():
-            self._step_logprobs = result[0]
-        return result
+    def _get_per_token_logps_and_entropies(
+        self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, *args: Any, **kwargs: Any
+    ) -> Any:
+        if model is not self.model or torch.is_grad_enabled():
+            return super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
+            )
+        # The policy without a gradient: TRL wants the completion's tokens, the reward also the padding before them.
+        before = self._padding_tokens()
+        logprobs, entropies, aux = super()._get_per_token_logps_and_entropies(
+            model, input_ids, attention_mask, logits_to_keep + before, *args, **kwargs
+        )
+        self._step_logprobs = logprobs
+        return logprobs[:, before:], None if entropies is None else entropies[:, before:], aux
+
+    def _padding_tokens(self) -> int:
+        return self.reward.padding_tokens(self._prompt_ids[0])
 
     def _calculate_rewards(
         self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[Any], completion_ids_list: list[list[int]]
     ) -> torch.Tensor:
         extra: list[dict[str, Any]] = [{"prompt_ids": ids} for ids in self._prompt_ids]
-        if self.score_temperature is not None:
-            for item, logprobs in zip(extra, self._policy_logprobs(completion_ids_list), strict=True):
-                item["policy_logprobs"] = logprobs
+        if self.needs_policy:
+            name, sides = self._policy_side(completion_ids_list)
+            extra = [{**item, name: side} for item, side in zip(extra, sides, strict=True)]
         rows = [{**row, **item} for row, item in zip(inputs, extra, strict=True)]
-        return super()._calculate_rewards(rows, prompts, completions, completion_ids_list)
+        rewards = super()._calculate_rewards(rows, prompts, completions, completion_ids_list)
+        if self.accelerator.is_main_process and self.model.training:
+            with (Path(self.args.output_dir) / SAMPLES_FILE).open("a", encoding="utf-8") as file:
+                for sample in self.reward.last_samples:
+                    file.write(json.dumps({"step": self.state.global_step, **sample}, ensure_ascii=False) + "\n")
+        return rewards
 
-    def _policy_logprobs(self, completion_ids: list[list[int]]) -> list[torch.Tensor]:
-        if self.score_temperature != self.temperature:
+    def _policy_side(self, completion_ids: list[list[int]]) -> tuple[str, list[torch.Tensor]]:
+        """The name of what `r_kl` needs, and that of each completion: `(P + C,)` log-probs or `(P + C, H)` hidden states."""
+        temperature = self.reward.engine.temperature
+        exact = self.reward.engine.estimator == "exact"
+        before = self._padding_tokens()
+        if exact or temperature != self.temperature:
+            # Another temperature than the one that TRL computes with, or whole distributions: a pass of our own.
             self.policy_passes += 1
             rows = [
-                Row([*prompt, *ids], [range(len(prompt), len(prompt) + len(ids))])
+                Row([*prompt, *ids], [range(len(prompt) - before, len(prompt) + len(ids))])
                 for prompt, ids in zip(self._prompt_ids, completion_ids, strict=True)
             ]
-            return token_logprobs(self.model, rows, temperature=self.score_temperature)
+            if exact:
+                self.reward.policy_head = output_head(self.model)
+                return "policy_hidden", hidden_states(self.model, rows)
+            return "policy_logprobs", token_logprobs(self.model, rows, temperature=temperature)
         if self._step_logprobs is None:
             self.policy_passes += 1
-            self._step_logprobs = self._one_more_pass(completion_ids)
-        return [row[: len(ids)].float().cpu() for row, ids in zip(self._step_logprobs, completion_ids, strict=True)]
+            self._one_more_pass(completion_ids)
+        rows = zip(self._step_logprobs, completion_ids, strict=True)
+        return "policy_logprobs", [row[: before + len(ids)].float().cpu() for row, ids in rows]
 
     @torch.no_grad()
-    def _one_more_pass(self, completion_ids: list[list[int]]) -> torch.Tensor:
+    def _one_more_pass(self, completion_ids: list[list[int]]) -> None:
         device, fill = self.accelerator.device, self._tokenizer.pad_token_id
         prompts = [torch.tensor(ids) for ids in self._prompt_ids]
         texts = [torch.tensor(ids) for ids in completion_ids]
-        left = pad(prompts, padding_value=fill, padding_side="left")
-        right = pad(texts, padding_value=fill, padding_side="right")
-        mask = torch.cat(
-            [
-                pad([torch.ones_like(ids) for ids in prompts], padding_value=0, padding_side="left"),
-                pad([torch.ones_like(ids) for ids in texts], padding_value=0, padding_side="right"),
-            ],
-            dim=1,
-        )
-        logprobs, _, _ = self._get_per_token_logps_and_entropies(
-            self.model, torch.cat([left, right], dim=1).to(device), mask.to(device), right.size(1),
+        ids = [pad(prompts, fill, "left"), pad(texts, fill, "right")]
+        mask = [
+            pad([torch.ones_like(row) for row in prompts], 0, "left"),
+            pad([torch.ones_like(row) for row in texts], 0, "right"),
+        ]
+        self._get_per_token_logps_and_entropies(
+            self.model, torch.cat(ids, 1).to(device), torch.cat(mask, 1).to(device), ids[1].size(1),
             batch_size=self.args.per_device_train_batch_size,
         )  # fmt: skip
-        return logprobs
 
     # -- a sampler that lost the weights -----------------------------------------------------------------------------------
 
@@ -110,7 +133,9 @@ class TeacherTrainer(GRPOTrainer):
         output = super()._generate_and_score_completions(inputs)
         sampled = output.get("sampling_per_token_logps")
         if sampled is not None and self.sync_threshold is not None:
-            ours = output.get("old_per_token_logps", self._step_logprobs)
+            ours = output.get("old_per_token_logps")
+            if ours is None and self._step_logprobs is not None:
+                ours = self._step_logprobs[:, self._padding_tokens() :]
             if ours is not None:
                 self.check_sampler(ours, sampled, output["completion_mask"])
         return output

@@ -183,19 +183,22 @@ def run_trainer(trainer: Trainer, folder: StageFolder, tokenizer: PreTrainedToke
 class MetricsFile(TrainerCallback):
     """Writes what the trainer logs to `metrics.jsonl`, one row a log, with the step.
 
-    When a run goes on from a checkpoint, rows of later steps are dropped first: the file reads as if never cut off.
+    When a run goes on from a checkpoint, rows of later steps are dropped first (from `also`, too): the files read as if
+    the run had never been cut off.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, also: Sequence[str] = ()) -> None:
         self.path = Path(folder) / METRICS_FILE
+        self.files = [self.path, *(Path(folder) / name for name in also)]
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.is_world_process_zero:
-            rows = [row for _, row in read_rows(self.path)] if self.path.exists() else []
-            kept = [row for row in rows if row.get("step", 0) <= state.global_step and state.global_step > 0]
-            write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+            # `metrics.jsonl` counts steps done, samples are written before their step is done.
+            for path, last in zip(self.files, [state.global_step, *[state.global_step - 1] * len(self.files)], strict=False):
+                rows = [row for _, row in read_rows(path)] if path.exists() else []
+                write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows if row["step"] <= last))
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
