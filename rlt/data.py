@@ -76,7 +76,7 @@ def iter_problems(
                 check_problem(fmt, problem, where)
         except DataError as error:
             if data.on_invalid == "error":
-                raise
+                raise DataError(f"{error} Or set `on_invalid: skip`.") from error
             if dropped is not None:
                 dropped.append(str(error))
             continue
@@ -103,7 +103,7 @@ def problem_of(row: dict[str, Any], where: str, default_id: str, columns: dict[s
             state = "missing" if text is None else "empty" if isinstance(text, str) else f"a {type(text).__name__}, not text"
             raise DataError(
                 f"{where}: column `{column}` is {state}; every problem needs a {column}. "
-                "Drop the row, or set `on_invalid: skip`."
+                "Drop the row."
             )
     for column in ("answer", "explanation", "system"):
         if values.get(column) is not None and not isinstance(values[column], str):
@@ -164,7 +164,7 @@ def _stratos(row: dict[str, Any], where: str) -> dict[str, Any]:
     if match is None:
         raise DataError(
             f"{where}: column `conversations`: the assistant's turn has no complete thought and solution tags. "
-            "Drop the row, or set `on_invalid: skip`."
+            "Drop the row."
         )
     # The format writes padding around an explanation, but none around a solution: that stays as it is, to the letter.
     values = {"question": texts["user"], "solution": match["solution"], "explanation": match["thought"].strip("\n")}

@@ -210,11 +210,20 @@ def student_prompt(fmt: Format, tokenizer: PreTrainedTokenizerBase, problem: Pro
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> tuple[str, int]:
-    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    from jinja2 import TemplateError
+
+    name = tokenizer.name_or_path or "the tokenizer"
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+    except TemplateError as error:
+        raise ModelError(
+            f"the chat template of {name} refuses these messages ({error}). Where it knows no system role, use a format "
+            "with `teacher_system_prompt` and `student_system_prompt` null, or another template."
+        ) from error
     start = text.rfind(messages[-1]["content"])
     if start < 0:
         raise ModelError(
-            f"the chat template of {tokenizer.name_or_path or 'the tokenizer'} rewrites the assistant's message, so "
+            f"the chat template of {name} rewrites the assistant's message, so "
             "that explanation and solution cannot be scored. Use another template (a `chat_template.jinja` in the "
             "model's folder) or another format.\n" + _difference(messages[-1]["content"], text)
         )
@@ -251,5 +260,5 @@ def check_problem(fmt: Format, problem: Problem, where: str) -> None:
         if tag is not None:
             raise DataError(
                 f"{where}: column `{column}` contains the format's tag {tag}, so its parts could not be told apart. "
-                "Drop the row (`on_invalid: skip`) or remove the tag."
+                "Drop the row, or remove the tag."
             )

@@ -1,7 +1,7 @@
 """Log-probabilities of chosen tokens: batched by length or packed, float32, never the logits of all positions.
 
-The model's `forward` is given a second way of being called (`rlt_rows=...`), so that everything that wraps a model (DDP,
-FSDP2, ZeRO-3, PEFT) sees an ordinary forward pass. Only the hidden states that predict a wanted token reach the output
+The model's `forward` is given a second way of being called (`rlt_rows=...`), so that what wraps a model (DDP, FSDP2,
+ZeRO-3, PEFT) sees an ordinary forward pass. Only the hidden states that predict a wanted token reach the output
 layer, and TRL's chunked kernel projects those tile by tile.
 """
 
@@ -23,6 +23,8 @@ DEFAULT_BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
 # Positions projected together: on a CPU, tiles small enough to stay near its caches; on a GPU, TRL's own.
 TILE_TOKENS = 4096
 
+Progress = Callable[[int, int], None]
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -43,14 +45,14 @@ def token_logprobs(
     temperature: float = 1.0,
     batch_tokens: int | None = None,
     packing: bool = False,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[torch.Tensor]:
     """For each row `(n_kept,)` float32 log-probs, in nats, of its kept tokens given all tokens before them.
 
     `log softmax(logits / temperature)` of `model`, on the CPU, in the order of `rows`; no gradient. A row's numbers do
     not depend on the rows beside it (to float tolerance). `batch_tokens`: padded tokens in one forward pass.
-    `packing` lays rows end to end in one sequence instead of padding them. `progress` is called with the number of
-    rows done after each batch. Where the model is sharded over ranks every rank must call this, with any number of rows.
+    `packing` lays rows end to end in one sequence instead of padding them. `progress` is called after each batch
+    with its numbers of rows and tokens. Where the model is sharded, every rank must call this, with any number of rows.
     """
     columns = _over_batches(model, rows, "logprobs", temperature, batch_tokens, packing, progress)
     return [column.float().cpu() for column in columns]
@@ -59,7 +61,7 @@ def token_logprobs(
 def hidden_states(
     model: nn.Module, rows: Sequence[Row], *, batch_tokens: int | None = None, packing: bool = False
 ) -> list[torch.Tensor]:
-    """For each row the `(n_kept, H)` last hidden states from which its kept tokens are predicted, on the model's device."""
+    """For each row the `(n_kept, H)` hidden states from which its kept tokens are predicted, on the model's device."""
     return _over_batches(model, rows, "hidden", 1.0, batch_tokens, packing, None)
 
 
@@ -69,8 +71,8 @@ def exact_kl(
 ) -> torch.Tensor:
     """`(N,)` KL(teacher || student), in nats, of whole next-token distributions, projected tile by tile.
 
-    From `(N, H)` hidden states of both models at the same N positions of the same text (`hidden_states`) and both output
-    layers (`output_head`). Raises ScoringError where these have different sizes: then the distributions are not over
+    From `(N, H)` hidden states of both models at the same N places in a text (`hidden_states`) and both output layers
+    (`output_head`). Raises ScoringError where these have different sizes: then the distributions are not over
     the same tokens.
     """
     from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
@@ -94,11 +96,11 @@ def exact_kl(
     return torch.cat(pieces).float().cpu()
 
 
-# -- batches -------------------------------------------------------------------------------------------------------------
+# -- batches ---------------------------------------------------------------------------------------------------------
 
 
 def plan_batches(lengths: Sequence[int], batch_tokens: int, packing: bool = False) -> list[list[int]]:
-    """Indices of rows for each forward pass, longest rows first: at most `batch_tokens` tokens (padding counted), or one row.
+    """Indices of rows for each forward pass: one row, or at most `batch_tokens` tokens with padding; longest first.
 
     Longest first, so that a run that does not fit in memory fails at its beginning.
     """
@@ -122,7 +124,7 @@ def _over_batches(
     temperature: float,
     batch_tokens: int | None,
     packing: bool,
-    progress: Callable[[int], None] | None,
+    progress: Progress | None,
 ) -> list[torch.Tensor]:
     for number, row in enumerate(rows):
         if any(span.start < 1 or span.stop > len(row.ids) for span in row.keep if len(span)):
@@ -143,7 +145,7 @@ def _over_batches(
             for i, column in zip(batch, flat.split([rows[i].kept for i in batch]), strict=True):
                 results[i] = column
             if progress is not None:
-                progress(len(batch))
+                progress(len(batch), sum(len(rows[i].ids) for i in batch))
         for _ in range(_missing_batches(model, len(batches), device)):
             # Sharded parameters are gathered by all ranks together: a rank with fewer rows must still take part.
             model(**_inputs([Row([0, 0], [range(1, 2)])], packing, device), rlt_want=want, rlt_temperature=temperature)
@@ -199,7 +201,7 @@ def _device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-# -- the second way of calling a model -----------------------------------------------------------------------------------
+# -- the second way of calling a model -------------------------------------------------------------------------------
 
 
 def add_scoring_forward(model: nn.Module) -> None:

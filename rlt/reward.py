@@ -4,9 +4,9 @@
     r_ss  = mean(log pi_s(solution | explanation, question)) + alpha * min(...)       over the solution's tokens
     r_kl  = mean(KL(pi_theta(t | solution, question) || pi_s(t | question))) + alpha * max(...)   over the explanation's
 
-Source: Cetin, Zhao, Tang, arXiv 2506.08388, section 3. alpha = 0.01 and kl_coef (the paper's lambda) = 3 there and in the
-published code. The code departs from the formula in three ways, each an option here (`rlt.config.RewardOptions`): both
-models are scored at temperature 0.7, the KL is the one-sample log ratio (`k1`), and an explanation that never closes
+Source: Cetin, Zhao, Tang, arXiv 2506.08388, section 3. alpha = 0.01 and kl_coef (the paper's lambda) = 3 there and in
+the published code. The code departs from the formula in three ways, each an option here (`rlt.config.RewardOptions`):
+both models are scored at temperature 0.7, the KL is the one-sample log ratio (`k1`), and an explanation that never closes
 costs 1.
 """
 
@@ -25,7 +25,7 @@ def divergence(teacher_logprobs: torch.Tensor, student_logprobs: torch.Tensor, e
     """One-sample estimates `(N,)`, in nats, of KL(teacher || student) at tokens that the teacher sampled.
 
     With d = log pi_theta - log pi_s: `k1` is d (unbiased, may be negative), `k3` is exp(-d) - 1 + d (unbiased, never
-    negative; Schulman, "Approximating KL divergence", 2020). `exact` needs whole distributions: `rlt.logprobs.exact_kl`.
+    negative; Schulman, "Approximating KL divergence", 2020). `exact` needs distributions: `rlt.logprobs.exact_kl`.
     """
     difference = teacher_logprobs - student_logprobs
     if estimator == "k1":

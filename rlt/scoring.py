@@ -17,16 +17,15 @@ import torch
 from rlt.config import RewardOptions
 from rlt.errors import ConfigError, ModelError, ScoringError
 from rlt.formats import Format, Rendered, render_student, render_teacher
-from rlt.logprobs import Head, Row, exact_kl, project
+from rlt.logprobs import Head, Progress, Row, exact_kl, project
 from rlt.reward import divergence, reward_parts, stretch_sums
 from rlt.sequences import Tokenized, aligned, tokenize
-from rlt.students import LocalModel, Scorer
+from rlt.students import LocalModel, Scorer, check_estimator, same_tokens
 from rlt.types import Problem, RewardParts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Progress = Callable[[int], None]
 # Texts whose hidden states are held at once for the exact KL, in tokens.
 HELD_TOKENS = 65536
 
@@ -64,8 +63,8 @@ class ScoreItem:
 class ScoredRow:
     """The reward of one explanation: `parts` over all students, and of each student where there are several.
 
-    `accuracy` is the share of right solutions among those that the students sampled. The lifts are `r_ss` minus what it is
-    with an empty explanation, and with another question's: near 0 means that any text would earn this reward.
+    `accuracy` is the share of right solutions among those that the students sampled. The lifts are `r_ss` minus what it
+    is with an empty explanation, and with another question's: near 0 means that any text would earn this reward.
     """
 
     parts: RewardParts
@@ -105,8 +104,8 @@ def item_of_completion(fmt: Format, problem: Problem, completion: str) -> ScoreI
 class RewardEngine:
     """Scores explanations for `students` under `options`; `r_kl` where a teacher's side is known.
 
-    `teacher` computes that side; `teacher_tokenizer` is enough where items bring it along. Raises ConfigError for choices
-    that a student cannot make (a served one: temperature, `exact`), or for `exact` between different tokenizers.
+    `teacher` computes that side; `teacher_tokenizer` is enough where items bring it along. Raises ConfigError for what
+    a student cannot do (a served one: temperature, `exact`), or for `exact` between different tokenizers.
     """
 
     def __init__(
@@ -121,15 +120,17 @@ class RewardEngine:
         self.temperature, self.estimator = self.options.score_temperature or 1.0, self.options.estimator or "k1"
         theirs = teacher.tokenizer if teacher is not None else teacher_tokenizer
         self._same_tokens = [theirs is not None and same_tokens(theirs, student.tokenizer) for student in students]
-        for student, same in zip(self.students, self._same_tokens, strict=True):
+        for student in self.students:
             student.check(self.options)
-            if self.estimator == "exact" and theirs is not None and not same:
-                raise ConfigError(
-                    f"{student.name}: the estimator `exact` compares whole next-token distributions, and this student's "
-                    "tokenizer is not the teacher's. Use `k1` or `k3`."
-                )
+            if theirs is not None:
+                check_estimator(student.name, student.tokenizer, theirs, self.options)
 
-    # -- the reward ------------------------------------------------------------------------------------------------------
+    @property
+    def passes(self) -> int:
+        """How many forward passes read each row, a teacher's included."""
+        return len(self.students) + (self.teacher is not None)
+
+    # -- the reward --------------------------------------------------------------------------------------------------
 
     def score(
         self, items: Sequence[ScoreItem], *, teacher_head: Head | None = None, progress: Progress | None = None
@@ -137,7 +138,7 @@ class RewardEngine:
         """The reward of each item, in order; what cannot be scored has an `error` and no numbers.
 
         A row's numbers do not depend on the rows beside it. `teacher_head`: the policy's output layer, for the exact KL
-        where items bring hidden states along. `progress` is called with numbers of tokens read.
+        where items bring hidden states along. `progress` gets, for each model, numbers of rows and tokens read.
         """
         errors: list[str | None] = [None] * len(items)
         prepared = [self._prepare(student, items, errors) for student in self.students]
@@ -149,8 +150,7 @@ class RewardEngine:
             else:
                 parts = self._score_sampled(items, prepared, teachers, live, progress)
         return [
-            ScoredRow.failed(error) if error is not None else self._combined(parts[i])
-            for i, error in enumerate(errors)
+            ScoredRow.failed(error) if error is not None else self._combined(parts[i]) for i, error in enumerate(errors)
         ]
 
     def _score_sampled(
@@ -165,7 +165,7 @@ class RewardEngine:
         parts: dict[int, list[RewardParts | str]] = {i: [] for i in live}
         for student, texts, same in zip(self.students, prepared, self._same_tokens, strict=True):
             rows = [_row(_known(texts[i]), both=sides[i] is not None) for i in live]
-            columns = student.logprobs(rows, self.temperature, _counted(rows, progress))
+            columns = student.logprobs(rows, self.temperature, progress)
             for i, column in zip(live, columns, strict=True):
                 text, side = _known(texts[i]), sides[i]
                 kl, tokens = None, len(text.spans["explanation"])
@@ -193,7 +193,7 @@ class RewardEngine:
             teacher_head = self.teacher.head()
         parts: dict[int, list[RewardParts | str]] = {i: [] for i in live}
         for group in _groups(live, [len(_known(prepared[0][i]).ids) for i in live]):
-            sides = self._hidden_sides([teachers[i] for i in group])
+            sides = self._hidden_sides([teachers[i] for i in group], progress)
             for student, texts in zip(self.students, prepared, strict=True):
                 if not isinstance(student, LocalModel):
                     raise ConfigError(f"{student.name}: the estimator `exact` needs a student in this process.")
@@ -208,7 +208,7 @@ class RewardEngine:
                     column = project(head, hidden[n:], targets, self.temperature).float().cpu()
                     parts[i].append(self._parts(items[i], column, kl, kl.numel()))
                 if progress is not None:
-                    progress(sum(len(row.ids) for row in rows))
+                    progress(len(rows), sum(len(row.ids) for row in rows))
         return parts
 
     def _exact_divergence(self, teacher_head: Head, theirs: Side, head: Head, ours: Side) -> torch.Tensor:
@@ -243,7 +243,7 @@ class RewardEngine:
             total = replace(total, reward=max(total.reward, self.options.floor))
         return ScoredRow(total, dict(zip(names, known, strict=True)) if len(known) > 1 else {})
 
-    # -- placebos --------------------------------------------------------------------------------------------------------
+    # -- placebos ----------------------------------------------------------------------------------------------------
 
     def placebos(
         self, items: Sequence[ScoreItem], scored: Sequence[ScoredRow], chosen: Sequence[int] | None = None
@@ -270,11 +270,13 @@ class RewardEngine:
             for i, row in enumerate(scored)
         ]
 
-    # -- texts -----------------------------------------------------------------------------------------------------------
+    # -- texts -------------------------------------------------------------------------------------------------------
 
     def _prepare(self, student: Scorer, items: Sequence[ScoreItem], errors: list[str | None]) -> list[Tokenized | None]:
-        texts = self._tokenized(student, lambda item: render_student(self.fmt, student.tokenizer, item.problem, item.body),
-                                items, errors)  # fmt: skip
+        def render(item: ScoreItem) -> Rendered:
+            return render_student(self.fmt, student.tokenizer, item.problem, item.body)
+
+        texts = self._tokenized(student, render, items, errors)
         for i, text in enumerate(texts):
             if text is not None and errors[i] is None and not text.spans["solution"]:
                 errors[i] = (
@@ -288,9 +290,12 @@ class RewardEngine:
         missing = [i for i, side in enumerate(sides) if side is None]
         if teacher is None or not missing:
             return sides
+
+        def render(item: ScoreItem) -> Rendered:
+            return render_teacher(self.fmt, teacher.tokenizer, item.problem, item.body)
+
         some_errors = [errors[i] for i in missing]
-        texts = self._tokenized(teacher, lambda item: render_teacher(self.fmt, teacher.tokenizer, item.problem, item.body),
-                                [items[i] for i in missing], some_errors)  # fmt: skip
+        texts = self._tokenized(teacher, render, [items[i] for i in missing], some_errors)
         for i, text, error in zip(missing, texts, some_errors, strict=True):
             sides[i], errors[i] = text, error
         return sides
@@ -323,7 +328,7 @@ class RewardEngine:
                 texts[i] = text
         return texts
 
-    # -- the teacher's side ------------------------------------------------------------------------------------------------
+    # -- the teacher's side ------------------------------------------------------------------------------------------
 
     def _teacher_sides(
         self, teachers: list[Tokenized | Side | None], live: list[int], progress: Progress | None
@@ -333,13 +338,15 @@ class RewardEngine:
             return sides
         texts = {i: text for i in live if isinstance(text := teachers[i], Tokenized)}
         rows = [Row(text.ids, [text.spans["explanation"]]) for text in texts.values()]
-        columns = self.teacher.logprobs(rows, self.temperature, _counted(rows, progress))
+        columns = self.teacher.logprobs(rows, self.temperature, progress)
         return sides | {i: _side(text, column) for (i, text), column in zip(texts.items(), columns, strict=True)}
 
-    def _hidden_sides(self, teachers: list[Tokenized | Side | None]) -> list[Side]:
+    def _hidden_sides(self, teachers: list[Tokenized | Side | None], progress: Progress | None) -> list[Side]:
         texts = [text for text in teachers if isinstance(text, Tokenized)]
         rows = [Row(text.ids, [text.spans["explanation"]]) for text in texts]
         states = iter(self.teacher.hidden(rows) if self.teacher is not None else [])
+        if progress is not None:
+            progress(len(rows), sum(len(row.ids) for row in rows))
         sides = [_side(side, None, next(states)) if isinstance(side, Tokenized) else side for side in teachers]
         return [side if side is not None else Side([], []) for side in sides]
 
@@ -353,7 +360,7 @@ class RewardEngine:
             yield
 
 
-# -- arithmetic on sides -----------------------------------------------------------------------------------------------------
+# -- arithmetic on sides ---------------------------------------------------------------------------------------------
 
 
 def explanation_divergence(teacher: Side, student: Side, estimator: str, same: bool) -> tuple[torch.Tensor, int]:
@@ -407,11 +414,6 @@ def combine(parts: Sequence[RewardParts], aggregate: str) -> RewardParts:
     )
 
 
-def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
-    """Whether a token id means the same text to both tokenizers."""
-    return one is other or one.get_vocab() == other.get_vocab()
-
-
 def _side(text: Tokenized, logprobs: torch.Tensor | None, hidden: torch.Tensor | None = None) -> Side:
     span = text.spans["explanation"]
     return Side(text.ids[span.start : span.stop], text.boundaries("explanation"), logprobs, hidden)
@@ -426,13 +428,6 @@ def _known(text: Tokenized | None) -> Tokenized:
     if text is None:
         raise ValueError("a row without text is among those to be scored")
     return text
-
-
-def _counted(rows: Sequence[Row], progress: Progress | None) -> Callable[[int], None] | None:
-    if progress is None:
-        return None
-    mean = sum(len(row.ids) for row in rows) / max(1, len(rows))
-    return lambda count: progress(round(count * mean))
 
 
 def _groups(live: list[int], lengths: list[int]) -> Iterator[list[int]]:

@@ -103,7 +103,7 @@ def token_span(offsets: Sequence[tuple[int, int]], start: int, end: int) -> rang
 
 
 def sampled_boundaries(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[str, list[int]]:
-    """`(text, boundaries)` of sampled token ids `(n,)`: their text, and the `(n + 1,)` characters before and after each.
+    """`(text, boundaries)` of sampled token ids `(n,)`: their text, and the `(n + 1,)` positions around each in it.
 
     The ids stay as they are: where encoding the text again gives the same ids, its offsets are used; else the ids are
     decoded one after another. Tokens that end inside a character all have that character's end, as in `Tokenized`.
@@ -119,7 +119,7 @@ def sampled_boundaries(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -
     for count, token in enumerate(ids, 1):
         piece = stream.step(tokenizer.backend_tokenizer, token)
         if piece is not None or count == len(ids):
-            # Tokens that gave no text alone are bytes of this piece's first character; a cut-off last one decodes to U+FFFD.
+            # Tokens that gave no text alone are bytes of this piece's first character; cut-off bytes, U+FFFD.
             written = text if count == len(ids) else written + piece
             ends += [len(written)] * (count - len(ends))
             if not text.startswith(written):

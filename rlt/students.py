@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,12 +15,10 @@ from rlt import logprobs, models
 from rlt.config import ModelOptions, RewardOptions, StudentOptions
 from rlt.errors import ConfigError, ServerError
 from rlt.formats import Format, check_template
-from rlt.logprobs import Head, Row
+from rlt.logprobs import Head, Progress, Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-Progress = Callable[[int], None]
 
 
 class Scorer(Protocol):
@@ -64,7 +62,7 @@ class LocalModel:
     @classmethod
     def load(cls, path: str, fmt: Format, model: ModelOptions, options: StudentOptions) -> LocalModel:
         """The model of a folder or hub name, after its tokenizer and chat template were found to serve `fmt`."""
-        return cls.from_tokenizer(path, checked_tokenizer(path, fmt, model.trust_remote_code), model, options)
+        return cls.from_tokenizer(path, checked_tokenizer(path, fmt, model), model, options)
 
     @classmethod
     def from_tokenizer(
@@ -156,33 +154,31 @@ class ServedStudent:
         if not served:
             raise ServerError(f"{url}: the server has no model.")
         student.model, student.context = served[0]["id"], served[0].get("max_model_len")
-        student.tokenizer = checked_tokenizer(
-            tokenizer or served[0].get("root") or student.model, fmt, options.trust_remote_code
-        )
+        student.tokenizer = checked_tokenizer(tokenizer or served[0].get("root") or student.model, fmt, options)
         return student
 
     def check(self, options: RewardOptions) -> None:
         """Raise ConfigError for a temperature other than 1 and for `exact`, with the reason."""
         if options.score_temperature != 1.0:
             raise ConfigError(
-                f"{self.name}: `score_temperature` is {options.score_temperature}, but a server gives prompt log-probs at "
+                f"{self.name}: `score_temperature` is {options.score_temperature}, but a server gives log-probs at "
                 "temperature 1 only, and other temperatures do not follow from those. Set `score_temperature: 1`, or "
                 "load the student from a folder."
             )
         if options.estimator == "exact":
             raise ConfigError(
-                f"{self.name}: the estimator `exact` needs whole next-token distributions, which a server does not give. "
-                "Use `k1` or `k3`, or load the student from a folder."
+                f"{self.name}: the estimator `exact` needs whole next-token distributions, which no server "
+                "gives. Use `k1` or `k3`, or load the student from a folder."
             )
 
     def logprobs(self, rows: Sequence[Row], temperature: float, progress: Progress | None = None) -> list[torch.Tensor]:
         """For each row `(n_kept,)` float32 log-probs of its kept tokens, `in_flight` requests at a time."""
         with ThreadPoolExecutor(self.in_flight) as pool:
             results = []
-            for result in pool.map(self._row, rows):
+            for row, result in zip(rows, pool.map(self._row, rows), strict=True):
                 results.append(result)
                 if progress is not None:
-                    progress(1)
+                    progress(1, len(row.ids))
             return results
 
     def _row(self, row: Row) -> torch.Tensor:
@@ -229,24 +225,64 @@ def is_url(student: str) -> bool:
     return student.startswith(("http://", "https://"))
 
 
-def checked_tokenizer(path: str, fmt: Format, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+def checked_tokenizer(path: str, fmt: Format, options: ModelOptions) -> PreTrainedTokenizerBase:
     """The tokenizer of a model, found to have a chat template that keeps every part of `fmt`; raises ModelError."""
-    models.load_config(path, trust_remote_code)
-    tokenizer = models.load_tokenizer(path, trust_remote_code)
+    models.load_config(path, options.trust_remote_code)
+    tokenizer = models.load_tokenizer(path, options.trust_remote_code)
     check_template(fmt, tokenizer)
     return tokenizer
 
 
-def load_students(fmt: Format, model: ModelOptions, options: StudentOptions) -> list[Scorer]:
-    """All students of `options`. Every tokenizer and template is checked before the first weights are loaded."""
+Opened = dict[str, "ServedStudent | PreTrainedTokenizerBase"]
+
+
+def open_students(
+    fmt: Format,
+    model: ModelOptions,
+    options: StudentOptions,
+    reward: RewardOptions,
+    teacher: PreTrainedTokenizerBase | None = None,
+) -> Opened:
+    """Each student's server or tokenizer, once all that can be refused without weights was not.
+
+    `teacher` is the teacher's tokenizer, where there is a teacher. Raises ConfigError, ModelError or ServerError.
+    """
     if not options.student:
         raise ConfigError("`student`: name at least one: a model folder, a hub name, or a server's address.")
-    tokenizers = {
-        path: checked_tokenizer(path, fmt, model.trust_remote_code) for path in options.student if not is_url(path)
-    }
-    return [
-        ServedStudent.connect(path, fmt, model)
-        if is_url(path)
-        else LocalModel.from_tokenizer(path, tokenizers[path], model, options)
+    repeated = [path for path in options.student if options.student.count(path) > 1]
+    if repeated:
+        raise ConfigError(f"`student`: {repeated[0]} is named twice.")
+    found: Opened = {
+        path: ServedStudent.connect(path, fmt, model) if is_url(path) else checked_tokenizer(path, fmt, model)
         for path in options.student
+    }
+    for path, student in found.items():
+        if isinstance(student, ServedStudent):
+            student.check(reward.resolved())
+        elif teacher is not None:
+            check_estimator(path, student, teacher, reward.resolved())
+    return found
+
+
+def load_students(opened: Opened, model: ModelOptions, options: StudentOptions) -> list[Scorer]:
+    """The students, with the weights of those that are not served."""
+    return [
+        student if isinstance(student, ServedStudent) else LocalModel.from_tokenizer(path, student, model, options)
+        for path, student in opened.items()
     ]
+
+
+def check_estimator(
+    name: str, student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, options: RewardOptions
+) -> None:
+    """Raise ConfigError for `exact` between different tokenizers."""
+    if options.estimator == "exact" and not same_tokens(student, teacher):
+        raise ConfigError(
+            f"{name}: the estimator `exact` compares whole next-token distributions, and this student's tokenizer is "
+            "not the teacher's. Use `k1` or `k3`."
+        )
+
+
+def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    """Whether a token id means the same text to both tokenizers."""
+    return one is other or one.get_vocab() == other.get_vocab()

@@ -19,7 +19,7 @@ from rlt.errors import ConfigError, DataError, ScoringError
 from rlt.formats import Format, load_format, teacher_prompt
 from rlt.scoring import RewardEngine, ScoredRow, ScoreItem, Side
 from rlt.sequences import sampled_boundaries
-from rlt.students import Scorer, load_students
+from rlt.students import Scorer, load_students, open_students
 from rlt.types import Problem
 
 if TYPE_CHECKING:
@@ -37,11 +37,11 @@ class TeacherReward:
     """The reward of a Reinforcement-Learned Teacher for completions of `rlt.formats.teacher_prompt`.
 
     `students`: model folders, hub names, servers' addresses, or loaded ones. `tokenizer`: the policy's, by which the
-    sampled tokens are read. `end_ids`: further tokens, beside its own, that end a completion. The dataset needs the columns
-    `question` and `solution`; `answer` and `system` are used where they are.
+    sampled tokens are read. `end_ids`: further tokens, beside its own, that end a completion. The dataset needs the
+    columns `question` and `solution`; `answer` and `system` are used where they are.
 
-    A completion that cannot be scored gets None, which TRL leaves out of its group's mean; its advantage is 0. If none of
-    a batch can be scored, ScoringError is raised. `last_samples` holds some completions of the last call with their parts.
+    A completion that cannot be scored gets None, which TRL leaves out of its group's mean; its advantage is 0. If none
+    of a batch can be scored, ScoringError is raised. `last_samples` holds some of the last call with their parts.
     """
 
     def __init__(
@@ -64,7 +64,9 @@ class TeacherReward:
         paths = [student for student in listed if isinstance(student, str)]
         place = (placement or StudentOptions()).model_copy(update={"student": paths})
         options = options or RewardOptions()
-        loaded = iter(load_students(self.fmt, model or ModelOptions(), place, options, tokenizer) if paths else [])
+        model = model or ModelOptions()
+        opened = open_students(self.fmt, model, place, options, tokenizer) if paths else {}
+        loaded = iter(load_students(opened, model, place))
         self.engine = RewardEngine(
             [next(loaded) if isinstance(student, str) else student for student in listed],
             self.fmt, options, teacher_tokenizer=tokenizer,
@@ -95,8 +97,8 @@ class TeacherReward:
         """The reward of each completion, in order, or None.
 
         A trainer that knows the policy gives, for `r_kl`, per completion of C sampled tokens: `policy_logprobs` `(C,)`
-        float32 log-probs in nats at `options.score_temperature`; for the estimator `exact` instead `policy_hidden` `(C, H)`
-        (`rlt.logprobs.hidden_states`), and before the call sets `policy_head` (`rlt.logprobs.output_head`).
+        float32 log-probs in nats at `options.score_temperature`; for the estimator `exact` instead `policy_hidden`
+        `(C, H)` (`rlt.logprobs.hidden_states`), and before the call sets `policy_head` (`rlt.logprobs.output_head`).
 
         The padding that ends the prompt lies inside the tags too, and counts in `rlt score`. It counts here if the P
         tokens that `padding_tokens` finds at the prompt's end stand before the others: then `prompt_ids` is needed and
@@ -127,7 +129,9 @@ class TeacherReward:
             rows[i] = row
         self.last_rows = [row for row in rows if row is not None]
         if count and all(row.parts.error is not None for row in self.last_rows):
-            raise ScoringError(f"none of {count} completions could be scored; the first: {self.last_rows[0].parts.error}")
+            raise ScoringError(
+                f"none of {count} completions could be scored; the first: {self.last_rows[0].parts.error}"
+            )
         if log_metric is not None:
             for name, value in self.metrics(prompts, items).items():
                 log_metric(f"rlt/{name}", value)
@@ -162,7 +166,7 @@ class TeacherReward:
             metrics["unclosed"] = sum(not item.closed for item in items.values()) / len(items)
         return metrics
 
-    # -- helpers -------------------------------------------------------------------------------------------------------
+    # -- helpers -----------------------------------------------------------------------------------------------------
 
     def _item(
         self, problem: Problem, sampled: Sequence[int], prompt: Sequence[int] | None, known: torch.Tensor | None
@@ -232,7 +236,7 @@ class TeacherReward:
 def teacher_rows(
     problems: Sequence[Problem], fmt: Format, tokenizer: PreTrainedTokenizerBase
 ) -> list[dict[str, str | None]]:
-    """One row a problem for a GRPO dataset: `prompt` (text that ends with the opened explanation) and what the reward reads."""
+    """One row a problem for a GRPO dataset: `prompt`, ending with the opened explanation, and what the reward reads."""
     return [
         {
             "prompt": teacher_prompt(fmt, tokenizer, problem),

@@ -1,4 +1,4 @@
-"""Small models and tokenizers for tests of the reward: byte-level BPE of any training text, Llamas with random weights."""
+"""Small models and tokenizers for tests of the reward: byte-level BPE of any text, Llamas with random weights."""
 
 from __future__ import annotations
 
@@ -46,7 +46,10 @@ def byte_tokenizer(
     add = tokenizer.add_special_tokens if special_tags else tokenizer.add_tokens
     add([AddedToken(tag, normalized=False) for tag in tags])
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", clean_up_tokenization_spaces=False
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        clean_up_tokenization_spaces=False,
     )
     fast.chat_template = template
     return fast
@@ -77,7 +80,7 @@ def save(folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFa
     return str(folder)
 
 
-# -- the published way, one row at a time, written from its description -------------------------------------------------------
+# -- the published way, one row at a time, written from its description ----------------------------------------------
 
 
 def published(
@@ -103,9 +106,7 @@ def published(
         return tokenizer.encode(tokenizer.apply_chat_template(messages, tokenize=False), add_special_tokens=False)
 
     theirs = chat(fmt.teacher_system_prompt, solution + fmt.delimiter + prefix + text)
-    ours = chat(
-        fmt.student_system_prompt, tags.thought.open + thought + tags.thought.close + fmt.delimiter + solution
-    )
+    ours = chat(fmt.student_system_prompt, tags.thought.open + thought + tags.thought.close + fmt.delimiter + solution)
     completion = tokenizer.encode(prefix + text, add_special_tokens=False)
     part = _inside(tokenizer.encode(thought, add_special_tokens=False), completion)
     before = tokenizer.encode(solution + fmt.delimiter, add_special_tokens=False)
