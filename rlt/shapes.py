@@ -73,7 +73,7 @@ class Shape:
     def forward_flops(self, length: float) -> float:
         """FLOPs of one forward pass over a text of `length` tokens: 2 a parameter and token, and causal attention.
 
-        Attention: scores and weighted values are 4 * heads * head_dim * length FLOPs a token and layer, half of it masked.
+        Attention: scores and weighted values are 4 * heads * head_dim * length FLOPs a token and layer, half masked.
         """
         attention = 2 * self.layers * self.heads * self.head_dim * length
         return length * (2 * self.matmul_parameters + attention)
@@ -89,16 +89,18 @@ class Shape:
         unknown = [name for name in names if name not in sizes]
         if isinstance(names, str) or unknown:
             raise ModelError(
-                f"`peft.target_modules`: {targets!r} cannot be planned; give `all-linear` or a list of {', '.join(sizes)}."
+                f"`peft.target_modules` {targets!r} cannot be planned; give `all-linear` or some of {', '.join(sizes)}."
             )
         return self.layers * rank * sum(sizes[name] for name in names)
 
 
 def shape_of(config: Mapping[str, Any], where: str) -> Shape:
-    """The shape in a `config.json`; `where` names it in errors. Raises ModelError for what is no dense decoder we know."""
+    """The shape in a `config.json`; `where` names it in errors. Raises ModelError for no dense decoder we know."""
     kind = config.get("model_type")
     if kind not in FAMILIES:
-        raise ModelError(f"{where}: model_type {kind!r} cannot be planned; known are {', '.join(FAMILIES)} (dense decoders).")
+        raise ModelError(
+            f"{where}: model_type {kind!r} cannot be planned; known are {', '.join(FAMILIES)} (dense decoders)."
+        )
     try:
         heads, hidden = config["num_attention_heads"], config["hidden_size"]
         return Shape(
@@ -121,7 +123,7 @@ def shape_of(config: Mapping[str, Any], where: str) -> Shape:
 
 
 def load_shape(model: str) -> Shape:
-    """The shape of a model: of its folder's `config.json`, of the shapes shipped with rlt, or of the hub's `config.json`.
+    """The shape of a model: of its folder's `config.json`, of the shapes shipped with rlt, or of the hub's.
 
     Weights are never read. Raises ModelError where none of the three is there.
     """

@@ -1,0 +1,82 @@
+"""The machine: a GPU's numbers, and how a launch configuration spreads training over several."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+
+from rlt.errors import ConfigError
+
+GIB = 2**30
+GB = 10**9
+SHIPPED = resources.files("rlt") / "shipped"
+
+
+class Gpu(NamedTuple):
+    name: str
+    memory: float
+    """bytes"""
+    flops: float
+    """dense bfloat16 FLOP/s"""
+    bandwidth: float
+    """bytes/s"""
+
+
+def load_gpu(name: str) -> Gpu:
+    """The GPU of that name in rlt/shipped/gpus.yaml. Raises ConfigError that lists them."""
+    known = yaml.safe_load((SHIPPED / "gpus.yaml").read_text(encoding="utf-8"))
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise ConfigError(f"--gpu: no GPU {name!r} is known{hint}; known are {', '.join(known)}.")
+    numbers = known[name]
+    return Gpu(name, numbers["memory_gib"] * GIB, numbers["tflops"] * 1e12, numbers["bandwidth_tb_s"] * 1e12)
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How training is spread over GPUs: read from an accelerate configuration."""
+
+    kind: str  # single, ddp, fsdp2, zero2, zero3
+    offload_optimiser: bool = False
+    offload_weights: bool = False
+    processes: int | None = None
+
+    @property
+    def shards_weights(self) -> bool:
+        return self.kind in ("fsdp2", "zero3")
+
+    @property
+    def shards_optimiser(self) -> bool:
+        return self.kind in ("fsdp2", "zero2", "zero3")
+
+
+def load_launch(name: str | None) -> Launch:
+    """The placement that a shipped launch configuration or an accelerate YAML file asks for; None is one process."""
+    if name is None:
+        return Launch("single", processes=1)
+    shipped = SHIPPED / "accelerate" / f"{name}.yaml"
+    path = shipped if shipped.is_file() else Path(name)
+    if not path.is_file():
+        names = sorted(entry.name.removesuffix(".yaml") for entry in (SHIPPED / "accelerate").iterdir())
+        raise ConfigError(f"`launch`: {name!r} is neither a file nor one of {', '.join(names)}.")
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    processes = values.get("num_processes")
+    kind = values.get("distributed_type", "NO")
+    if kind == "DEEPSPEED":
+        deepspeed = values.get("deepspeed_config", {})
+        return Launch(
+            f"zero{deepspeed.get('zero_stage', 2)}",
+            deepspeed.get("offload_optimizer_device", "none") != "none",
+            deepspeed.get("offload_param_device", "none") != "none",
+            processes,
+        )
+    if kind == "FSDP":
+        offload = bool(values.get("fsdp_config", {}).get("fsdp_offload_params"))
+        return Launch("fsdp2", offload, offload, processes)
+    return Launch("single", processes=1) if kind == "NO" else Launch("ddp", processes=processes)

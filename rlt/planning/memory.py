@@ -1,0 +1,111 @@
+"""Bytes on one GPU: weights, gradients, optimiser, activations, logits, from shapes and placement."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+from rlt.planning.machine import GIB, Launch
+from rlt.planning.options import PlanConfig
+from rlt.shapes import Shape
+
+LOGITS_TILE = 4096 * 32768  # TRL's fused head: tokens x vocabulary of the only logits that exist at one time
+ZERO3_LIVE = 10**9  # parameters that DeepSpeed keeps gathered by default (stage3_max_live_parameters)
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes on one GPU at one moment of a step."""
+
+    moment: str
+    weights: float = 0.0
+    gradients: float = 0.0
+    optimiser: float = 0.0
+    activations: float = 0.0
+    logits: float = 0.0
+    kv_cache: float = 0.0
+    other_models: float = 0.0
+    overhead: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return sum(getattr(self, part) for part in PARTS)
+
+
+PARTS = tuple(f.name for f in fields(Memory) if f.name != "moment")
+
+
+def with_overhead(memory: Memory, options: PlanConfig) -> Memory:
+    """`memory` with what the driver, the libraries and the allocator take besides."""
+    return replace(memory, overhead=options.overhead_gib * GIB + options.fragmentation * memory.total)
+
+
+def training_state(
+    shape: Shape, trainable: int, launch: Launch, n: int, dtype_bytes: int, moments: int
+) -> tuple[dict[str, float], float]:
+    """Bytes of weights, gradients and optimiser on one of `n` GPUs, and bytes on the host.
+
+    `trainable` of the P parameters are trained (LoRA: few, in float32). A weight of the base takes `dtype_bytes`; under
+    DeepSpeed it is bfloat16 with a float32 master copy, under FSDP2 float32 (accelerate casts what is trained up).
+    `moments`: bytes of optimiser state for a parameter. Without sharding, autocast keeps bfloat16 copies of float32
+    weights, and DDP has a second copy of the gradients in its buckets.
+    """
+    p, lora = shape.parameters, trainable < shape.parameters
+    shard_weights = n if launch.shards_weights else 1
+    shard_optimiser = n if launch.shards_optimiser else 1
+    deepspeed = launch.kind.startswith("zero")
+    if lora:
+        weights = dtype_bytes * p / shard_weights + 4 * trainable
+        gradients, optimiser = 4.0 * trainable, moments * trainable / shard_optimiser
+    elif deepspeed:
+        weights = 2 * p / shard_weights
+        gradients, optimiser = 2 * p / shard_optimiser, (4 + moments) * p / shard_optimiser
+    else:
+        own = 4 if launch.kind == "fsdp2" else dtype_bytes
+        weights, gradients = own * p / shard_weights, own * p / shard_weights
+        optimiser = moments / 4 * own * p / shard_optimiser
+    if launch.kind in ("single", "ddp") and dtype_bytes == 4:
+        weights += 2 * p
+    if launch.kind == "ddp":
+        gradients *= 2
+    host = 0.0
+    if launch.offload_optimiser:
+        host += n * (optimiser + gradients * (2 if deepspeed else 1))
+        gradients = optimiser = 0.0
+    if launch.offload_weights:
+        host += n * weights
+        weights = 0.0
+    return {"weights": weights, "gradients": gradients, "optimiser": optimiser}, host
+
+
+def gathered_bytes(shape: Shape, launch: Launch) -> float:
+    """Bytes of bfloat16 weights that sharding gathers at a time: FSDP2 two layers and the tables, ZeRO-3 up to 1e9."""
+    if launch.kind == "fsdp2":
+        tables = shape.parameters - shape.layers * shape.layer_parameters
+        return 2.0 * (2 * shape.layer_parameters + tables)
+    return 2.0 * min(shape.parameters, ZERO3_LIVE) if launch.kind == "zero3" else 0.0
+
+
+def training_activations(shape: Shape, tokens: float, checkpointing: bool) -> float:
+    """Bytes that forward keeps for backward, `tokens` in a micro-batch, in bfloat16 with a fused attention (no T x T).
+
+    A layer keeps for each token 34 hidden-sized bytes (its input, two norms with float32 inputs, q, attention's output,
+    residuals), 4 a KV element and 8 an MLP element (gate, up, activation, product). With checkpointing: every layer's
+    input, and one layer whole, with as much again for its gradients.
+    """
+    kept = 34 * shape.hidden + 8 * shape.kv_heads * shape.head_dim + 8 * shape.intermediate
+    if checkpointing:
+        return tokens * (2 * shape.hidden * shape.layers + 2 * kept)
+    return tokens * shape.layers * kept
+
+
+def forward_activations(shape: Shape, tokens: float) -> float:
+    """Bytes of a forward pass without gradient: one layer's inputs and outputs in bfloat16."""
+    return tokens * 2 * (6 * shape.hidden + 3 * shape.intermediate)
+
+
+def head_bytes(shape: Shape, tokens: float, trained: bool) -> float:
+    """Bytes of the fused output layer: one tile of logits; where trained also gradients of weight and hidden states."""
+    tile = 2 * min(LOGITS_TILE, tokens * 32768, tokens * shape.vocab)
+    if not trained:
+        return tile + 4 * tokens
+    return tile + 6 * shape.embedding_parameters + 6 * tokens * shape.hidden

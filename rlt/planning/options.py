@@ -1,0 +1,52 @@
+"""What a plan assumes: each number with its source."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from rlt.config import Config
+
+
+class PlanConfig(Config):
+    """What `rlt plan` assumes; every value is printed with the plan."""
+
+    gpu: str
+    """Name of the GPU (`h100-80gb`, `rtx4090-24gb`, ...; a wrong name lists them)."""
+    count: int = Field(1, ge=1)
+    """GPUs of the machine or cluster, samplers included."""
+    price_per_hour: float | None = Field(None, ge=0)
+    """Price of one GPU for one hour, in any currency; null: no cost is printed."""
+    sampler_gpus: int | None = Field(None, ge=1)
+    """GPUs of these that serve vLLM where the trainer samples from a server; null: what the batch leaves, or half."""
+    rows: int | None = Field(None, ge=1)
+    """Rows of data sets that can be neither counted here nor looked up."""
+    question_tokens: int = Field(300, ge=1)
+    """Mean tokens of system prompt and question (Bespoke-Stratos' system prompt alone has about 150)."""
+    solution_tokens: int = Field(400, ge=1)
+    """Mean tokens of a worked solution (MATH's have about 200, the solution part of an R1 response about 500)."""
+    explanation_tokens: int = Field(3500, ge=1)
+    """Mean tokens of an explanation. Not published; Bespoke-Stratos-17k has about 4,000 tokens a row in all."""
+    response_tokens: int = Field(4000, ge=1)
+    """Mean tokens of a student's response: explanation and solution."""
+    length_spread: float = Field(0.55, ge=0)
+    """Standard deviation of lengths over their mean (0.55 in 200 responses of a Sky-T1 model to MATH-500)."""
+    utilisation: float = Field(0.3, gt=0, le=1)
+    """Share of the GPU's peak that training and scoring reach (public logs, 1B to 8B models on 8 H100: 0.2 to 0.4)."""
+    decode_efficiency: float = Field(0.5, gt=0, le=1)
+    """Share of memory bandwidth that decoding reaches while it runs on the GPU."""
+    step_overhead_ms: float = Field(8.0, ge=0)
+    """Milliseconds that vLLM needs for a decoding step besides: scheduling, sampling, launching, detokenizing."""
+    padding: Literal["generation", "micro-batch"] = "generation"
+    """What the RL trainer pads completions to: the longest of a process's generation (TRL), or of the micro-batch."""
+    max_num_seqs: int = Field(256, ge=1)
+    """Most sequences that one vLLM engine decodes at once, where its KV cache has room."""
+    overhead_gib: float = Field(1.5, ge=0)
+    """GiB of each GPU for the CUDA context, NCCL and cuBLAS workspaces."""
+    fragmentation: float = Field(0.05, ge=0, lt=1)
+    """Share of allocated memory that the allocator loses to fragmentation."""
+    pcie_gb_per_s: float = Field(25.0, gt=0)
+    """GB/s between one GPU and the host, for what is offloaded."""
+    host_gb_per_s: float = Field(100.0, gt=0)
+    """GB/s of the host's memory, for an optimiser that steps on the CPU."""

@@ -1,0 +1,57 @@
+"""Seconds of sampling: lengths, decoding steps, bytes read."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+
+from rlt.planning.machine import Gpu
+from rlt.planning.options import PlanConfig
+from rlt.shapes import Shape
+
+LAYER_LAUNCH_SECONDS = 1e-3  # transformers' generate: Python and kernel launches, a layer and step
+
+
+def longest(mean: float, count: float, spread: float, cap: float) -> float:
+    """Expected length of the longest of `count` texts: log-normal lengths, Blom's quantile; never above `cap`."""
+    if count <= 1 or spread == 0:
+        return min(mean, cap)
+    sigma = math.sqrt(math.log1p(spread**2))
+    z = NormalDist().inv_cdf((count - 0.375) / (count + 0.25))
+    return min(cap, mean * math.exp(sigma * z - sigma**2 / 2))
+
+
+@dataclass(frozen=True, slots=True)
+class Sampler:
+    """One engine: `gpus` of them hold its model; it decodes `concurrency` sequences at once."""
+
+    shape: Shape
+    gpus: int
+    concurrency: float
+    batched: bool = False  # transformers' generate: a batch ends with its longest row
+
+
+def sampling_seconds(
+    sampler: Sampler, gpu: Gpu, completions: float, prompt: float, mean: float, cap: float, options: PlanConfig
+) -> float:
+    """Seconds for one engine to write `completions` of `mean` tokens (at most `cap`) after prompts of `prompt` tokens.
+
+    Every decoding step reads all weights and the KV cache of the running sequences. While the queue lasts,
+    `concurrency` sequences run; then the longest runs to its end.
+    """
+    shape, spread = sampler.shape, options.length_spread
+    at_once = min(sampler.concurrency, completions)
+    if sampler.batched:
+        steps = completions / at_once * longest(mean, at_once, spread, cap)
+    else:
+        steps = completions / at_once * mean + longest(mean, completions, spread, cap) - mean
+    context = prompt * mean + mean**2 * (1 + spread**2) / 2  # positions read over one completion
+    read = 2 * shape.parameters * steps + shape.kv_bytes * completions * context
+    computed = completions * mean * 2 * shape.matmul_parameters
+    decoding = max(read / gpu.bandwidth, computed / gpu.flops) / sampler.gpus / options.decode_efficiency
+    if sampler.batched:
+        decoding = max(decoding, steps * shape.layers * LAYER_LAUNCH_SECONDS)
+    else:
+        decoding += steps * options.step_overhead_ms / 1000
+    return decoding + completions * shape.forward_flops(prompt) / (gpu.flops * sampler.gpus * options.utilisation)

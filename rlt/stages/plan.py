@@ -1,0 +1,37 @@
+"""What a recipe needs on given GPUs, before a cent is spent (`rlt.planning`)."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rlt.config import validate
+from rlt.planning import Plan, PlanConfig, plan
+from rlt.recipe import load_recipe
+
+
+def run(recipe: Path | str, flags: Mapping[str, Any]) -> Plan:
+    """The plan of the recipe in that YAML file. `flags`: keys of PlanConfig; all others override keys of the recipe."""
+    ours = {key: value for key, value in flags.items() if key in PlanConfig.model_fields}
+    loaded = load_recipe(recipe, {key: value for key, value in flags.items() if key not in ours})
+    return plan(loaded, validate(PlanConfig, ours, "rlt plan"), str(recipe))
+
+
+def _help() -> str:
+    lines = [
+        "usage: rlt plan RECIPE --gpu NAME --count N [--price-per-hour X] [--KEY VALUE ...] [--STEP.KEY VALUE ...]",
+        "",
+        "Memory, hours, money and disk of every step, from model shapes; nothing is loaded or run.",
+        "",
+    ]
+    for name, info in PlanConfig.model_fields.items():
+        default = "required" if info.is_required() else f"default: {info.default}"
+        text = f"{' '.join((info.description or '').split())} [{default}]"
+        lines.append(f"  --{name.replace('_', '-')}")
+        lines.append(textwrap.fill(text, 116, initial_indent=" " * 6, subsequent_indent=" " * 6))
+    return "\n".join(lines)
+
+
+HELP = _help()
