@@ -114,7 +114,12 @@ class EngineOptions(Config):
     batch_size: int = Field(64, ge=1)
     """Prompts generated together by the `transformers` engine."""
     engine_options: dict[str, Any] = {}
-    """Passed through: to `vllm.LLM(...)` (tensor_parallel_size, gpu_memory_utilization, ...) or `generate(...)`."""
+    """Passed through: to `vllm.LLM(...)` (tensor_parallel_size, gpu_memory_utilization, ...) or to transformers'
+    `from_pretrained(...)`, with `continuous_batching` (true, or options of transformers' ContinuousBatchingConfig)."""
+    ray: str | None = None
+    """Address of a Ray cluster (`local` starts one) to spread the work over; null: this machine."""
+    ray_workers: int = Field(1, ge=1)
+    """Engine replicas on the Ray cluster."""
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -271,10 +276,6 @@ class CollectConfig(StageConfig, ModelOptions, FormatOptions, EngineOptions, Sam
     """Student whose context and tokenizer decide what fits (and who scores, for `select: reward`)."""
     student_context: int | None = Field(None, ge=1)
     """Tokens that the student's text may have; null: the student's own context."""
-    ray: str | None = None
-    """Address of a Ray cluster (`local` starts one) to spread the work over; null: this machine."""
-    ray_workers: int = Field(1, ge=1)
-    """Engine replicas on the Ray cluster."""
 
 
 class DistillConfig(StageConfig, ModelOptions, FormatOptions, TrainerPassthrough):
@@ -330,10 +331,6 @@ class EvaluateConfig(StageConfig, ModelOptions, FormatOptions, EngineOptions):
     """`format`: the student format's own; `none`; or a text file."""
     limit: int | None = Field(None, ge=1)
     """Only the first so many questions of each benchmark."""
-    ray: str | None = None
-    """Address of a Ray cluster (`local` starts one) to spread the work over; null: this machine."""
-    ray_workers: int = Field(1, ge=1)
-    """Engine replicas on the Ray cluster."""
 
 
 class ScoreConfig(StageConfig, ModelOptions, FormatOptions, StudentOptions, RewardOptions):

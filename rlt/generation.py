@@ -1,15 +1,25 @@
-"""Who writes: one interface over transformers, vLLM and any OpenAI-compatible server."""
+"""Who writes: one interface over transformers, vLLM and any OpenAI-compatible server, on this machine or a Ray cluster."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import hashlib
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+from rlt.config import EngineOptions
+from rlt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How one prompt is continued; a temperature of 0 is greedy, top_k None is off."""
+    """How one prompt is continued; a temperature of 0 is greedy, top_k None is off.
+
+    Nothing else shapes the distribution: a checkpoint's own sampling defaults (a repetition penalty, say) are not used.
+    """
 
     max_tokens: int
     temperature: float = 1.0
@@ -31,8 +41,13 @@ class Request:
 class Completion:
     """What an engine wrote for a request.
 
-    `text` includes a stop string that ended it. `token_ids` and `logprob_sum` (nats, under the sampling distribution) are
-    None where a server gives only text. `finish_reason` is `stop` or `length`.
+    `text` includes a stop string that ended it, and not the end-of-turn token; `token_ids` has all that were sampled.
+    `logprob_sum` is in nats under the model itself (temperature 1, nothing truncated), as servers report it, so that it
+    means the same with every engine. Both are None where a server gives only text. `finish_reason` is `stop` (a stop
+    string or the end of the turn) or `length` (`max_tokens`, or what the context leaves; a prompt that fills the context
+    alone has 0 completion tokens).
+
+    Example: Completion("3/0", "five</explanation>", "stop", 12, 2, (7, 9), -0.81)
     """
 
     key: str
@@ -50,6 +65,9 @@ class Engine(Protocol):
     context_length: int | None
     """Tokens that prompt and completion may have together, where known."""
 
+    name: str
+    """Engine and version, for the rows that it writes."""
+
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
         """Completions as they are finished, in any order. Requests are drawn lazily, so millions cost no memory."""
         ...
@@ -57,3 +75,78 @@ class Engine(Protocol):
     def close(self) -> None:
         """Free what the engine holds."""
         ...
+
+
+def build_engine(options: EngineOptions, model: str, *, dtype: str = "auto", trust_remote_code: bool = False) -> Engine:
+    """The engine that `options` name, for the model (or, at a server, the tokenizer) of a folder or hub name.
+
+    Raises ConfigError for options that exclude each other, ServerError for a server that is absent, refuses or has another
+    model, DependencyError with the install line of a missing extra, ModelError for what is no model.
+    """
+    if options.engine == "openai" and not options.url:
+        raise ConfigError("engine `openai` needs `url`, the server's address, for example http://127.0.0.1:8000/v1.")
+    if options.engine != "openai" and options.url:
+        raise ConfigError(
+            f"`url` is for engine `openai`, not `{options.engine}`. Set `engine: openai` or leave it out."
+        )
+    if options.ray is not None:
+        from rlt.fanout import RayEngine
+
+        return RayEngine(options, model, dtype=dtype, trust_remote_code=trust_remote_code)
+    if options.engine == "openai":
+        from rlt.engines.served import ServedEngine
+
+        return ServedEngine(options, model, trust_remote_code=trust_remote_code)
+    if options.engine == "vllm":
+        from rlt.engines.embedded import EmbeddedEngine
+
+        return EmbeddedEngine(options, model, dtype=dtype, trust_remote_code=trust_remote_code)
+    from rlt.engines.local import LocalEngine
+
+    return LocalEngine(options, model, dtype=dtype, trust_remote_code=trust_remote_code)
+
+
+def request_seed(seed: int, *parts: str | int) -> int:
+    """A seed in [0, 2**31) that depends on nothing but its arguments: not on order, batch or number of workers.
+
+    Example: request_seed(0, problem.id, sample)
+    """
+    digest = hashlib.blake2b(repr((seed, *parts)).encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def budget(prompt_tokens: int, sampling: Sampling, context_length: int | None) -> int:
+    """Tokens that may be generated after a prompt: `max_tokens`, or what the context leaves, not below 0."""
+    if context_length is None:
+        return sampling.max_tokens
+    return max(0, min(sampling.max_tokens, context_length - prompt_tokens))
+
+
+def cut(
+    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stop: Sequence[str], end_ids: Collection[int]
+) -> tuple[list[int], str, bool]:
+    """`(ids, text, stopped)` of sampled ids up to the end: the first end token (kept in ids, not in text) or stop string.
+
+    The token with which a stop string becomes complete is the last one kept; the text ends exactly with the stop string.
+    """
+    end = next((i for i, token in enumerate(ids) if token in end_ids), None)
+    kept = list(ids if end is None else ids[: end + 1])
+    body = kept if end is None else kept[:-1]
+    text = decode(tokenizer, body)
+    found = [(position, tag) for tag in stop if (position := text.find(tag)) >= 0]
+    if not found:
+        return kept, text, end is not None
+    position, tag = min(found)
+    # Bisect for the shortest run of ids whose text has the tag; usually it is all of them.
+    low, high = 0, len(body)
+    if tag not in decode(tokenizer, body[:-1]):
+        low = high - 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if tag in decode(tokenizer, body[:middle]) else (middle, high)
+    return body[:high], text[: position + len(tag)], True
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """The text of sampled ids, special tokens included: a format's tags may be special tokens."""
+    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)

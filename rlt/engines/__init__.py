@@ -1,0 +1,1 @@
+"""The engines behind `rlt.generation.build_engine`."""
