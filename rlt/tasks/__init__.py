@@ -13,10 +13,14 @@ from rlt.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A grader's verdict on one response: was it right, and the answer that was read from it (None: none was found)."""
+    """A grader's verdict on one response: was it right, and the answer that was read from it (None: none was found).
+
+    `error` says why a response could not be graded (it took too long, its grader's process died); it then counts as wrong.
+    """
 
     correct: bool
     extracted: str | None
+    error: str | None = None
 
 
 class Task(Protocol):
