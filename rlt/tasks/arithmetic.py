@@ -119,10 +119,11 @@ def _step(step: Step, value: int) -> str:
 
 def _leap(question: str, rng: random.Random, share: float) -> str:
     # A gap is marked: unmarked ones would make the values after it look wrong, and destroy the arithmetic of a student.
+    # The last step is always there: a solver that was right says how it ended.
     _, steps = steps_of(question)
     words = [
-        "..." if rng.random() < share else _step(step, value)
-        for step, value in zip(steps, values(question), strict=True)
+        "..." if rng.random() < share and number < len(steps) - 1 else _step(step, value)
+        for number, (step, value) in enumerate(zip(steps, values(question), strict=True))
     ]
     return " ".join(word for i, word in enumerate(words) if word != "..." or i == 0 or words[i - 1] != "...")
 
