@@ -1,7 +1,8 @@
 """Grading many responses in processes that can be ended: no response hangs or crashes the whole.
 
-A grader's process (`python -m rlt.grading TASK SECONDS`) reads one JSON line a response and answers with one. It imports no
-torch, may use 4 GiB, and ends itself when nobody has ended it. Tasks that are `CHEAP` are graded in this process.
+A grader's process (`python -m rlt.grading TASK SECONDS`) reads one JSON line a response and answers with one. It
+imports no torch, may use 4 GiB, and ends itself when nobody has ended it. Tasks that are `CHEAP` are graded in this
+process.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ Item = tuple[str, str, str]
 def answer_part(response: str, fmt: Format) -> str:
     """The part of a response in which its answer is looked for.
 
-    The solution between its tags. Where no solution tag was opened: what follows the closed thought. Where there is neither,
-    or the solution never closes (the length limit): the whole response.
+    The solution between its tags. Where no solution tag was opened: what follows the closed thought. Where there is
+    neither, or the solution never closes (the length limit): the whole response.
     """
     _, solution = fmt.parse_response(response)
     if solution is not None:
@@ -46,10 +47,10 @@ def answer_part(response: str, fmt: Format) -> str:
 
 
 class GraderPool:
-    """Grades responses of one task with `workers` processes; a response gets `timeout` seconds, then counts as wrong.
+    """Grades responses of one task in `workers` processes; a response gets `timeout` seconds, then counts as wrong.
 
-    Processes start with the first call that needs them and stay until `close`. A process that runs over its time, dies, or
-    runs out of memory is replaced, and the response's Verdict says so in `error`.
+    Processes start with the first call that needs them and stay until `close`. A process that runs over its time, dies,
+    or runs out of memory is replaced, and the response's Verdict says so in `error`.
     """
 
     def __init__(self, task: str, workers: int = 2, timeout: float = 10.0) -> None:
@@ -203,7 +204,7 @@ class _Process:
                 pipe.close()
 
 
-# -- the other side -------------------------------------------------------------------------------------------------------
+# -- the other side ----------------------------------------------------------------------------------------------------
 
 
 def serve(task: str, timeout: float) -> None:

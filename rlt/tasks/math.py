@@ -48,7 +48,7 @@ def same(given: str, other: str) -> bool:
     return given == other or (len(given) + len(other) < 200 and spell(given) == spell(other))
 
 
-# -- where the answer stands ------------------------------------------------------------------------------------------
+# -- where the answer stands -------------------------------------------------------------------------------------------
 
 
 def extract(solution: str) -> str | None:

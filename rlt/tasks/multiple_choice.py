@@ -1,0 +1,79 @@
+"""Multiple choice: the letter that a solution ends with.
+
+Where the letter is looked for, in this order; the first that is there counts, right or wrong:
+
+1. the last `\\boxed{...}`: a letter (`C`, `(C)`, `\\text{C}`, `C. 5 m`), or the text of one of the question's choices;
+2. what follows the last `answer is`, `answer:`, `choice is` or `option is`;
+3. the last letter that stands alone on its line, in brackets or in bold.
+"""
+
+from __future__ import annotations
+
+import re
+
+from rlt.tasks import Verdict
+
+CHEAP = True
+
+LETTERS = "ABCDEFGHIJ"
+_CHOICE = re.compile(rf"^\s*\(?([{LETTERS}])[).:]\s+(.+?)\s*$", re.MULTILINE)
+_BOX = re.compile(r"\\boxed\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
+_PHRASE = re.compile(
+    r"\b(?:answer|choice|option)\s*(?:is|:)\s*:?\s*(?:option|choice)?[\s*$(\\]*"
+    rf"(?:text\w*\{{|mathrm\{{|boxed\{{)?[\s*(]*([{LETTERS}])(?![A-Za-z'])",
+    re.IGNORECASE,
+)
+_ALONE = re.compile(
+    rf"\(([{LETTERS}])\)|\*\*\(?([{LETTERS}])[).]?\*\*|^[ \t]*([{LETTERS}])[ \t]*[.)]?[ \t]*$", re.MULTILINE
+)
+
+
+def grade(solution: str, answer: str, question: str) -> Verdict:
+    """Whether the last choice in `solution` is the letter `answer`."""
+    extracted = _boxed(solution, question) or _stated(solution) or _alone(solution)
+    return Verdict(extracted == _letter(answer), extracted)
+
+
+def check_answer(answer: str, question: str) -> str | None:
+    """Why the answer is none, or None: it must be a letter, and one of the question's choices where those are
+    listed."""
+    letter = _letter(answer)
+    if letter is None:
+        return f"{answer!r} is no letter from A to {LETTERS[-1]}"
+    choices = choices_of(question)
+    return f"{answer!r} is none of the question's choices" if choices and letter not in choices else None
+
+
+def choices_of(question: str) -> dict[str, str]:
+    """Letter -> text of the choices that a question lists, one a line, as `A. text` or `(A) text`."""
+    return {letter: text for letter, text in _CHOICE.findall(question)}
+
+
+def _letter(text: str) -> str | None:
+    match = re.fullmatch(rf"\s*\(?([{LETTERS}])\)?[.:]?\s*", text, re.IGNORECASE)
+    return match[1].upper() if match else None
+
+
+def _boxed(solution: str, question: str) -> str | None:
+    boxes = _BOX.findall(solution)
+    if not boxes:
+        return None
+    content = re.sub(r"\\(?:text\w*|mathrm|mathbf)\s*\{([^{}]*)\}", r"\1", boxes[-1]).strip(" $*")
+    if match := re.match(rf"\(?([{LETTERS}])(?:[).:,]|\s|$)", content):
+        return match[1]
+    spelled = {_plain(text): letter for letter, text in choices_of(question).items()}
+    return _letter(content) or spelled.get(_plain(content))
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[\s$.]|\\[,;!]", "", text).casefold()
+
+
+def _stated(solution: str) -> str | None:
+    found = _PHRASE.findall(solution)
+    return found[-1].upper() if found else None
+
+
+def _alone(solution: str) -> str | None:
+    found = _ALONE.findall(solution)
+    return next(filter(None, found[-1])) if found else None
