@@ -7,7 +7,7 @@ import os
 import sys
 import textwrap
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,13 @@ SUMMARIES = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status: 0, 1 (a stage says that something was wrong with its rows), 2 (an error, told in one line)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    return guarded(lambda: _dispatch(words))
+
+
+def guarded(action: Callable[[], int]) -> int:
+    """The exit status of `action`, with errors of rlt told in one line and no traceback."""
     try:
-        return _dispatch(words)
+        return action()
     except RltError as error:
         print(f"rlt: error: {error}", file=sys.stderr)
         return 2

@@ -1,0 +1,38 @@
+# Two commands on a fresh machine: `make quickstart` and `make test`. Both make .venv if it is not there.
+PYTHON ?= python3
+VENV := .venv
+RLT := $(VENV)/bin/rlt
+
+.PHONY: quickstart test install check format vllm-server clean
+
+quickstart: $(VENV)/installed  ## the whole method on two CPU cores, in minutes
+	$(RLT) run recipes/quickstart/recipe.yaml
+
+test: $(VENV)/installed-dev  ## all tests
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(VENV)/bin/python -m pytest
+
+install: $(VENV)/installed
+
+check: $(VENV)/installed-dev  ## formatting, lint, types
+	$(VENV)/bin/ruff format --check rlt tests benchmarks examples
+	$(VENV)/bin/ruff check rlt tests benchmarks examples
+	$(VENV)/bin/mypy
+
+format: $(VENV)/installed-dev
+	$(VENV)/bin/ruff format rlt tests benchmarks examples
+	$(VENV)/bin/ruff check --fix rlt tests benchmarks examples
+
+vllm-server:  ## an environment of its own with vLLM for the CPU, for tests/servers
+	bash scripts/make_vllm_server.sh
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[report]'
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[report,peft,ray,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .venv-vllm build dist *.egg-info
