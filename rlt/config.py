@@ -276,6 +276,16 @@ class CollectConfig(StageConfig, ModelOptions, FormatOptions, EngineOptions, Sam
     """Student whose context and tokenizer decide what fits (and who scores, for `select: reward`)."""
     student_context: int | None = Field(None, ge=1)
     """Tokens that the student's text may have; null: the student's own context."""
+    reward: RewardOptions = RewardOptions()
+    """For `select: reward`: the reward's choices, for example {kl_coef: 0}."""
+
+    @model_validator(mode="after")
+    def _selection_has_its_student(self) -> CollectConfig:
+        if self.student is None and self.select == "reward":
+            raise ValueError("`select: reward` needs `student`, the model whose understanding is the reward")
+        if self.student is None and self.student_context is not None:
+            raise ValueError("`student_context` needs `student`, whose tokenizer counts the tokens")
+        return self
 
 
 class DistillConfig(StageConfig, ModelOptions, FormatOptions, TrainerPassthrough):

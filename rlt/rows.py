@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rlt.errors import DataError
+from rlt.errors import DataError, RltError
+
+if TYPE_CHECKING:
+    import pyarrow
 
 ROW_FILES = (".jsonl", ".json", ".parquet")
 
@@ -22,7 +26,9 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """
     path = Path(path)
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix in ROW_FILES and not file.name.endswith("stage.json"))
+        files = sorted(
+            file for file in path.iterdir() if file.suffix in ROW_FILES and not file.name.endswith("stage.json")
+        )
         if not files:
             raise DataError(f"{path}: no {', '.join(ROW_FILES)} file in this folder.")
         for file in files:
@@ -100,7 +106,9 @@ class JsonlWriter:
             self._file = open(self.path, "ab+", buffering=0)  # noqa: SIM115
             self._cut_half_line()
         except OSError as error:
-            raise DataError(f"{self.path}: cannot be written ({error.strerror}). What was written before is kept.") from error
+            raise DataError(
+                f"{self.path}: cannot be written ({error.strerror}). What was written before is kept."
+            ) from error
 
     def _cut_half_line(self) -> None:
         size = end = self._file.seek(0, os.SEEK_END)
@@ -125,7 +133,9 @@ class JsonlWriter:
                 written += self._file.write(data[written:])
         except OSError as error:
             self._file.truncate(position)
-            raise DataError(f"{self.path}: cannot be written ({error.strerror}). What was written before is kept.") from error
+            raise DataError(
+                f"{self.path}: cannot be written ({error.strerror}). What was written before is kept."
+            ) from error
 
     def close(self) -> None:
         self._file.close()
@@ -139,24 +149,52 @@ class JsonlWriter:
         self.close()
 
 
-def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
-    """The number of rows written to a JSONL or Parquet file, which replaces `path` only when it is complete."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    count = 0
-    if path.suffix == ".parquet":
-        import pyarrow
-        import pyarrow.parquet
+def write_rows(path: Path, rows: Iterable[dict[str, Any]], schema: pyarrow.Schema | None = None) -> int:
+    """The number of rows written to a JSONL or Parquet file, which replaces `path` only when it is complete.
 
+    `schema` is for Parquet, whose rows are then written a thousand at a time; without one it follows from all rows.
+    Raises DataError for a full disk or a folder that cannot be written; nothing half-written stays.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            count = _write_parquet(partial, rows, schema) if path.suffix == ".parquet" else _write_jsonl(partial, rows)
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        if isinstance(error, RltError):  # raised by whoever makes the rows; a ServerError is an OSError too
+            raise
+        raise DataError(
+            f"{path}: cannot be written ({error.strerror or error}). What was written before is kept."
+        ) from error
+    return count
+
+
+def _write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:
+    count = 0
+    with path.open("wb") as file:
+        for count, row in enumerate(rows, 1):  # noqa: B007
+            file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+    return count
+
+
+def _write_parquet(path: Path, rows: Iterable[dict[str, Any]], schema: pyarrow.Schema | None) -> int:
+    import pyarrow
+    import pyarrow.parquet
+
+    if schema is None:
         table = pyarrow.Table.from_pylist(list(rows))
-        pyarrow.parquet.write_table(table, partial)
-        count = table.num_rows
-    else:
-        with partial.open("wb") as file:
-            for count, row in enumerate(rows, 1):  # noqa: B007
-                file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-    os.replace(partial, path)
+        pyarrow.parquet.write_table(table, path)
+        return int(table.num_rows)
+    count, source = 0, iter(rows)
+    with pyarrow.parquet.ParquetWriter(path, schema) as writer:
+        while group := list(islice(source, 1000)):
+            writer.write_table(pyarrow.Table.from_pylist(group, schema))
+            count += len(group)
     return count
