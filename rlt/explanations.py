@@ -1,8 +1,8 @@
 """Explanations on disk: rows in shards of whole problems, each complete or absent, with a card that opens the folder.
 
-While a shard's problems are being explained, its rows stand in an append-only journal under `state/`. When its last row
-is there, the shard is written whole, in the order of the data, and the journal is removed. A process can be killed between
-any two writes: what is visible is always valid, and the files of a resumed run are those of one never cut off.
+While a shard's problems are being explained, its rows stand in an append-only journal under `state/`. When its last
+row is there, the shard is written whole, in the order of the data, and the journal is removed. A process can be killed
+between any two writes: what is visible is always valid, and a resumed run leaves the files of one never cut off.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 SHARD_ROWS = 1000
 
 COLUMNS = {
-    "id": "string", "problem": "string", "sample": "int64", "question": "string", "solution": "string", "answer": "string",
-    "system": "string", "explanation": "string", "completion": "string", "closed": "bool", "finish_reason": "string",
-    "prompt_tokens": "int64", "completion_tokens": "int64", "logprob_sum": "float64", "seed": "int64", "engine": "string",
-    "text_only": "bool",
+    "id": "string", "problem": "string", "sample": "int64", "question": "string", "solution": "string",
+    "answer": "string", "system": "string", "explanation": "string", "completion": "string", "closed": "bool",
+    "finish_reason": "string", "prompt_tokens": "int64", "completion_tokens": "int64", "logprob_sum": "float64",
+    "seed": "int64", "engine": "string", "text_only": "bool",
 }  # fmt: skip
 
 
@@ -39,8 +39,8 @@ def explanation_row(
     """The row of one explanation, with all of `COLUMNS`.
 
     `completion` is what the teacher wrote, to the letter. `explanation` is that up to the closing tag, without the one
-    padding that belongs before the tag, where it is there: students' texts are rendered as padding + explanation + padding.
-    `id` is the problem's, with `/sample` behind it where a problem has several. `text_only`: the server gave no token ids.
+    padding that belongs before the tag, where it is there: a student's text is padding + explanation + padding. `id` is
+    the problem's, with `/sample` behind it where a problem has several. `text_only`: the server gave no token ids.
     """
     text, closed = fmt.parse_completion(completion.text)
     return {

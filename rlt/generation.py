@@ -1,4 +1,4 @@
-"""Who writes: one interface over transformers, vLLM and any OpenAI-compatible server, on this machine or a Ray cluster."""
+"""Who writes: one interface over transformers, vLLM and any OpenAI-compatible server, here or on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class Completion:
     `text` includes a stop string that ended it, and not the end-of-turn token; `token_ids` has all that were sampled.
     `logprob_sum` is in nats under the model itself (temperature 1, nothing truncated), as servers report it, so that it
     means the same with every engine. Both are None where a server gives only text. `finish_reason` is `stop` (a stop
-    string or the end of the turn) or `length` (`max_tokens`, or what the context leaves; a prompt that fills the context
-    alone has 0 completion tokens).
+    string or the end of the turn) or `length` (`max_tokens`, or what the context leaves; a prompt that fills the
+    context alone has 0 completion tokens).
 
     Example: Completion("3/0", "five</explanation>", "stop", 12, 2, (7, 9), -0.81)
     """
@@ -80,8 +80,8 @@ class Engine(Protocol):
 def build_engine(options: EngineOptions, model: str, *, dtype: str = "auto", trust_remote_code: bool = False) -> Engine:
     """The engine that `options` name, for the model (or, at a server, the tokenizer) of a folder or hub name.
 
-    Raises ConfigError for options that exclude each other, ServerError for a server that is absent, refuses or has another
-    model, DependencyError with the install line of a missing extra, ModelError for what is no model.
+    Raises ConfigError for options that exclude each other, ServerError for a server that is absent, refuses or has
+    another model, DependencyError with the install line of a missing extra, ModelError for what is no model.
     """
     if options.engine == "openai" and not options.url:
         raise ConfigError("engine `openai` needs `url`, the server's address, for example http://127.0.0.1:8000/v1.")
@@ -125,9 +125,10 @@ def budget(prompt_tokens: int, sampling: Sampling, context_length: int | None) -
 def cut(
     tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stop: Sequence[str], end_ids: Collection[int]
 ) -> tuple[list[int], str, bool]:
-    """`(ids, text, stopped)` of sampled ids up to the end: the first end token (kept in ids, not in text) or stop string.
+    """`(ids, text, stopped)` of sampled ids up to their end: the first end token or stop string.
 
-    The token with which a stop string becomes complete is the last one kept; the text ends exactly with the stop string.
+    An end token stays in the ids and is not in the text. The token with which a stop string becomes complete is the
+    last one kept; the text ends exactly with the stop string.
     """
     end = next((i for i, token in enumerate(ids) if token in end_ids), None)
     kept = list(ids if end is None else ids[: end + 1])
@@ -149,4 +150,4 @@ def cut(
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     """The text of sampled ids, special tokens included: a format's tags may be special tokens."""
-    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))

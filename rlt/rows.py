@@ -21,8 +21,8 @@ ROW_FILES = (".jsonl", ".json", ".parquet")
 def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """`(where, row)` of each row of a file, or of the row files of a folder in order of name; never the whole file.
 
-    `where` reads `train.jsonl line 12` or `train.parquet row 12`, counted from 1. Raises DataError for a missing file, an
-    unknown ending, or a line that is not a JSON object.
+    `where` reads `train.jsonl line 12` or `train.parquet row 12`, counted from 1. Raises DataError for a missing file,
+    an unknown ending, or a line that is not a JSON object.
     """
     path = Path(path)
     if path.is_dir():
@@ -95,8 +95,8 @@ def _object(row: Any, where: str) -> dict[str, Any]:
 class JsonlWriter:
     """Appends rows to a JSONL file; what `read_rows` sees is whole rows at every moment, also after `kill -9`.
 
-    Opening cuts off a last line that was being written when the process died. A full disk or an unwritable folder raises
-    DataError, and the rows before stay.
+    Opening cuts off a last line that was being written when the process died. A full disk or an unwritable folder
+    raises DataError, and the rows before stay.
     """
 
     def __init__(self, path: Path) -> None:

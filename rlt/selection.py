@@ -1,7 +1,7 @@
 """Selection for students: of each problem's explanations, those that a student can be trained on, and of those which.
 
 Where a problem has several explanations, the method keeps one that fits the student's context, and ranks by reward
-(SakanaAI/RLT README, on students of 32B). The text stays as the teacher wrote it: what does not fit is left out, not cut.
+(SakanaAI/RLT README, on students of 32B). The text stays as the teacher wrote it: what does not fit is left out whole.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ CHUNK = 64
 class Fits:
     """What keeps an explanation from being a student's example: `reason(row)` is None where nothing does.
 
-    With a `tokenizer`, the student's whole text (system prompt, question, thought, solution, end of turn) is rendered in the
-    student's format and counted to the token against `context`.
+    With a `tokenizer`, the student's whole text (system prompt, question, thought, solution, end of turn) is rendered
+    in the student's format and counted to the token against `context`.
     """
 
     fmt: Format

@@ -25,7 +25,7 @@ class Server:
 
     A request is sent again after 429, 5xx, a time-out or a broken connection, up to `retries` times, with exponential
     backoff and jitter; `Retry-After` is honoured. `timeout` bounds each attempt as a whole, in seconds. The key comes
-    from the environment variable `api_key_env`. All connections live in one thread; every method can be called from any.
+    from the environment variable `api_key_env`. All connections live in one thread; methods can be called from any.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Server:
         self._thread = threading.Thread(target=self._loop.run_forever, name="rlt-server", daemon=True)
         self._thread.start()
         limits = httpx.Limits(max_connections=max_in_flight, max_keepalive_connections=max_in_flight)
-        # Time spent waiting for a free connection is not the request's: no limit on that, and the whole has one of its own.
+        # No time limits of httpx: each attempt has one as a whole, see `_request`.
         self._client = httpx.AsyncClient(headers=headers, timeout=None, limits=limits)
 
     def request(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:

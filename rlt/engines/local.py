@@ -13,7 +13,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from rlt.config import EngineOptions
 from rlt.errors import ConfigError
-from rlt.generation import Completion, Request, Sampling, budget, cut
+from rlt.generation import Completion, Request, Sampling, budget, cut, decode
 from rlt.logprobs import Row, token_logprobs
 from rlt.models import context_length, load_model, load_tokenizer
 
@@ -153,10 +153,8 @@ class LocalEngine:
         # A token has at least one byte of text, or a character's; a tag spans at most as many tokens as it has bytes.
         tail = tokens[:, -(LOOK_EVERY + max(len(tag.encode()) for tag in stop)) :].tolist()
         alive = live.tolist()
-        texts = iter(self.tokenizer.batch_decode([ids for ids, on in zip(tail, alive, strict=True) if on],
-                                                 skip_special_tokens=False, clean_up_tokenization_spaces=False))  # fmt: skip
-        return torch.tensor([on and any(tag in text for tag in stop) for on in alive for text in ([next(texts)] if on else [""])],
-                            device=tokens.device)  # fmt: skip
+        written = (decode(self.tokenizer, ids) if on else "" for ids, on in zip(tail, alive, strict=True))
+        return torch.tensor([any(tag in text for tag in stop) for text in written], device=tokens.device)
 
     def _completion(
         self, prompt: _Prompt, ids: list[int], logprobs: torch.Tensor | None, sampling: Sampling
@@ -166,7 +164,7 @@ class LocalEngine:
         reason = "stop" if stopped else "length"
         return Completion(prompt.request.key, text, reason, len(prompt.ids), len(kept), tuple(kept), total)
 
-    # -- continuous batching ---------------------------------------------------------------------------------------------
+    # -- continuous batching -----------------------------------------------------------------------------------------
 
     def _write_continuously(self, batch: Sequence[_Prompt], sampling: Sampling) -> list[Completion]:
         from transformers import ContinuousBatchingConfig, GenerationConfig
@@ -181,7 +179,8 @@ class LocalEngine:
             config = ContinuousBatchingConfig(**{"seed": batch[0].request.seed, **(self.continuous or {})})
         except TypeError as error:
             raise ConfigError(f"`engine_options.continuous_batching`: {error}") from error
-        outputs = self.model.generate_batch([p.ids for p in batch], how, config, progress_bar=False)
+        model: Any = self.model
+        outputs = model.generate_batch([p.ids for p in batch], how, config, progress_bar=False)
         if len(outputs) != len(batch):
             raise RuntimeError(f"continuous batching returned {len(outputs)} of {len(batch)} completions")
         completions = []
@@ -210,14 +209,14 @@ def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[i
     return {token for token in [*ids, tokenizer.eos_token_id] if token is not None}
 
 
-# -- sampling ----------------------------------------------------------------------------------------------------------------
+# -- sampling --------------------------------------------------------------------------------------------------------
 
 
 def sample(logits: torch.Tensor, sampling: Sampling, seeds: torch.Tensor, step: int) -> torch.Tensor:
-    """`(B,)` token ids from `(B, V)` float32 logits, by inverting the cumulative distribution at one uniform number a row.
+    """`(B,)` token ids sampled from `(B, V)` float32 logits.
 
-    That number depends on the row's seed `(B,)` and the step alone. Top-k is applied before top-p, as vLLM and
-    transformers do.
+    The cumulative distribution is inverted at one uniform number, which depends on the row's seed `(B,)` and the step.
+    Top-k is applied before top-p, as vLLM and transformers do.
     """
     if sampling.temperature == 0:
         return logits.argmax(-1)
@@ -265,12 +264,14 @@ def _shifted(x: torch.Tensor, bits: int) -> torch.Tensor:
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
-# -- cache -------------------------------------------------------------------------------------------------------------------
+# -- cache -----------------------------------------------------------------------------------------------------------
 
 
 class _GrowingLayer(DynamicLayer):
     """A DynamicLayer with spare room: transformers' own copies all keys and values at every token."""
 
+    keys: torch.Tensor
+    values: torch.Tensor
     _room: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def update(

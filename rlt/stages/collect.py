@@ -32,7 +32,7 @@ SELECTED = {"all": choose_all, "reward": choose_best}
 def run(config: CollectConfig) -> Result:
     """A folder with `samples` explanations of every problem, in shards; with a selection, these are in `raw/`.
 
-    `selected.jsonl` (or .parquet) then has what students get, and `report/dropped.jsonl` every other row's id and reason.
+    `selected.jsonl` (or .parquet) then has what students get, and `report/dropped.jsonl` why each other row is left out.
     Killed and started again it goes on, and leaves the files that it would have left.
     """
     fmt = load_format(config.format)
@@ -65,7 +65,7 @@ def run(config: CollectConfig) -> Result:
     return result
 
 
-# -- the problems --------------------------------------------------------------------------------------------------------
+# -- the problems ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -76,29 +76,29 @@ class _Survey:
 
 
 def _survey(data: DataConfig, fmt: Format) -> _Survey:
-    """All rows read once, before a model is: they are valid, their ids differ, and a digest tells whether they changed."""
+    """All rows read once before a model is: they are valid, their ids differ, and a digest tells if they changed."""
     import numpy as np
 
-    digest, ids, dropped = hashlib.sha256(), array("Q"), _Counted()
+    digest, ids, dropped = hashlib.sha256(), array("Q"), _Dropped()
     for problem in iter_problems(data, fmt, dropped=dropped):
         digest.update(repr(problem).encode())
         ids.append(_hash(problem.id))
     if not ids:
-        raise DataError(f"{data.path}: no problem left; {dropped.count} rows were invalid. The first: {dropped.first}")
+        raise DataError(f"{data.path}: no problem left; {dropped.number} rows were invalid. The first: {dropped.first}")
     if len(np.unique(np.frombuffer(ids, dtype=np.uint64))) < len(ids):
         raise DataError(f"{data.path}: column `id` repeats. Every problem needs its own, or leave the column out.")
-    return _Survey(len(ids), dropped.count, digest.hexdigest())
+    return _Survey(len(ids), dropped.number, digest.hexdigest())
 
 
-class _Counted(list[str]):
+class _Dropped(list[str]):
     """Stands in for the list of dropped rows without keeping it."""
 
-    count = 0
+    number = 0
     first = "there are none"
 
     def append(self, line: str) -> None:
-        self.first = line if self.count == 0 else self.first
-        self.count += 1
+        self.first = line if self.number == 0 else self.first
+        self.number += 1
 
 
 def _hash(name: str) -> int:
@@ -116,7 +116,7 @@ def _check_same_data(folder: StageFolder, survey: _Survey) -> None:
         )
 
 
-# -- collecting ----------------------------------------------------------------------------------------------------------
+# -- collecting ------------------------------------------------------------------------------------------------------
 
 
 def _collect(config: CollectConfig, fmt: Format, tokenizer: PreTrainedTokenizerBase, shards: Shards) -> dict[str, Any]:
@@ -149,7 +149,7 @@ def _requests(
     pending: dict[str, tuple[int, int, Problem]],
 ) -> Iterator[Request]:
     """A request for each missing row, drawn as the engine wants them; `pending` knows those under way by their key."""
-    problems = enumerate(iter_problems(config.data, fmt, dropped=_Counted()))
+    problems = enumerate(iter_problems(config.data, fmt, dropped=_Dropped()))
     at, problem, prompt = -1, None, ""
     for position, sample in missing:
         while at < position:
@@ -191,7 +191,7 @@ def _progress(total: int, done: int, unit: str) -> Any:
     return tqdm(total=total, initial=done, unit=unit, dynamic_ncols=True, leave=False, disable=quiet, file=sys.stderr)
 
 
-# -- selecting -----------------------------------------------------------------------------------------------------------
+# -- selecting -------------------------------------------------------------------------------------------------------
 
 
 def _fits(config: CollectConfig, fmt: Format) -> Fits | None:
@@ -271,7 +271,7 @@ def _scorer(
     from rlt.scoring import RewardEngine, item_of_completion
     from rlt.students import LocalModel, checked_tokenizer, load_students, open_students
 
-    options = StudentOptions(student=[config.student or ""])
+    options = StudentOptions.model_validate({"student": [config.student]})
     tokenizer = checked_tokenizer(config.model, fmt, config) if config.reward.kl_coef else None
     students = load_students(open_students(fmt, config, options, config.reward, tokenizer), config, options)
     teacher = None if tokenizer is None else LocalModel.from_tokenizer(config.model, tokenizer, config, options)
@@ -294,6 +294,6 @@ def _card(config: CollectConfig, folder: StageFolder, metrics: dict[str, Any]) -
     write_card(
         folder.path, configs,
         f"# Explanations of {config.model}\n\nWhat a teacher that sees question and solution wrote for each problem of "
-        f"`{config.data.path}` (Reinforcement-Learned Teachers, arXiv 2506.08388), collected by `rlt collect`, temperature "
-        f"{config.temperature}, format `{config.format}`.\n\n{numbers}\n",
+        f"`{config.data.path}` (Reinforcement-Learned Teachers, arXiv 2506.08388), collected by `rlt collect`, "
+        f"temperature {config.temperature}, format `{config.format}`.\n\n{numbers}\n",
     )  # fmt: skip
