@@ -1,0 +1,78 @@
+"""Chained arithmetic: values by hand, experts that are always right in the end."""
+
+import random
+
+import pytest
+
+from rlt.errors import ConfigError
+from rlt.tasks import arithmetic
+from rlt.types import Problem
+
+QUESTION = "3 d - 4 g * 3 b + 6 ?"  # 3-4 = 9, 9*3 = 7, 7+6 = 3 (mod 10)
+PROBLEM = Problem(id="0", question=QUESTION, solution="3", answer="3")
+
+
+def test_values_of_each_step_by_hand():
+    assert arithmetic.values(QUESTION) == [9, 7, 3]
+
+
+def test_a_careful_expert_names_every_step_and_its_value():
+    assert arithmetic.explain(PROBLEM, "careful", random.Random(0)) == "d - 4 9 g * 3 7 b + 6 3"
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_every_expert_ends_with_the_right_value(seed):
+    explanation = arithmetic.explain(PROBLEM, "noisy", random.Random(seed))
+    assert explanation.split()[-1] == "3"
+
+
+def test_same_seed_same_problems_and_none_that_is_excluded():
+    first = arithmetic.generate(20, 1)
+    assert first == arithmetic.generate(20, 1)
+    rest = arithmetic.generate(20, 1, exclude={p.question for p in first[:5]})
+    assert not {p.question for p in rest} & {p.question for p in first[:5]}
+
+
+def test_questions_are_distinct_and_their_answers_right():
+    problems = arithmetic.generate(200, 2, {"steps": [2, 5]})
+    assert len({p.question for p in problems}) == 200
+    assert all(p.answer == str(arithmetic.values(p.question)[-1]) for p in problems)
+
+
+def test_too_few_different_questions_is_an_error():
+    with pytest.raises(ConfigError, match="not 3000 different"):
+        arithmetic.generate(3000, 0, {"steps": 1})
+
+
+@pytest.mark.parametrize("options", [{"step": 3}, {"steps": 0}, {"steps": [4, 2]}])
+def test_bad_options_are_refused(options):
+    with pytest.raises(ConfigError, match="options"):
+        arithmetic.generate(1, 0, options)
+
+
+@pytest.mark.parametrize(
+    ("solution", "correct", "extracted"), [("3", True, "3"), ("it is 3", True, "3"), ("13", False, "13"), ("", False, None)]
+)
+def test_the_last_word_is_graded(solution, correct, extracted):
+    verdict = arithmetic.grade(solution, "3", QUESTION)
+    assert (verdict.correct, verdict.extracted) == (correct, extracted)
+
+
+@pytest.mark.parametrize(
+    ("explanation", "leaks", "correct"),
+    [
+        ("d - 4 9 g * 3 7 b + 6 3", False, True),
+        ("so 3 d - 4 9 g * 3 7 b + 6 3", True, False),
+        ("d - 4 9 ... b + 6 3", False, False),
+        ("d - 4 8 g * 3 7 b + 6 3", False, False),
+        ("", False, False),
+    ],
+)
+def test_inspection_sees_leaks_and_gaps_and_slips(explanation, leaks, correct):
+    assert arithmetic.inspect(explanation, QUESTION) == {"leaks": leaks, "correct": correct}
+
+
+def test_every_word_of_questions_and_explanations_is_in_the_vocabulary():
+    rng, words = random.Random(0), set(arithmetic.vocabulary())
+    for problem in arithmetic.generate(300, 3, {"steps": [1, 6]}):
+        assert set(problem.question.split()) | set(arithmetic.explain(problem, "noisy", rng).split()) <= words

@@ -1,0 +1,99 @@
+"""Recipes: references, variants, seeds, overrides; errors that name the step and the key."""
+
+import pytest
+
+from rlt.errors import ConfigError
+from rlt.recipe import build_recipe, deep_merge, load_recipe
+
+HEAD = {"name": "r", "folder": "out"}
+
+
+def recipe(**steps):
+    return build_recipe({**HEAD, **steps}, "r.yaml")
+
+
+def step(recipe, name, seed=0):
+    return next(s for s in recipe.steps if s.name == name and s.seed == seed)
+
+
+def test_a_reference_is_the_output_of_that_step_and_makes_a_dependency():
+    r = recipe(warmup={"model": "m", "data": "d.jsonl"}, train={"model": "@warmup", "student": "s", "data": "d.jsonl"})
+    assert step(r, "train").config.model == "out/r/warmup"
+    assert step(r, "train").after == ("warmup",)
+
+
+def test_a_reference_may_name_a_file_inside_the_output():
+    r = recipe(
+        rank={"data": "d.jsonl", "scores": "s.jsonl"}, distill={"model": "m", "data": "@rank:band-1.jsonl"}
+    )
+    assert step(r, "distill").config.data.path == "out/r/rank/band-1.jsonl"
+
+
+def test_with_several_seeds_each_has_its_own_folder():
+    r = build_recipe({**HEAD, "seeds": [3, 4], "warmup": {"model": "m", "data": "d.jsonl"}}, "r.yaml")
+    assert [(s.seed, str(s.config.output), s.config.seed) for s in r.steps] == [
+        (3, "out/r/seed-3/warmup", 3),
+        (4, "out/r/seed-4/warmup", 4),
+    ]
+
+
+def test_variants_are_steps_and_can_be_taken_over_by_a_later_step():
+    r = recipe(
+        distill={"model": "m", "each": {"a": {"data": "a.jsonl"}, "b": {"data": "b.jsonl"}}},
+        evaluate={"each": "@distill", "model": "@distill/{each}", "benchmark": "math500"},
+    )
+    assert [s.name for s in r.steps] == ["distill/a", "distill/b", "evaluate/a", "evaluate/b"]
+    assert step(r, "evaluate/b").config.model == "out/r/distill/b"
+    assert step(r, "evaluate/b").after == ("distill/b",)
+
+
+def test_defaults_lie_under_a_steps_own_keys():
+    r = recipe(
+        defaults={"distill": {"format": "r1", "trainer": {"max_steps": 1, "learning_rate": 2.0}}},
+        distill={"model": "m", "data": "d.jsonl", "trainer": {"max_steps": 9}},
+    )
+    assert step(r, "distill").config.format == "r1"
+    assert step(r, "distill").config.trainer == {"max_steps": 9, "learning_rate": 2.0}
+
+
+def test_overrides_reach_into_a_step(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("name: r\nwarmup: {model: m, data: d.jsonl, trainer: {max_steps: 5}}\n")
+    r = load_recipe(path, {"warmup": {"trainer": {"max_steps": 1}}, "seeds": [7]})
+    assert step(r, "warmup", 7).config.trainer == {"max_steps": 1}
+
+
+def test_what_is_dumped_makes_the_same_recipe(tmp_path):
+    r = recipe(warmup={"model": "m", "data": "d.jsonl"}, train={"model": "@warmup", "student": "s", "data": "d.jsonl"})
+    path = tmp_path / "recipe.yaml"
+    path.write_text(r.dump())
+    assert load_recipe(path).steps == r.steps
+
+
+def test_merging_replaces_everything_but_mappings():
+    assert deep_merge({"a": {"b": 1, "c": 2}, "d": [1]}, {"a": {"b": 3}, "d": [2]}) == {"a": {"b": 3, "c": 2}, "d": [2]}
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ({"warmup": {"modle": "m", "data": "d"}}, "`modle`: no such key (did you mean model"),
+        ({"warm": {"model": "m"}}, "no stage 'warm' (did you mean warmup?)"),
+        ({"warmup": {"model": "@bace", "data": "d"}, "base": {"task": "arithmetic"}}, "@bace is no other step of this recipe (did you mean @base?)"),
+        ({"warmup": {"model": "@warmup", "data": "d"}}, "@warmup is no other step"),
+        ({"warmup": 3}, "must be a mapping"),
+        ({"evaluate": {"each": "@distill", "model": "m"}}, "no earlier step of that name has variants"),
+        ({"defaults": {"dstill": {}}, "warmup": {"model": "m", "data": "d"}}, "`defaults.dstill`"),
+        ({"train": {"model": "m", "student": "s", "data": "d", "kl_coef": "much"}}, "`kl_coef`"),
+    ],
+)
+def test_mistakes_are_told_with_step_key_and_fix(steps, message):
+    with pytest.raises(ConfigError) as caught:
+        recipe(**steps)
+    assert message in str(caught.value)
+    assert "r.yaml" in str(caught.value)
+
+
+def test_a_missing_recipe_is_one_clear_line(tmp_path):
+    with pytest.raises(ConfigError, match=r"none\.yaml: no such recipe"):
+        load_recipe(tmp_path / "none.yaml")
