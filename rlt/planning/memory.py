@@ -85,16 +85,18 @@ def gathered_bytes(shape: Shape, launch: Launch) -> float:
     return 2.0 * min(shape.parameters, ZERO3_LIVE) if launch.kind == "zero3" else 0.0
 
 
-def training_activations(shape: Shape, tokens: float, checkpointing: bool) -> float:
-    """Bytes that forward keeps for backward, `tokens` in a micro-batch, in bfloat16 with a fused attention (no T x T).
+def training_activations(shape: Shape, tokens: float, checkpointing: bool, residual: int = 2) -> float:
+    """Bytes that forward keeps for backward of `tokens` at once, with a fused attention (no length x length matrix).
 
-    A layer keeps for each token 34 hidden-sized bytes (its input, two norms with float32 inputs, q, attention's output,
-    residuals), 4 a KV element and 8 an MLP element (gate, up, activation, product). With checkpointing: every layer's
-    input, and one layer whole, with as much again for its gradients.
+    A layer keeps for each token 10 + 5 * `residual` bytes a hidden element, 8 an MLP element (gate, up, activation,
+    product in bfloat16) and 4 a KV element. `residual`: bytes of an element of the residual stream, 2, or 4 where
+    autocast computes with float32 weights. The counts are those of the tensors that transformers saves (see the tests);
+    LoRA on every layer adds 4 a hidden element, left out here. With checkpointing: the input of each layer, and one
+    layer whole with as much again for its gradients.
     """
-    kept = 34 * shape.hidden + 8 * shape.kv_heads * shape.head_dim + 8 * shape.intermediate
+    kept = (10 + 5 * residual) * shape.hidden + 8 * shape.intermediate + 4 * shape.kv_heads * shape.head_dim
     if checkpointing:
-        return tokens * (2 * shape.hidden * shape.layers + 2 * kept)
+        return tokens * (residual * shape.hidden * shape.layers + 2 * kept)
     return tokens * shape.layers * kept
 
 

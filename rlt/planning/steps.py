@@ -26,7 +26,7 @@ from rlt.errors import ConfigError
 from rlt.planning.machine import GB, GIB, Launch, load_gpu, load_launch
 from rlt.planning.memory import Memory, forward_activations, head_bytes, with_overhead
 from rlt.planning.options import PlanConfig
-from rlt.planning.throughput import Sampler, longest, sampling_seconds
+from rlt.planning.throughput import Sampler, cut, fitting, longest, sampling_seconds
 from rlt.planning.training import Training
 from rlt.recipe import Recipe, Step
 from rlt.rows import read_rows
@@ -109,23 +109,24 @@ class Planner:
         options, shape = self.options, self.shape(config.model)
         training = Training.of(step, config, shape, *self._processes(config.launch, step))
         cap = config.max_length or shape.context or math.inf
-        mean = min(options.question_tokens + options.solution_tokens + options.explanation_tokens, cap)
-        rows = self.rows(config.data)
+        length = options.question_tokens + options.solution_tokens + options.explanation_tokens
+        share, mean = fitting(length, options.length_spread, cap)  # longer rows are left out, never cut
+        rows = max(1, round(share * self.rows(config.data)))
         epochs = training.get("num_train_epochs", 3)
         examples = rows * epochs
         if training.get("max_steps", -1) > 0:
             examples = training.trainer["max_steps"] * training.rows_a_step
         elif isinstance(config, DistillConfig) and isinstance(config.token_budget, int):
-            examples = min(examples, epochs * config.token_budget / min(options.explanation_tokens, cap))
+            examples = min(examples, epochs * config.token_budget / options.explanation_tokens)
         steps = max(1, math.ceil(examples / training.rows_a_step))
-        padded = longest(mean, training.batch, options.length_spread, cap)
+        padded = max(mean, longest(length, training.batch, options.length_spread, cap)) if training.batch > 1 else mean
         flops = examples * shape.forward_flops(padded) * training.passes
         return StepPlan(
             step.name,
             step.stage,
-            config.model,
+            self._named(config.model),
             training.n,
-            (training.update(training.batch * longest(mean, rows, options.length_spread, cap)),),
+            (training.update(training.batch * longest(length, rows, options.length_spread, cap)),),
             {
                 "training": flops / self._speed(training.n),
                 "offload": training.offload_seconds(steps, options),
@@ -144,14 +145,15 @@ class Planner:
             training = replace(training, n=self._trainers(step, training))
         n, servers = training.n, options.count - training.n if training.vllm == "server" else 0
         completions, group = training.completions, training.get("num_generations", 8)
-        cap = training.get("max_completion_length", 256)
+        cap = training.get("max_completion_length", 512)
         prompt = options.question_tokens + (options.solution_tokens if teaching else 0)
-        mean = min(options.explanation_tokens if teaching else options.response_tokens, cap)
+        mean = float(options.explanation_tokens if teaching else options.response_tokens)
+        written = cut(mean, options.length_spread, cap)
         updates = training.updates(self.rows(config.data))
         iterations = training.get("num_iterations", 1)
         generations = math.ceil(updates / max(1, completions // training.rows_a_step * iterations))
         together = completions / n if options.padding == "generation" else training.batch
-        width = prompt + longest(mean, together, options.length_spread, cap)
+        width = prompt + (longest(mean, together, options.length_spread, cap) if together > 1 else written)
 
         students = Students.of(self, config)
         update = training.update(training.batch * (prompt + cap))
@@ -176,21 +178,21 @@ class Planner:
         seconds = {
             "sampling": generations * sample_seconds,
             "policy and reference": generations * flops / self._speed(n),
-            "scoring": self._scoring_seconds(students.names, completions * generations, n),
+            "scoring": self._scoring_seconds(students.names, completions * generations, n, cap),
             "offload": training.offload_seconds(updates, options)
             + generations * students.moved / (options.pcie_gb_per_s * GB),
         }
         notes = [
             f"{updates:,} steps; {completions:,} completions a generation ({completions // group} questions x {group}) "
             f"padded to {width:,.0f} tokens",
-            f"{n} GPUs train" + (f", {servers} serve samples" if servers else ""),
+            f"{n} GPU(s) train" + (f", {servers} serve samples" if servers else ""),
         ]
         if students.served:
             notes.append(f"{students.served} student(s) behind an address, on other machines: not counted")
         return StepPlan(
             step.name,
             step.stage,
-            config.model,
+            self._named(config.model),
             n + servers,
             (sampling, scoring, replace(update, other_models=resident, kv_cache=self._asleep(training))),
             seconds,
@@ -290,7 +292,7 @@ class Planner:
         prompt = options.question_tokens + options.solution_tokens
         planned = self._generate(step, config, completions, prompt, options.explanation_tokens, config.max_tokens)
         if config.select == "reward" and config.student:
-            scoring = self._scoring_seconds([config.student, config.model], completions, 1)
+            scoring = self._scoring_seconds([config.student, config.model], completions, 1, config.max_tokens)
             planned = replace(planned, seconds={**planned.seconds, "scoring": scoring})
         return planned
 
@@ -313,18 +315,22 @@ class Planner:
     ) -> StepPlan:
         shape = self.shape(config.model)
         cap = min(cap, shape.context - 1 if shape.context else cap)
-        mean = min(mean, cap)
         engine, replicas, memory = self._engine(shape, config, prompt, mean, cap)
         sampler = engine.sampler
         seconds = sampling_seconds(sampler, self.gpu, completions / replicas, prompt, mean, cap, self.options)
         gpus = replicas * sampler.gpus
         at_once = min(sampler.concurrency, completions / replicas)
+        written = cut(mean, self.options.length_spread, cap)
         note = (
             f"{completions:,.0f} completions; {replicas} engine(s) of {sampler.gpus} GPU(s), {at_once:,.0f} sequences "
-            f"at once, {completions * mean / seconds / gpus:,.0f} tokens/s a GPU"
+            f"at once, {completions * written / seconds / gpus:,.0f} tokens/s a GPU"
         )
-        text = completions * (prompt + 2 * mean) * 4  # about four bytes of text a token; explanation and raw completion
-        return StepPlan(step.name, step.stage, config.model, gpus, (memory,), {"sampling": seconds}, text, 0.0, (note,))
+        text = (
+            completions * (prompt + 2 * written) * 4
+        )  # about four bytes of text a token; explanation and raw completion
+        return StepPlan(
+            step.name, step.stage, self._named(config.model), gpus, (memory,), {"sampling": seconds}, text, 0.0, (note,)
+        )
 
     def _engine(
         self, shape: Shape, config: CollectConfig | EvaluateConfig, prompt: float, mean: float, cap: float
@@ -382,13 +388,24 @@ class Planner:
         )
         times = 3 if config.placebos else 1
         disk = rows * 4.0 * (options.question_tokens + options.solution_tokens + options.explanation_tokens)
-        seconds = {"scoring": times * self._scoring_seconds(local, rows, 1)}
-        return StepPlan(step.name, step.stage, ", ".join(models), 1, (memory,), seconds, disk, 0.0, (f"{rows:,} rows",))
+        seconds = {"scoring": times * self._scoring_seconds(local, rows, 1, math.inf)}
+        return StepPlan(
+            step.name,
+            step.stage,
+            ", ".join(map(self._named, models)),
+            1,
+            (memory,),
+            seconds,
+            disk,
+            0.0,
+            (f"{rows:,} rows",),
+        )
 
-    def _scoring_seconds(self, models: Iterable[str], rows: float, n: int) -> float:
-        """Seconds for one forward pass of each model over `rows` whole texts, on `n` GPUs."""
+    def _scoring_seconds(self, models: Iterable[str], rows: float, n: int, cap: float) -> float:
+        """Seconds for one pass of each model over `rows` whole texts on `n` GPUs; explanations end at `cap`."""
         options = self.options
-        length = options.question_tokens + options.explanation_tokens + options.solution_tokens
+        written = cut(options.explanation_tokens, options.length_spread, cap)
+        length = options.question_tokens + options.solution_tokens + written
         shapes = [self.shape(name) for name in models]
         return rows * sum(s.forward_flops(min(length, s.context or length)) for s in shapes) / self._speed(n)
 
@@ -412,6 +429,10 @@ class Planner:
         if start is None:
             raise ConfigError(f"{model}: the step `{step.name}` makes no model.")
         return self.shape(start)
+
+    def _named(self, model: str) -> str:
+        step = self._step_of(model)
+        return model if step is None else f"@{step.name}"
 
     def rows(self, data: DataConfig) -> int:
         """Rows of a data set: of the step that makes it, counted in its file, or looked up. Raises ConfigError."""

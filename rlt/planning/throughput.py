@@ -13,13 +13,41 @@ from rlt.shapes import Shape
 LAYER_LAUNCH_SECONDS = 1e-3  # transformers' generate: Python and kernel launches, a layer and step
 
 
+def _log_normal(mean: float, spread: float) -> tuple[float, float]:
+    """mu and sigma of log-normal lengths with that mean and that standard deviation over mean."""
+    sigma = math.sqrt(math.log1p(spread**2))
+    return math.log(mean) - sigma**2 / 2, sigma
+
+
+def cut(mean: float, spread: float, cap: float) -> float:
+    """Mean length of texts that are written until their end or until `cap` tokens."""
+    if spread == 0 or math.isinf(cap):
+        return min(mean, cap)
+    mu, sigma = _log_normal(mean, spread)
+    z = (math.log(cap) - mu) / sigma
+    normal = NormalDist()
+    return mean * normal.cdf(z - sigma) + cap * (1 - normal.cdf(z))
+
+
+def fitting(mean: float, spread: float, cap: float) -> tuple[float, float]:
+    """Share of texts of at most `cap` tokens, and the mean length of those."""
+    if spread == 0 or math.isinf(cap):
+        return 1.0, min(mean, cap)
+    mu, sigma = _log_normal(mean, spread)
+    z = (math.log(cap) - mu) / sigma
+    share = NormalDist().cdf(z)
+    if share < 1e-6:
+        return 1e-6, cap
+    return share, mean * NormalDist().cdf(z - sigma) / share
+
+
 def longest(mean: float, count: float, spread: float, cap: float) -> float:
     """Expected length of the longest of `count` texts: log-normal lengths, Blom's quantile; never above `cap`."""
     if count <= 1 or spread == 0:
         return min(mean, cap)
-    sigma = math.sqrt(math.log1p(spread**2))
+    mu, sigma = _log_normal(mean, spread)
     z = NormalDist().inv_cdf((count - 0.375) / (count + 0.25))
-    return min(cap, mean * math.exp(sigma * z - sigma**2 / 2))
+    return min(cap, math.exp(mu + sigma * z))
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,20 +63,21 @@ class Sampler:
 def sampling_seconds(
     sampler: Sampler, gpu: Gpu, completions: float, prompt: float, mean: float, cap: float, options: PlanConfig
 ) -> float:
-    """Seconds for one engine to write `completions` of `mean` tokens (at most `cap`) after prompts of `prompt` tokens.
+    """Seconds for one engine to write `completions` that would have `mean` tokens, were they not cut off at `cap`.
 
     Every decoding step reads all weights and the KV cache of the running sequences. While the queue lasts,
     `concurrency` sequences run; then the longest runs to its end.
     """
     shape, spread = sampler.shape, options.length_spread
+    written = cut(mean, spread, cap)
     at_once = min(sampler.concurrency, completions)
     if sampler.batched:
         steps = completions / at_once * longest(mean, at_once, spread, cap)
     else:
-        steps = completions / at_once * mean + longest(mean, completions, spread, cap) - mean
-    context = prompt * mean + mean**2 * (1 + spread**2) / 2  # positions read over one completion
+        steps = completions / at_once * written + longest(mean, completions, spread, cap) - written
+    context = prompt * written + written**2 * (1 + spread**2) / 2  # positions read over one completion
     read = 2 * shape.parameters * steps + shape.kv_bytes * completions * context
-    computed = completions * mean * 2 * shape.matmul_parameters
+    computed = completions * written * 2 * shape.matmul_parameters
     decoding = max(read / gpu.bandwidth, computed / gpu.flops) / sampler.gpus / options.decode_efficiency
     if sampler.batched:
         decoding = max(decoding, steps * shape.layers * LAYER_LAUNCH_SECONDS)

@@ -77,13 +77,18 @@ class Training:
         return bool(self.get("gradient_checkpointing", True))
 
     @property
+    def residual(self) -> int:
+        """Bytes of an element of the residual stream: autocast leaves it float32 where the weights are."""
+        return 4 if self.dtype_bytes == 4 and self.launch.kind in ("single", "ddp") else 2
+
+    @property
     def passes(self) -> int:
         """Forward passes that an update costs: 1, its backward 2 (LoRA 1: no gradients of weights), recomputing 1."""
         return (2 if self.lora else 3) + self.checkpointing
 
     @property
     def moments(self) -> int:
-        """Bytes of optimiser state for a trained parameter: 8 for Adam's two moments, 2 for those in 8 bits, none for SGD."""
+        """Bytes of optimiser state for a trained parameter: 8 for Adam, 2 for Adam in 8 bits, none for SGD."""
         name = self.get("optim", "adamw_torch_fused")
         if "8bit" in name:
             return 2
@@ -96,7 +101,7 @@ class Training:
         return Memory(
             "update",
             **state,
-            activations=training_activations(self.shape, tokens, self.checkpointing),
+            activations=training_activations(self.shape, tokens, self.checkpointing, self.residual),
             logits=head_bytes(self.shape, tokens, not self.lora),
         )
 

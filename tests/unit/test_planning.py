@@ -1,0 +1,296 @@
+"""Plans worked by hand: parameters, bytes and seconds of known shapes, and the known costs of the published run."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from rlt.errors import ConfigError, ModelError
+from rlt.planning import Plan, PlanConfig, plan
+from rlt.planning.machine import GIB, Launch, load_gpu, load_launch
+from rlt.planning.memory import gathered_bytes, head_bytes, training_activations, training_state
+from rlt.planning.throughput import Sampler, cut, fitting, longest, sampling_seconds
+from rlt.recipe import build_recipe, load_recipe
+from rlt.shapes import FAMILIES, Shape, load_shape, shape_of
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+SMALL = Shape(hidden=8, intermediate=16, layers=2, heads=2, kv_heads=1, head_dim=4, vocab=10, tied=True)
+QWEN_7B = "Qwen/Qwen2.5-7B-Instruct"
+
+
+def options(**values: object) -> PlanConfig:
+    return PlanConfig.model_validate({"gpu": "h100-80gb", **values})
+
+
+# -- shapes ------------------------------------------------------------------------------------------------------------
+
+
+def test_parameters_of_a_small_model_by_hand() -> None:
+    attention = 8 * 8 + 8 * 4 + 8 * 4 + 8 * 8  # q, k, v, o
+    assert SMALL.layer_parameters == attention + 3 * 8 * 16 + 2 * 8 == 592
+    assert SMALL.parameters == 2 * 592 + 8 + 10 * 8 == 1272
+    assert SMALL.kv_bytes == 2 * 2 * 2 * 1 * 4 == 32  # key and value, two bytes, two layers, one head of four
+    assert SMALL.lora_parameters(2, ["q_proj", "down_proj"]) == 2 * 2 * ((8 + 8) + (16 + 8))
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [("0.5B", 0.494), ("1.5B", 1.544), ("3B", 3.086), ("7B", 7.616), ("14B", 14.770), ("32B", 32.764)],
+)
+def test_shipped_shapes_have_the_published_numbers_of_parameters(name: str, billions: float) -> None:
+    assert load_shape(f"Qwen/Qwen2.5-{name}-Instruct").parameters / 1e9 == pytest.approx(billions, abs=6e-4)
+
+
+def test_kv_cache_of_qwen_7b_is_56_kib_a_token() -> None:
+    assert load_shape(QWEN_7B).kv_bytes == 2 * 2 * 28 * 4 * 128 == 56 * 1024
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_parameters_are_those_of_transformers(family: str) -> None:
+    config = AutoConfig.for_model(
+        family, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=32, vocab_size=50, tie_word_embeddings=False,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    assert shape_of(config.to_dict(), family).parameters == model.num_parameters()
+
+
+def test_a_folders_config_wins_and_nothing_else_is_read(tmp_path: Path) -> None:
+    config = {"model_type": "llama", "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "vocab_size": 10,
+              "num_attention_heads": 2, "num_key_value_heads": 1, "tie_word_embeddings": True}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert load_shape(str(tmp_path)) == SMALL
+
+
+def test_what_cannot_be_planned_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="model_type 'mixtral'"):
+        shape_of({"model_type": "mixtral"}, "x")
+    with pytest.raises(ModelError, match="config.json has no 'intermediate_size'"):
+        shape_of({"model_type": "llama", "num_attention_heads": 2, "hidden_size": 8}, "x")
+    with pytest.raises(ModelError, match="target_modules"):
+        SMALL.lora_parameters(8, ["lm_head"])
+
+
+def test_forward_flops_are_two_a_parameter_and_token_and_half_of_attention() -> None:
+    tokens = 4
+    weights = 2 * 592 + 10 * 8  # layers and the (tied) output table
+    scores_and_values = (
+        2 * 2 * (2 * 4) * tokens * tokens * 2 / 2
+    )  # FLOPs, two products, q width, T x T, layers, causal half
+    assert SMALL.forward_flops(tokens) == 2 * weights * tokens + scores_and_values
+
+
+# -- memory ------------------------------------------------------------------------------------------------------------
+
+
+def test_sixteen_bytes_a_parameter_in_float32_training() -> None:
+    p = SMALL.parameters
+    state, host = training_state(SMALL, p, Launch("fsdp2"), 4, 4, 8)
+    assert sum(state.values()) == 16 * p / 4
+    assert host == 0
+    state, host = training_state(SMALL, p, Launch("zero3"), 4, 4, 8)
+    assert state == {"weights": 2 * p / 4, "gradients": 2 * p / 4, "optimiser": 12 * p / 4}
+
+
+def test_offloading_moves_the_optimiser_to_the_host() -> None:
+    p = SMALL.parameters
+    state, host = training_state(SMALL, p, Launch("zero3", offload_optimiser=True), 8, 4, 8)
+    assert state == {"weights": 2 * p / 8, "gradients": 0.0, "optimiser": 0.0}
+    assert host == 16 * p  # float32 gradients, master weights, two moments
+
+
+def test_lora_trains_only_its_own() -> None:
+    state, _ = training_state(SMALL, 100, Launch("single"), 1, 2, 8)
+    assert state == {"weights": 2 * 1272 + 400, "gradients": 400, "optimiser": 800}
+
+
+def test_ddp_shards_nothing_and_doubles_gradients() -> None:
+    p = SMALL.parameters
+    state, _ = training_state(SMALL, p, Launch("ddp"), 8, 4, 8)
+    assert state == {"weights": 4 * p + 2 * p, "gradients": 8 * p, "optimiser": 8 * p}
+    assert gathered_bytes(SMALL, Launch("ddp")) == 0
+
+
+def test_the_output_layer_never_holds_the_logits_of_all_positions() -> None:
+    shape = load_shape(QWEN_7B)
+    short, long = (head_bytes(shape, tokens, trained=False) for tokens in (8192, 16384))
+    assert long - short == 4 * 8192  # a log-prob for each token, and nothing of the vocabulary's size
+    assert long < 0.1 * 16384 * shape.vocab * 2
+
+
+@pytest.mark.parametrize("residual", [2, 4])
+def test_activations_are_the_tensors_that_transformers_saves(residual: int) -> None:
+    measured = [_saved_bytes(layers, residual) for layers in (1, 3)]
+    shapes = [shape_of(_config(layers).to_dict(), "x") for layers in (1, 3)]
+    planned = [training_activations(shape, 48, checkpointing=False, residual=residual) for shape in shapes]
+    assert measured[1] - measured[0] == pytest.approx(planned[1] - planned[0], rel=0.01)
+
+
+def _config(layers: int):  # type: ignore[no-untyped-def]
+    return AutoConfig.for_model(
+        "qwen2", hidden_size=128, intermediate_size=320, num_hidden_layers=layers, num_attention_heads=4,
+        num_key_value_heads=2, vocab_size=40, tie_word_embeddings=False, attn_implementation="sdpa",
+    )  # fmt: skip
+
+
+def _saved_bytes(layers: int, residual: int) -> int:
+    """Bytes that a forward pass of 48 tokens saves for backward, copies of weights left out."""
+    model = AutoModelForCausalLM.from_config(_config(layers)).to(torch.bfloat16 if residual == 2 else torch.float32)
+    weights = {shape for p in model.parameters() for shape in (p.shape, p.shape[::-1])}
+    saved: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.shape not in weights:
+            saved[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=residual == 4),
+    ):
+        output = model.model(torch.arange(48)[None] % 40, use_cache=False)
+        assert output.last_hidden_state.shape == (1, 48, 128)
+        return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+
+
+# -- time --------------------------------------------------------------------------------------------------------------
+
+
+def test_lengths_of_no_spread_are_all_the_mean() -> None:
+    assert longest(100, 50, 0.0, 1000) == 100
+    assert cut(100, 0.0, 80) == 80
+    assert fitting(100, 0.0, 200) == (1.0, 100)
+
+
+def test_lengths_agree_with_drawn_ones() -> None:
+    torch.manual_seed(0)
+    sigma = math.sqrt(math.log1p(0.55**2))
+    drawn = torch.exp(torch.randn(2000, 256) * sigma + math.log(3500) - sigma**2 / 2)
+    assert drawn.amax(1).mean().item() == pytest.approx(longest(3500, 256, 0.55, 1e9), rel=0.05)
+    assert drawn.clamp(max=4096).mean().item() == pytest.approx(cut(3500, 0.55, 4096), rel=0.01)
+    share, mean = fitting(3500, 0.55, 4096)
+    assert (drawn <= 4096).float().mean().item() == pytest.approx(share, rel=0.01)
+    assert drawn[drawn <= 4096].mean().item() == pytest.approx(mean, rel=0.01)
+
+
+def test_decoding_reads_weights_each_step_and_the_cache_of_what_runs() -> None:
+    gpu = load_gpu("h100-80gb")
+    free = options(length_spread=0, decode_efficiency=1, step_overhead_ms=0, utilisation=1)
+    shape = load_shape(QWEN_7B)
+    # One sequence of 100 tokens after 1 of prompt: 100 times the weights, and 100 + 100 * 100 / 2 positions of cache.
+    read = 100 * 2 * shape.parameters + shape.kv_bytes * (100 + 100**2 / 2)
+    seconds = sampling_seconds(Sampler(shape, 1, 8), gpu, 1, 1, 100, 1000, free)
+    assert seconds == pytest.approx(read / gpu.bandwidth + shape.forward_flops(1) / gpu.flops)
+
+
+def test_a_sampler_of_more_sequences_at_once_is_faster_but_not_in_proportion() -> None:
+    gpu, shape = load_gpu("h100-80gb"), load_shape(QWEN_7B)
+    slow, fast = (sampling_seconds(Sampler(shape, 1, n), gpu, 1000, 100, 500, 1000, options()) for n in (8, 64))
+    assert 2 < slow / fast < 8
+
+
+# -- launch configurations and errors ------------------------------------------------------------------------------------
+
+
+def test_launch_configurations_are_read(tmp_path: Path) -> None:
+    assert load_launch(None) == load_launch("single") == Launch("single", processes=1)
+    assert load_launch("fsdp2") == Launch("fsdp2")
+    assert load_launch("deepspeed-zero3-offload") == Launch("zero3", offload_optimiser=True)
+    own = tmp_path / "own.yaml"
+    own.write_text("distributed_type: MULTI_GPU\nnum_processes: 4\n")
+    assert load_launch(str(own)) == Launch("ddp", processes=4)
+    with pytest.raises(ConfigError, match=r"`launch`: 'fsdp3' is neither a file nor one of ddp, "):
+        load_launch("fsdp3")
+
+
+def test_an_unknown_gpu_lists_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"no GPU 'h100-80' is known \(did you mean h100-80gb\?\)"):
+        load_gpu("h100-80")
+
+
+def distill(tmp_path: Path, **values: object) -> Plan:
+    data = tmp_path / "data.jsonl"
+    data.write_text("{}\n" * 100)
+    step = {"model": "Qwen/Qwen2.5-0.5B-Instruct", "data": str(data), "max_length": 4096, **values}
+    return plan(
+        build_recipe({"name": "x", "seeds": [0, 1], "distill": step}, "x/recipe.yaml"), options(price_per_hour=2.0)
+    )
+
+
+def test_hours_cost_and_disk_add_up_over_seeds(tmp_path: Path) -> None:
+    planned = distill(tmp_path)
+    (step,) = planned.steps
+    assert planned.hours == 2 * step.hours
+    assert planned.cost == pytest.approx(2.0 * planned.gpu_hours)
+    assert planned.disk == 2 * step.disk == 2 * 4 * load_shape("Qwen/Qwen2.5-0.5B-Instruct").parameters
+
+
+def test_training_flops_by_hand(tmp_path: Path) -> None:
+    shape = load_shape("Qwen/Qwen2.5-0.5B-Instruct")
+    trainer = {"per_device_train_batch_size": 1, "num_train_epochs": 2}
+    share, mean = fitting(4200, 0.55, 4096)
+    rows = round(100 * share)
+    (step,) = distill(tmp_path, trainer=trainer).steps
+    flops = 2 * rows * 4 * shape.forward_flops(mean)  # forward, backward twice, recomputing once
+    assert step.seconds["training"] == pytest.approx(flops / (989e12 * 0.3))
+    (step,) = distill(tmp_path, trainer={**trainer, "gradient_checkpointing": False}).steps
+    assert step.seconds["training"] == pytest.approx(0.75 * flops / (989e12 * 0.3))
+
+
+def test_a_model_too_large_for_the_gpu_does_not_fit(tmp_path: Path) -> None:
+    small, large = distill(tmp_path), distill(tmp_path, model=QWEN_7B)
+    assert small.fits
+    assert not large.fits
+    assert "NO" in large.text()
+    assert large.steps[0].peak > 16 * load_shape(QWEN_7B).parameters
+
+
+def test_half_precision_weights_that_would_not_learn_are_pointed_out(tmp_path: Path) -> None:
+    assert "round most updates away" in distill(tmp_path, dtype="bfloat16").text()
+    assert "round most updates away" not in distill(tmp_path, dtype="bfloat16", peft={"r": 8}).text()
+
+
+def test_rows_that_cannot_be_counted_are_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="someone/some-data: how many rows it has is not known here; give --rows"):
+        distill(tmp_path, data="someone/some-data")
+
+
+def test_a_server_needs_gpus_of_its_own() -> None:
+    recipe = load_recipe(RECIPES / "paper" / "recipe.yaml")
+    with pytest.raises(ConfigError, match="step `train`: of 1 GPUs"):
+        plan(recipe, options(count=1))
+
+
+# -- the published run -----------------------------------------------------------------------------------------------------
+
+
+def test_every_assumption_is_printed() -> None:
+    text = plan(load_recipe(RECIPES / "paper" / "recipe.yaml"), options(count=8)).text()
+    for name in PlanConfig.model_fields:
+        if name not in ("gpu", "count", "price_per_hour", "sampler_gpus", "rows"):
+            assert f"\n  {name.replace('_', '-')} " in text
+
+
+def test_the_published_costs_within_the_error_that_the_documentation_states() -> None:
+    """280 H100-hours of teacher RL, 6.7 to collect 17k explanations, a 32B student in under a day on one node."""
+    recipe = load_recipe(RECIPES / "paper" / "recipe.yaml")
+    padded = {step.name: step for step in plan(recipe, options(count=8, padding="generation")).steps}
+    trimmed = {step.name: step for step in plan(recipe, options(count=8, padding="micro-batch")).steps}
+    assert trimmed["train"].hours * 8 / 280.4 == pytest.approx(0.70, abs=0.05)
+    assert padded["train"].hours * 8 / 280.4 == pytest.approx(1.56, abs=0.1)
+    assert padded["collect"].hours * 8 / 6.7 == pytest.approx(0.51, abs=0.05)
+    assert padded["distill-32b"].hours < 24
+    assert all(step.peak < 79.6 * GIB for step in padded.values())
+
+
+def test_a_32b_student_needs_its_optimiser_offloaded_on_eight_gpus() -> None:
+    recipe = load_recipe(RECIPES / "paper" / "recipe.yaml", {"distill-32b": {"launch": "deepspeed-zero3"}})
+    planned = plan(recipe, options(count=8))
+    step = next(step for step in planned.steps if step.name == "distill-32b")
+    assert not planned.fits_step(step)
