@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ INCIDENTAL = frozenset({
     "output", "launch", "batch_tokens", "packing", "batch_size", "max_in_flight", "timeout", "retries", "url",
     "api_key_env", "workers", "ray", "ray_workers", "student_placement",
 })  # fmt: skip
+_SERVED = re.compile(r"^https?://[^#]*")  # what follows # names the model behind an address
 VERSIONED = ("torch", "transformers", "trl", "datasets", "accelerate", "peft", "vllm")
 
 
@@ -107,8 +109,14 @@ def _refuse_changes(stage: str, config: StageConfig, state: dict[str, Any], outp
 
 
 def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a dumped configuration that decides what a stage makes."""
-    return {key: value for key, value in config.items() if key not in INCIDENTAL}
+    """The part of a dumped configuration that decides what a stage makes: not where its servers happen to run."""
+    kept = {key: value for key, value in config.items() if key not in INCIDENTAL}
+    if isinstance(kept.get("trainer"), dict):
+        servers = ("vllm_server_", "vllm_group_port")
+        kept["trainer"] = {key: value for key, value in kept["trainer"].items() if not key.startswith(servers)}
+    if isinstance(kept.get("student"), list):
+        kept["student"] = [_SERVED.sub("served", name) for name in kept["student"]]
+    return kept
 
 
 def state_file_of(output: Path) -> Path:
