@@ -324,21 +324,27 @@ class EvaluateConfig(StageConfig, ModelOptions, FormatOptions, EngineOptions):
     data: str | None = None
     """A file that replaces the (single) benchmark's download."""
     task: str | None = None
-    """Task whose grader decides, for files; null: the benchmark's own, or `math`."""
+    """Task whose grader decides; null: the benchmark's own, and `math` for files."""
     preset: Literal["paper", "robust"] | None = None
     """`paper`: greedy, 32,768 tokens, one sample. `robust`: temperature 0.6, top-p 0.95, 8 samples."""
     samples: int | None = Field(None, ge=1)
     """Responses to each question; null: the preset's, else 1."""
     temperature: float | None = Field(None, ge=0)
-    """Sampling temperature, 0 is greedy; null: the preset's, else 0."""
+    """Sampling temperature, 0 is greedy; null: the preset's, else 0 for one sample and 0.6 for several."""
     top_p: float | None = Field(None, gt=0, le=1)
-    """Nucleus sampling; null: the preset's, else 1."""
+    """Nucleus sampling; null: the preset's, else 1 for one sample and 0.95 for several."""
     top_k: int | None = Field(None, ge=1)
     """Sample among the so many likeliest tokens; null is off."""
     max_tokens: int | None = Field(None, ge=1)
     """Most tokens of a response; null: the preset's, else 32,768 or what the context leaves."""
     system_prompt: str = "format"
     """`format`: the student format's own; `none`; or a text file."""
+    instruction: Literal["benchmark", "none"] = "benchmark"
+    """The sentence that goes with each question: the benchmark's own, or none."""
+    grade_timeout: float = Field(10.0, gt=0)
+    """Seconds after which a response is given up as wrong and its grader's process ended."""
+    grade_workers: int = Field(2, ge=1)
+    """Grader processes."""
     limit: int | None = Field(None, ge=1)
     """Only the first so many questions of each benchmark."""
 

@@ -64,7 +64,7 @@ def iter_problems(
 ) -> Iterator[Problem]:
     """The problems of `data` one at a time, for files larger than memory; invalid rows as `load_problems` treats them."""
     count = 0
-    for number, (where, row) in enumerate(_rows(data)):
+    for number, (where, row) in enumerate(rows_of(data)):
         if number < data.skip:
             continue
         try:
@@ -174,7 +174,8 @@ def _stratos(row: dict[str, Any], where: str) -> dict[str, Any]:
 # -- where rows come from ----------------------------------------------------------------------------------------------------
 
 
-def _rows(data: DataConfig) -> Iterable[tuple[str, dict[str, Any]]]:
+def rows_of(data: DataConfig) -> Iterable[tuple[str, dict[str, Any]]]:
+    """`(where, row)` of each row that `data` names: of a file, a folder or a hub dataset; raises DataError."""
     path = Path(data.path).expanduser()
     if path.exists() or path.suffix in (".jsonl", ".json", ".parquet") or data.path.startswith((".", "/", "~")):
         split = path / data.split

@@ -25,6 +25,7 @@ from rlt.rows import ROW_FILES
 INCIDENTAL = frozenset({
     "output", "launch", "batch_tokens", "packing", "batch_size", "max_in_flight", "timeout", "retries", "url",
     "api_key_env", "workers", "ray", "ray_workers", "student_placement",
+    "grade_timeout", "grade_workers",
 })  # fmt: skip
 _SERVED = re.compile(r"^https?://[^#]*")  # what follows # names the model behind an address
 VERSIONED = ("torch", "transformers", "trl", "datasets", "accelerate", "peft", "vllm")
