@@ -7,6 +7,8 @@ import sys
 from importlib import resources
 from pathlib import Path
 
+import yaml
+
 from rlt.config import StageConfig
 from rlt.errors import ConfigError, RunError
 from rlt.runs import Result, read_state, write_text
@@ -23,7 +25,8 @@ def launch_stage(stage: str, config: StageConfig) -> Result:
     output = Path(config.output)
     request = output.parent / f".{output.name}.launch.json"
     write_text(request, config.model_copy(update={"launch": None}).model_dump_json())
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(accelerate), "-m", "rlt.launching"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(accelerate)]
+    command += [*processes(accelerate), "-m", "rlt.launching"]
     try:
         status = subprocess.run([*command, stage, str(request)], check=False).returncode
     finally:
@@ -42,6 +45,15 @@ def launch_file(name: str) -> Path:
     if Path(name).is_file():
         return Path(name)
     raise ConfigError(f"launch: {name!r} is neither shipped ({', '.join(shipped)}) nor a file.")
+
+
+def processes(accelerate: Path) -> list[str]:
+    """accelerate's flag for one process on each visible GPU, where its configuration does not say how many; else none."""
+    import torch
+
+    if yaml.safe_load(accelerate.read_text(encoding="utf-8")).get("num_processes") is not None:
+        return []
+    return ["--num_processes", str(max(1, torch.cuda.device_count()))]
 
 
 def main() -> None:
