@@ -32,7 +32,7 @@ SELECTED = {"all": choose_all, "reward": choose_best}
 def run(config: CollectConfig) -> Result:
     """A folder with `samples` explanations of every problem, in shards; with a selection, these are in `raw/`.
 
-    `selected.jsonl` (or .parquet) then has what students get, and `report/dropped.jsonl` why each other row is left out.
+    `selected.jsonl` (or .parquet) then has what students get, and `report/dropped.jsonl` why other rows are left out.
     Killed and started again it goes on, and leaves the files that it would have left.
     """
     fmt = load_format(config.format)

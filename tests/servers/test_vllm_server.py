@@ -1,0 +1,106 @@
+"""The `openai` engine and `rlt collect` against a real vLLM server on the CPU."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rlt.config import CollectConfig, EngineOptions
+from rlt.errors import ServerError
+from rlt.formats import load_format, teacher_prompt
+from rlt.generation import Completion, Request, Sampling, build_engine
+from rlt.models import load_tokenizer
+from rlt.rows import read_rows
+from rlt.stages import collect
+from rlt.types import Problem
+
+pytestmark = pytest.mark.server
+
+
+def requests(model: Path, count: int) -> list[Request]:
+    fmt, tokenizer = load_format("stratos"), load_tokenizer(str(model))
+    problems = [Problem(str(i), f"What is {i} + {i}?", f"It is {2 * i}.") for i in range(count)]
+    return [Request(p.id, teacher_prompt(fmt, tokenizer, p), seed=i) for i, p in enumerate(problems)]
+
+
+def generate(options: EngineOptions, model: Path, asked: list[Request], sampling: Sampling) -> dict[str, Completion]:
+    engine = build_engine(options, str(model), dtype="float32")
+    try:
+        return {c.key: c for c in engine.generate(asked, sampling)}
+    finally:
+        engine.close()
+
+
+def test_greedy_tokens_and_log_probs_are_those_of_the_transformers_engine(vllm_server):
+    asked, sampling = requests(vllm_server.model, 6), Sampling(24, temperature=0)
+    served = generate(EngineOptions(engine="openai", url=vllm_server.url), vllm_server.model, asked, sampling)
+    local = generate(EngineOptions(), vllm_server.model, asked, sampling)
+    for key, completion in local.items():
+        assert served[key].token_ids == completion.token_ids
+        assert served[key].text == completion.text
+        assert served[key].prompt_tokens == completion.prompt_tokens
+        assert served[key].logprob_sum == pytest.approx(completion.logprob_sum, abs=1e-3)
+
+
+def test_log_prob_sums_are_the_models_own_at_any_temperature(vllm_server):
+    from rlt.logprobs import Row, token_logprobs
+    from rlt.models import load_model
+
+    asked = requests(vllm_server.model, 4)
+    options = EngineOptions(engine="openai", url=vllm_server.url)
+    served = generate(options, vllm_server.model, asked, Sampling(16, temperature=0.7))
+    tokenizer, model = load_tokenizer(str(vllm_server.model)), load_model(str(vllm_server.model), "float32")
+    for request in asked:
+        prompt = tokenizer.encode(request.prompt, add_special_tokens=False)
+        ids = [*prompt, *served[request.key].token_ids]
+        (column,) = token_logprobs(model, [Row(ids, [range(len(prompt), len(ids))])])
+        assert served[request.key].logprob_sum == pytest.approx(float(column.sum()), abs=1e-3)
+
+
+def test_a_stop_string_ends_a_completion_and_is_in_its_text(vllm_server):
+    asked, options = requests(vllm_server.model, 1), EngineOptions(engine="openai", url=vllm_server.url)
+    whole = generate(options, vllm_server.model, asked, Sampling(24, temperature=0))["0"].text
+    stop = whole[4:6]
+    stopped = generate(options, vllm_server.model, asked, Sampling(24, temperature=0, stop=(stop,)))["0"]
+    assert stopped.finish_reason == "stop"
+    assert stopped.text == whole[: whole.index(stop) + 2]
+
+
+def test_the_same_seed_gives_the_same_completion(vllm_server):
+    asked, options = requests(vllm_server.model, 3), EngineOptions(engine="openai", url=vllm_server.url)
+    first, again = (generate(options, vllm_server.model, asked, Sampling(16, temperature=1.0)) for _ in range(2))
+    assert {key: c.token_ids for key, c in first.items()} == {key: c.token_ids for key, c in again.items()}
+
+
+def test_another_models_tokenizer_is_refused(vllm_server, tmp_path):
+    from byte_models import byte_tokenizer, save, tiny_model
+
+    other = byte_tokenizer(vocabulary=300)
+    folder = save(tmp_path, tiny_model(other, 0), other)
+    with pytest.raises(ServerError, match="whose tokenizer is not that of"):
+        build_engine(EngineOptions(engine="openai", url=vllm_server.url), folder)
+
+
+def test_a_model_that_is_not_served_is_refused_by_name(vllm_server):
+    options = EngineOptions(engine="openai", url=vllm_server.url, served_model="large")
+    with pytest.raises(ServerError, match="serves tiny, not 'large'"):
+        build_engine(options, str(vllm_server.model))
+
+
+def test_collect_from_the_server(vllm_server, tmp_path):
+    data = tmp_path / "problems.jsonl"
+    data.write_text(
+        "".join(json.dumps({"question": f"What is {i} + 1?", "solution": f"It is {i + 1}."}) + "\n" for i in range(20))
+    )
+    config = CollectConfig(
+        output=tmp_path / "out", model=str(vllm_server.model), data=str(data), engine="openai", url=vllm_server.url,
+        samples=2, max_tokens=16, max_in_flight=8,
+    )  # fmt: skip
+    result = collect.run(config)
+    rows = [row for _, row in read_rows(tmp_path / "out")]
+    assert [(row["problem"], row["sample"]) for row in rows] == [(str(i), s) for i in range(20) for s in range(2)]
+    assert all(row["engine"] == "openai (vllm)" and not row["text_only"] for row in rows)
+    assert all(row["logprob_sum"] < 0 and row["completion_tokens"] <= 16 for row in rows)
+    assert result.metrics["explanations"] == 40
