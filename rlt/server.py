@@ -36,7 +36,6 @@ class Server:
         timeout: float = 600.0,
         retries: int = 5,
         max_in_flight: int = 64,
-        first_wait: float = FIRST_WAIT,
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -46,7 +45,7 @@ class Server:
                 f"`url`: the address of {parts.hostname} has a name or key in it, which would be written into the run. "
                 "Put the key into an environment variable and name that as `api_key_env`."
             )
-        self.url, self.timeout, self.retries, self.first_wait = url.rstrip("/"), timeout, retries, first_wait
+        self.url, self.timeout, self.retries = url.rstrip("/"), timeout, retries
         self._key = _key(api_key_env)
         self._key_env = api_key_env
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
@@ -88,7 +87,7 @@ class Server:
             if attempt:
                 await asyncio.sleep(wait)
             # Half of the wait is random, so that requests that failed together do not come back together.
-            wait = min(self.first_wait * 2**attempt, LONGEST_WAIT) * random.uniform(0.5, 1.0)
+            wait = min(FIRST_WAIT * 2**attempt, LONGEST_WAIT) * random.uniform(0.5, 1.0)
             try:
                 async with asyncio.timeout(self.timeout):
                     response = await self._client.request(method, address, json=body)
@@ -110,7 +109,7 @@ class Server:
                     raise ServerError(
                         f"{self.url}: {reason} and asks to wait {asked:.0f} s. Run the command again then."
                     )
-                wait = max(asked, wait if asked == 0 else 0.0)
+                wait = max(asked, wait)
         tries = f" ({self.retries + 1} tries)" if self.retries else ""
         raise ServerError(f"{self.url}: {reason}{tries}. Check `url` and the server, then run the command again.")
 

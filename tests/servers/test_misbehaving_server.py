@@ -1,0 +1,279 @@
+"""What the `openai` engine and `rlt collect` do with servers that misbehave: a real HTTP server on loopback."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from byte_models import byte_tokenizer, save, tiny_model
+
+from rlt.config import CollectConfig
+from rlt.errors import ConfigError, ServerError
+from rlt.rows import read_rows
+from rlt.server import Server
+from rlt.stages import collect
+
+KEY = "sk-very-secret"
+CLOSED = "so.\n\n<|end_of_explanation|>"
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers as a well-behaved text server does, unless `server.misbehave(handler, number)` answered already."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.answer(200, {"data": [{"id": "tiny", "owned_by": "someone"}]})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        server: Any = self.server
+        with server.lock:
+            server.posts += 1
+            number = server.posts
+            server.flying += 1
+            server.most = max(server.most, server.flying)
+        try:
+            if not server.misbehave(self, number):
+                self.answer(200, completion(body, server.tokenizer))
+        finally:
+            with server.lock:
+                server.flying -= 1
+
+    def answer(self, status: int, body: Any, **headers: str) -> bool:
+        data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
+        self.send_response(status)
+        for name, value in {"content-length": str(len(data)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(data)
+        return True
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def completion(body: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
+    prompt = len(tokenizer.encode(body["prompt"], add_special_tokens=False))
+    choice = {"text": CLOSED + "<|im_end|>", "finish_reason": "stop"}
+    return {"choices": [choice], "usage": {"prompt_tokens": prompt + 1, "completion_tokens": 5}}
+
+
+class Loopback(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(self, tokenizer: Any, misbehave: Callable[[Handler, int], bool | None]) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.tokenizer, self.misbehave = tokenizer, misbehave
+        self.lock, self.posts, self.flying, self.most = threading.Lock(), 0, 0, 0
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+    def handle_error(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    tokenizer = byte_tokenizer()
+    return save(tmp_path_factory.mktemp("model"), tiny_model(tokenizer, 0), tokenizer)
+
+
+@pytest.fixture
+def loopback(model: str) -> Iterator[Callable[..., Loopback]]:
+    """Makes servers that end with the test."""
+    servers: list[Loopback] = []
+
+    def make(misbehave: Callable[[Handler, int], bool | None] = lambda handler, number: False) -> Loopback:
+        servers.append(Loopback(byte_tokenizer(), misbehave))
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlt.server.FIRST_WAIT", 0.01)
+
+
+def config(folder: Path, model: str, url: str, **options: Any) -> CollectConfig:
+    data = folder / "problems.jsonl"
+    data.write_text("".join(json.dumps({"question": f"{i}+1?", "solution": str(i + 1)}) + "\n" for i in range(20)))
+    return CollectConfig(
+        output=folder / "out", model=model, data=str(data), engine="openai", url=url, max_tokens=8,
+        **{"max_in_flight": 4, **options},
+    )  # fmt: skip
+
+
+def explanations(folder: Path) -> list[str]:
+    return [row["problem"] for _, row in read_rows(folder / "out")]
+
+
+ALL = [str(i) for i in range(20)]
+
+
+# -- survived ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_text_server_is_used_and_its_rows_say_that_they_are_text(loopback, model, tmp_path, capfd):
+    collect.run(config(tmp_path, model, loopback().url))
+    (row, *_) = [row for _, row in read_rows(tmp_path / "out")]
+    assert row["explanation"] == "so."
+    assert row["completion"] == CLOSED
+    assert row["closed"]
+    assert row["text_only"]
+    assert row["logprob_sum"] is None
+    assert "gives text only" in capfd.readouterr().err
+
+
+def test_it_is_never_asked_for_more_at_once_than_allowed(loopback, model, tmp_path):
+    server = loopback(lambda handler, number: time.sleep(0.02))
+    collect.run(config(tmp_path, model, server.url, max_in_flight=3))
+    assert server.most == 3
+
+
+def test_errors_for_a_while_are_survived(loopback, model, tmp_path):
+    server = loopback(lambda handler, number: number <= 9 and handler.answer(500 + number % 4, "down"))
+    collect.run(config(tmp_path, model, server.url))
+    assert explanations(tmp_path) == ALL
+
+
+def test_connections_broken_half_way_are_survived(loopback, model, tmp_path):
+    def misbehave(handler: Handler, number: int) -> bool:
+        if number % 3 != 1:
+            return False
+        handler.send_response(200)
+        handler.send_header("content-length", "1000")
+        handler.end_headers()
+        handler.wfile.write(b'{"choices": [')
+        handler.close_connection = True
+        return True
+
+    collect.run(config(tmp_path, model, loopback(misbehave).url))
+    assert explanations(tmp_path) == ALL
+
+
+def test_too_many_requests_waits_as_long_as_the_server_asks(loopback, model, tmp_path):
+    server = loopback(lambda handler, number: number == 1 and handler.answer(429, {}, retry_after="1"))
+    started = time.monotonic()
+    collect.run(config(tmp_path, model, server.url))
+    assert time.monotonic() - started >= 1.0
+    assert explanations(tmp_path) == ALL
+
+
+def test_a_request_that_takes_too_long_is_sent_again(loopback, model, tmp_path):
+    def misbehave(handler: Handler, number: int) -> bool:
+        if number != 2:
+            return False
+        # Something every now and then, so that no single read times out.
+        handler.send_response(200)
+        handler.send_header("content-length", "1000")
+        handler.end_headers()
+        for _ in range(20):
+            handler.wfile.write(b" ")
+            handler.wfile.flush()
+            time.sleep(0.1)
+        return True
+
+    collect.run(config(tmp_path, model, loopback(misbehave).url, timeout=0.5))
+    assert explanations(tmp_path) == ALL
+
+
+# -- clear errors --------------------------------------------------------------------------------------------------------
+
+
+def fails(folder: Path, model: str, url: str, **options: Any) -> str:
+    with pytest.raises(ServerError) as error:
+        collect.run(config(folder, model, url, retries=2, **options))
+    message = str(error.value)
+    assert "\n" not in message
+    assert url in message
+    return message
+
+
+def test_a_server_that_is_not_there(model, tmp_path):
+    assert "3 tries" in fails(tmp_path, model, "http://127.0.0.1:9/v1")
+
+
+def test_a_server_that_stops_half_way_loses_nothing(loopback, model, tmp_path):
+    server = loopback(lambda handler, number: number > 11 and handler.answer(503, "gone"))
+    assert "503" in fails(tmp_path, model, server.url)
+    written = [json.loads(line) for line in (tmp_path / "out/state/journal-00000.jsonl").read_text().splitlines()]
+    assert len(written) == 11
+    again = loopback()
+    collect.run(config(tmp_path, model, again.url))
+    assert again.posts == 9
+    assert explanations(tmp_path) == ALL
+
+
+def test_a_server_that_answers_garbage(loopback, model, tmp_path):
+    server = loopback(lambda handler, number: number > 5 and handler.answer(200, "<html>\nWelcome"))
+    assert "no JSON object" in fails(tmp_path, model, server.url)
+
+
+def test_a_server_that_answers_other_json(loopback, model, tmp_path):
+    server = loopback(lambda handler, number: handler.answer(200, {"choices": []}))
+    assert "no completion" in fails(tmp_path, model, server.url)
+
+
+def test_a_server_that_counts_other_tokens_has_another_model(loopback, model, tmp_path):
+    server = loopback()
+    server.tokenizer = byte_tokenizer(vocabulary=290)
+    assert "another model" in fails(tmp_path, model, server.url)
+
+
+def test_a_server_that_asks_to_wait_for_hours(loopback, model, tmp_path):
+    server = loopback(lambda handler, number: handler.answer(429, {}, retry_after="7200"))
+    assert "asks to wait 7200 s" in fails(tmp_path, model, server.url)
+
+
+# -- the key -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_key_is_sent_and_is_in_no_file_log_or_error(loopback, model, tmp_path, monkeypatch, caplog, capfd):
+    seen: list[str] = []
+
+    def misbehave(handler: Handler, number: int) -> bool:
+        seen.append(handler.headers["authorization"])
+        return number > 10 and handler.answer(401, {"error": {"message": f"bad key {KEY}"}})
+
+    monkeypatch.setenv("MY_KEY", KEY)
+    caplog.set_level(logging.DEBUG)
+    message = fails(tmp_path, model, loopback(misbehave).url, api_key_env="MY_KEY")
+    assert "refuses the key in MY_KEY" in message
+    assert set(seen) == {f"Bearer {KEY}"}
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert files
+    assert not [path for path in files if KEY.encode() in path.read_bytes()]
+    assert KEY not in message + caplog.text + "".join(capfd.readouterr())
+
+
+def test_a_missing_key_is_named(model, tmp_path, monkeypatch):
+    monkeypatch.delenv("MY_KEY", raising=False)
+    with pytest.raises(ConfigError, match="MY_KEY is not set"):
+        collect.run(config(tmp_path, model, "http://127.0.0.1:9/v1", api_key_env="MY_KEY"))
+
+
+def test_a_server_that_wants_a_key_says_which_option(loopback, model, tmp_path):
+    server = loopback(lambda handler, number: handler.answer(401, {}))
+    assert "api_key_env" in fails(tmp_path, model, server.url)
+
+
+def test_an_address_with_a_key_in_it_is_refused_without_printing_it():
+    with pytest.raises(ConfigError) as error:
+        Server(f"http://me:{KEY}@127.0.0.1/v1")
+    assert KEY not in str(error.value)
