@@ -152,8 +152,8 @@ def load_benchmark(name_or_path: str, task: str | None = None) -> tuple[Benchmar
 def load_questions(benchmark: Benchmark, data: str | None = None, limit: int | None = None) -> list[Question]:
     """The benchmark's questions, from the file `data`, the generator or the hub; the first `limit` of them.
 
-    Raises DataError with file, row, column and the fix for a row without question or answer, for an id that repeats, and
-    for a download that has another number of questions than the benchmark.
+    Raises DataError with file, row, column and the fix for a row without question or answer, for an id that repeats,
+    and for a download that has another number of questions than the benchmark.
     """
     load_task(benchmark.task)
     questions = []

@@ -25,8 +25,12 @@ def write_model_card(folder: StageFolder, base: str | None, data: str | None, me
     front = ["library_name: transformers", "pipeline_tag: text-generation", f"tags: [rlt, {folder.stage}]"]
     if base and not Path(base).exists():
         front.append(f"base_model: {base}")
-    configuration = json.dumps(folder.config.model_dump(mode="json", exclude_defaults=True), indent=1, ensure_ascii=False)
-    numbers = "\n".join(f"| {name} | {value} |" for name, value in metrics.items() if not isinstance(value, dict | list))
+    configuration = json.dumps(
+        folder.config.model_dump(mode="json", exclude_defaults=True), indent=1, ensure_ascii=False
+    )
+    numbers = "\n".join(
+        f"| {name} | {value} |" for name, value in metrics.items() if not isinstance(value, dict | list)
+    )
     text = f"""---
 {chr(10).join(front)}
 ---

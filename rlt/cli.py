@@ -187,7 +187,9 @@ def _put(flags: dict[str, Any], path: list[str], value: Any) -> None:
 def _with_parents(model: type[Config], flags: dict[str, Any]) -> dict[str, Any]:
     # Numbers where a text is wanted (`--model 7b` is text, but `--data 3` is read as a number).
     return {
-        key: str(value) if isinstance(value, int | float) and not isinstance(value, bool) and _wants_text(model, key) else value
+        key: str(value)
+        if isinstance(value, int | float) and not isinstance(value, bool) and _wants_text(model, key)
+        else value
         for key, value in flags.items()
     }
 

@@ -100,11 +100,14 @@ def problem_of(row: dict[str, Any], where: str, default_id: str, columns: dict[s
     for column in ("question", "solution"):
         text = values.get(column)
         if not isinstance(text, str) or not text.strip():
-            state = "missing" if text is None else "empty" if isinstance(text, str) else f"a {type(text).__name__}, not text"
-            raise DataError(
-                f"{where}: column `{column}` is {state}; every problem needs a {column}. "
-                "Drop the row."
+            state = (
+                "missing"
+                if text is None
+                else "empty"
+                if isinstance(text, str)
+                else f"a {type(text).__name__}, not text"
             )
+            raise DataError(f"{where}: column `{column}` is {state}; every problem needs a {column}. Drop the row.")
     for column in ("answer", "explanation", "system"):
         if values.get(column) is not None and not isinstance(values[column], str):
             values[column] = str(values[column])
@@ -157,9 +160,13 @@ def _stratos(row: dict[str, Any], where: str) -> dict[str, Any]:
     turns = row["conversations"]
     texts: dict[str, str] = {}
     for turn in turns if isinstance(turns, list) else []:
-        texts.setdefault({"human": "user", "gpt": "assistant"}.get(turn.get("from"), turn.get("from")), turn.get("value"))
+        texts.setdefault(
+            {"human": "user", "gpt": "assistant"}.get(turn.get("from"), turn.get("from")), turn.get("value")
+        )
     if not isinstance(texts.get("user"), str) or not isinstance(texts.get("assistant"), str):
-        raise DataError(f"{where}: column `conversations` needs a `user` and an `assistant` turn with `from` and `value`.")
+        raise DataError(
+            f"{where}: column `conversations` needs a `user` and an `assistant` turn with `from` and `value`."
+        )
     match = _STRATOS.search(texts["assistant"])
     if match is None:
         raise DataError(

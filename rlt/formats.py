@@ -136,7 +136,9 @@ def _between(text: str, tag: TagPair, last: bool = False) -> str | None:
 
 def shipped_formats() -> list[str]:
     """Names of the formats that come with rlt."""
-    return sorted(entry.name.removesuffix(".yaml") for entry in SHIPPED_FORMATS.iterdir() if entry.name.endswith(".yaml"))
+    return sorted(
+        entry.name.removesuffix(".yaml") for entry in SHIPPED_FORMATS.iterdir() if entry.name.endswith(".yaml")
+    )
 
 
 @lru_cache
@@ -190,9 +192,7 @@ def render_student(fmt: Format, tokenizer: PreTrainedTokenizerBase, problem: Pro
 def render_teacher(fmt: Format, tokenizer: PreTrainedTokenizerBase, problem: Problem, body: str) -> Rendered:
     """The teacher's text for a thought `body` (which begins with the format's padding), with the span `explanation`."""
     opened = fmt.teacher_prefix(problem).removesuffix(fmt.padding)
-    text, start = _render(
-        tokenizer, fmt.teacher_messages(problem, opened + body + fmt.tags.explanation.close)
-    )
+    text, start = _render(tokenizer, fmt.teacher_messages(problem, opened + body + fmt.tags.explanation.close))
     return Rendered(text, {"explanation": (start + len(opened), start + len(opened) + len(body))})
 
 

@@ -56,7 +56,7 @@ class GraderPool:
     def __init__(self, task: str, workers: int = 2, timeout: float = 10.0) -> None:
         self.task, self.workers, self.timeout = task, workers, timeout
         self._module: Task = load_task(task)
-        self._cheap: bool = getattr(self._module, "CHEAP", False)
+        self.cheap: bool = getattr(self._module, "CHEAP", False)
         self._processes: list[_Process] = []
 
     def grade(
@@ -64,7 +64,7 @@ class GraderPool:
     ) -> list[Verdict]:
         """One Verdict for each `(response, answer, question)`, in order. `progress` is called with 1 after each."""
         parts = [(answer_part(response, fmt), answer, question) for response, answer, question in items]
-        if self._cheap:
+        if self.cheap:
             return [self._module.grade(*part) for part in parts]
         verdicts: list[Verdict] = [_FAILED] * len(parts)
         for index, reply in self._run("grade", parts):
@@ -75,7 +75,7 @@ class GraderPool:
 
     def check(self, answers: Sequence[tuple[str, str]]) -> list[str | None]:
         """For each `(answer, question)`, why no response to it could be graded, or None."""
-        if self._cheap:
+        if self.cheap:
             return [self._module.check_answer(answer, question) for answer, question in answers]
         reasons: list[str | None] = [None] * len(answers)
         for index, reply in self._run("check", answers):

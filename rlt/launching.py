@@ -33,7 +33,9 @@ def launch_stage(stage: str, config: StageConfig) -> Result:
         request.unlink(missing_ok=True)
     state = read_state(output)
     if status != 0 or state is None or not state.get("complete"):
-        raise RunError(f"{stage}: its processes ended with status {status}. The same command goes on from the last checkpoint.")
+        raise RunError(
+            f"{stage}: its processes ended with status {status}. The same command goes on from the last checkpoint."
+        )
     return Result(output, state["metrics"])
 
 

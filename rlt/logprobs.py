@@ -19,9 +19,11 @@ from torch.distributed.tensor import DTensor
 
 from rlt.errors import ScoringError
 
-DEFAULT_BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
-# Positions projected together: on a CPU, tiles small enough to stay near its caches; on a GPU, TRL's own.
-TILE_TOKENS = 4096
+# On a CPU, small enough that activations of a small model stay in its caches.
+DEFAULT_BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
+# (positions, vocabulary) projected together. On a CPU, a tile that stays in its caches: the fold then costs next to nothing
+# beside the matrix product. On a GPU, what TRL uses.
+TILES = {"cpu": (1024, 1024), "cuda": (4096, 32768)}
 
 Progress = Callable[[int, int], None]
 
@@ -36,6 +38,11 @@ class Row:
     @property
     def kept(self) -> int:
         return sum(len(span) for span in self.keep)
+
+    @property
+    def read(self) -> int:
+        """How many tokens the model must read: those before the last kept one."""
+        return max((span.stop - 1 for span in self.keep if len(span)), default=1)
 
 
 def token_logprobs(
@@ -85,13 +92,14 @@ def exact_kl(
     if teacher_hidden.shape[0] == 0:
         return torch.zeros(0)
     device = student.weight.device
+    positions = TILES.get(device.type, TILES["cuda"])[0]
     bias = None if teacher.bias is None else teacher.bias.to(device)
     pieces = [
         ChunkedDivergenceFunction.apply(
             ours.to(device), student.weight, student.bias, theirs.to(device), teacher.weight.to(device), bias,
             0.0, temperature, student.scale, student.softcap, teacher.scale, teacher.softcap,
         )[0]
-        for ours, theirs in zip(student_hidden.split(TILE_TOKENS), teacher_hidden.split(TILE_TOKENS), strict=True)
+        for ours, theirs in zip(student_hidden.split(positions), teacher_hidden.split(positions), strict=True)
     ]  # fmt: skip
     return torch.cat(pieces).float().cpu()
 
@@ -134,7 +142,7 @@ def _over_batches(
     device = _device(model)
     add_scoring_forward(model)
     limit = batch_tokens or DEFAULT_BATCH_TOKENS.get(device.type, DEFAULT_BATCH_TOKENS["cpu"])
-    batches = plan_batches([len(row.ids) for row in rows], limit, packing)
+    batches = plan_batches([row.read for row in rows], limit, packing)
     results: list[torch.Tensor] = [torch.zeros(0)] * len(rows)
     was_training = model.training
     model.eval()
@@ -145,7 +153,7 @@ def _over_batches(
             for i, column in zip(batch, flat.split([rows[i].kept for i in batch]), strict=True):
                 results[i] = column
             if progress is not None:
-                progress(len(batch), sum(len(rows[i].ids) for i in batch))
+                progress(len(batch), sum(rows[i].read for i in batch))
         for _ in range(_missing_batches(model, len(batches), device)):
             # Sharded parameters are gathered by all ranks together: a rank with fewer rows must still take part.
             model(**_inputs([Row([0, 0], [range(1, 2)])], packing, device), rlt_want=want, rlt_temperature=temperature)
@@ -156,16 +164,16 @@ def _over_batches(
 
 def _inputs(rows: Sequence[Row], packing: bool, device: torch.device) -> dict[str, Any]:
     # Right padding needs no attention mask: with causal attention no real token can see a later one.
-    width = 0 if packing else max(len(row.ids) for row in rows)
+    width = 0 if packing else max(row.read for row in rows)
     ids, positions, sources, targets = [], [], [], []
     begin = 0
     for row in rows:
-        padding = max(0, width - len(row.ids))
-        ids.append(torch.tensor([*row.ids, *[0] * padding], dtype=torch.long))
+        text = torch.tensor(row.ids, dtype=torch.long)
+        ids.append(torch.nn.functional.pad(text[: row.read], (0, max(0, width - row.read))))
         positions.append(torch.arange(len(ids[-1])))
         for span in row.keep:
             sources.append(torch.arange(begin + span.start - 1, begin + span.stop - 1))
-            targets.append(ids[-1][span.start : span.stop])
+            targets.append(text[span.start : span.stop])
         begin += len(ids[-1])
     shape = (1, -1) if packing else (len(rows), -1)
     inputs = {
@@ -244,15 +252,20 @@ def _scoring_forward(
 def project(head: Head, hidden: torch.Tensor, targets: torch.Tensor, temperature: float) -> torch.Tensor:
     """`(N,)` float32 log-probs of `targets` `(N,)` from hidden states `(N, H)`, by TRL's chunked kernel."""
     from trl.kernels.chunked_logprob import ChunkedLogProbFunction
-    from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE, maybe_gather_lm_head_ctx
+    from trl.trainer.utils import maybe_gather_lm_head_ctx
 
     if hidden.shape[0] == 0:
         return hidden.new_zeros(0, dtype=torch.float32)
-    chunk = min(_CHUNKED_LOGPROB_CHUNK_SIZE, head.weight.shape[0])
+    positions, vocabulary = TILES.get(hidden.device.type, TILES["cuda"])
     with maybe_gather_lm_head_ctx(head.weight, head.bias):
-        return ChunkedLogProbFunction.apply(
-            hidden, head.weight, head.bias, targets, temperature, chunk, head.softcap, head.scale, ()
-        )[0]
+        chunk = min(vocabulary, head.weight.shape[0])
+        pieces = [
+            ChunkedLogProbFunction.apply(
+                states, head.weight, head.bias, wanted, temperature, chunk, head.softcap, head.scale, ()
+            )[0]
+            for states, wanted in zip(hidden.split(positions), targets.split(positions), strict=True)
+        ]
+    return torch.cat(pieces)
 
 
 @dataclass(frozen=True, slots=True)

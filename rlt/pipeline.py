@@ -46,7 +46,10 @@ def run_recipe(recipe: Recipe, *, restart: bool = False, only: str | None = None
         _check_gpu(recipe)
     _claim(recipe, steps, restart)
     print(f"{recipe.head.name}: {recipe.head.description or len(steps)}", flush=True)
-    print(f"  {len(steps)} steps, {len(recipe.head.seeds)} seed(s), {recipe.head.jobs} at a time -> {recipe.folder}", flush=True)
+    print(
+        f"  {len(steps)} steps, {len(recipe.head.seeds)} seed(s), {recipe.head.jobs} at a time -> {recipe.folder}",
+        flush=True,
+    )
     once = [step for step in steps if step.stage in ONCE]
     rest = [step for step in steps if step.stage not in ONCE]
     started = time.monotonic()
@@ -81,7 +84,9 @@ def _claim(recipe: Recipe, steps: list[Step], restart: bool) -> None:
         ours, theirs = comparable(step.config.model_dump(mode="json")), comparable(state["config"])
         changed = [key for key in sorted({*ours, *theirs}) if ours.get(key) != theirs.get(key)]
         if changed:
-            listed = "; ".join(f"`{step.name}.{key}`: {theirs.get(key)!r} there, {ours.get(key)!r} now" for key in changed)
+            listed = "; ".join(
+                f"`{step.name}.{key}`: {theirs.get(key)!r} there, {ours.get(key)!r} now" for key in changed
+            )
             raise RunError(
                 f"{folder}: made with another recipe: {listed}. Keep it and write elsewhere: "
                 f"rlt run RECIPE --name {recipe.head.name}-2. Or start over: rlt run RECIPE --restart."
@@ -134,13 +139,20 @@ def _side_by_side(steps: list[Step], jobs: int, started: float, seed_done: Calla
     wanted = {(step.seed, step.name) for step in steps}
     statuses: list[int] = []
     # One thread each: two processes of two threads starve each other (see docs/experiments.md).
-    environment = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false", "RLT_QUIET": "1"}
+    environment = {
+        "OMP_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "TOKENIZERS_PARALLELISM": "false",
+        "RLT_QUIET": "1",
+    }
     before = {key: os.environ.get(key) for key in environment}
     os.environ.update(environment)
     try:
         with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_prepare_worker) as pool:
             while waiting or running:
-                ready = [s for s in waiting if all((s.seed, a) in finished or (s.seed, a) not in wanted for a in s.after)]
+                ready = [
+                    s for s in waiting if all((s.seed, a) in finished or (s.seed, a) not in wanted for a in s.after)
+                ]
                 for step in ready[: jobs - len(running)]:
                     waiting.remove(step)
                     done_before = _complete(step)
@@ -158,9 +170,16 @@ def _side_by_side(steps: list[Step], jobs: int, started: float, seed_done: Calla
                         raise
                     finished.add((step.seed, step.name))
                     statuses.append(int(result.metrics.get("exit_status", 0)))
-                    _say(started, f"{step.key}: {DONE_BEFORE if done_before else _summary(result)}", len(finished), len(steps))
-                    if step.seed is not None and not any(s.seed == step.seed for s in waiting) and not any(
-                        s.seed == step.seed for s, _ in running.values()
+                    _say(
+                        started,
+                        f"{step.key}: {DONE_BEFORE if done_before else _summary(result)}",
+                        len(finished),
+                        len(steps),
+                    )
+                    if (
+                        step.seed is not None
+                        and not any(s.seed == step.seed for s in waiting)
+                        and not any(s.seed == step.seed for s, _ in running.values())
                     ):
                         seed_done(step.seed)
     finally:
@@ -182,7 +201,9 @@ def _complete(step: Step) -> bool:
 
 
 def _summary(result: Result) -> str:
-    shown = {k: v for k, v in result.metrics.items() if isinstance(v, int | float) and k not in ("seconds", "exit_status")}
+    shown = {
+        k: v for k, v in result.metrics.items() if isinstance(v, int | float) and k not in ("seconds", "exit_status")
+    }
     numbers = ", ".join(f"{name.replace('_', ' ')} {_number(value)}" for name, value in list(shown.items())[:4])
     return f"done in {result.metrics.get('seconds', 0):.1f} s" + (f" ({numbers})" if numbers else "")
 
@@ -212,5 +233,3 @@ def _seed_reporter(recipe: Recipe, once: list[Step], started: float) -> Callable
             print(seed_table(reports[0].config, seed), flush=True)
 
     return seed_done
-
-

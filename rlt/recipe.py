@@ -116,7 +116,9 @@ def load_recipe(path: Path | str, overrides: Mapping[str, Any] | None = None) ->
     for key in overrides or {}:
         if key not in RecipeHead.model_fields and key not in values:
             near = difflib.get_close_matches(key, [*values, *RecipeHead.model_fields], n=2)
-            raise ConfigError(f"--{key}: {path} has no such step{' (did you mean ' + ' or '.join(near) + '?)' if near else ''}.")
+            raise ConfigError(
+                f"--{key}: {path} has no such step{' (did you mean ' + ' or '.join(near) + '?)' if near else ''}."
+            )
     return build_recipe(deep_merge(values, overrides or {}), str(path))
 
 
@@ -131,7 +133,9 @@ def build_recipe(values: dict[str, Any], where: str) -> Recipe:
     expanded = _expand(values, head, where)
     steps = []
     for seed in head.seeds:
-        steps += [_step(name, raw, head, seed, expanded, where) for name, raw in expanded.items() if raw["stage"] not in ONCE]
+        steps += [
+            _step(name, raw, head, seed, expanded, where) for name, raw in expanded.items() if raw["stage"] not in ONCE
+        ]
     steps += [_step(name, raw, head, None, expanded, where) for name, raw in expanded.items() if raw["stage"] in ONCE]
     return Recipe(head, tuple(steps), values)
 
@@ -238,7 +242,12 @@ def _fill(value: Any, names: Mapping[str, Any]) -> Any:
 
 def _beside(value: Any, folder: Path) -> Any:
     """Texts that name a file beside the recipe, but none from here, become paths to it (`./format.yaml`)."""
-    if isinstance(value, str) and value.startswith(("./", "../")) and not Path(value).exists() and (folder / value).exists():
+    if (
+        isinstance(value, str)
+        and value.startswith(("./", "../"))
+        and not Path(value).exists()
+        and (folder / value).exists()
+    ):
         return str(folder / value)
     if isinstance(value, dict):
         return {key: _beside(item, folder) for key, item in value.items()}

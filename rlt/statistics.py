@@ -52,7 +52,7 @@ def paired_difference(first: Sequence[Sequence[bool]], second: Sequence[Sequence
     """
     differences = [sum(b) / len(b) - sum(a) / len(a) for a, b in zip(first, second, strict=True)]
     mean, error = _mean_and_error(differences)
-    samples = round(sum(map(len, first)) / len(first))
+    samples = min(map(len, [*first, *second]))
     weight = 1 / math.sqrt(samples)
     padded = [*differences, weight, -weight]
     centre, spread = _mean_and_error(padded)
@@ -126,8 +126,8 @@ def _mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
 def _rate_interval(rate: float, error: float | None, questions: int, samples: int) -> tuple[float, float]:
     trials = float(questions)
     if samples > 1 and error and 0 < rate < 1:
-        # Korn and Graubard (1998): the trials that a simple sample of the same error would have, fewer because the error
-        # is itself an estimate; never fewer than questions, since answers of one question agree at most wholly.
+        # Korn and Graubard (1998): the trials that a simple sample of the same error would have, fewer as the error is
+        # itself an estimate; never fewer than questions, since answers of one question agree at most wholly.
         shrink = (NormalDist().inv_cdf((1 + LEVEL) / 2) / student_t(LEVEL, questions - 1)) ** 2
         trials = min(max(rate * (1 - rate) / error**2 * shrink, questions), questions * samples)
     return mid_p_interval(rate * trials, trials)

@@ -21,12 +21,13 @@ from trl.trainer.utils import pad
 from rlt.errors import RunError
 from rlt.logprobs import Row, hidden_states, output_head, token_logprobs
 from rlt.teacher_reward import TeacherReward
+from rlt.training import ResumablePrompts
 
 REFERENCE_FOLDER = "reference"
 SAMPLES_FILE = "samples.jsonl"
 
 
-class TeacherTrainer(GRPOTrainer):
+class TeacherTrainer(ResumablePrompts, GRPOTrainer):
     """GRPOTrainer that gives its TeacherReward the policy's side of `r_kl` (see `TeacherReward.__call__`).
 
     `reward` is the reward function; with `needs_policy` false no forward pass is made for it. `sync_threshold`: mean
@@ -47,10 +48,6 @@ class TeacherTrainer(GRPOTrainer):
         self._prompt_ids: list[list[int]] = []
         self._step_logprobs: torch.Tensor | None = None
         self.policy_passes = 0
-
-    def _tokenize_prompts(self, prompts: list[Any]) -> Any:
-        # A rendered prompt already has every special token in it; adding them again would put a second BOS in front.
-        return self.processing_class(text=prompts, add_special_tokens=False)["input_ids"], None, {}
 
     def _generate(self, prompts: list[Any]) -> Any:
         generated = super()._generate(prompts)
@@ -76,7 +73,11 @@ class TeacherTrainer(GRPOTrainer):
         return self.reward.padding_tokens(self._prompt_ids[0])
 
     def _calculate_rewards(
-        self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[Any], completion_ids_list: list[list[int]]
+        self,
+        inputs: list[dict[str, Any]],
+        prompts: list[Any],
+        completions: list[Any],
+        completion_ids_list: list[list[int]],
     ) -> torch.Tensor:
         extra: list[dict[str, Any]] = [{"prompt_ids": ids} for ids in self._prompt_ids]
         if self.needs_policy:
@@ -171,7 +172,9 @@ class TeacherTrainer(GRPOTrainer):
             return
         folder = Path(checkpoint) / REFERENCE_FOLDER
         if not folder.is_dir():
-            raise RunError(f"{checkpoint}: has no `{REFERENCE_FOLDER}` folder; the moving reference model cannot be restored.")
+            raise RunError(
+                f"{checkpoint}: has no `{REFERENCE_FOLDER}` folder; the moving reference model cannot be restored."
+            )
         load_weights(self.ref_model, folder, self.accelerator)
 
 

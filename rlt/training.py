@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,7 +54,9 @@ def loading(options: ModelOptions | None) -> dict[str, Any]:
     if options is None:
         return {}
     dtype = "float32" if options.dtype == "auto" else options.dtype
-    return {"model_init_kwargs": {"dtype": dtype, "use_safetensors": True, "trust_remote_code": options.trust_remote_code}}
+    return {
+        "model_init_kwargs": {"dtype": dtype, "use_safetensors": True, "trust_remote_code": options.trust_remote_code}
+    }
 
 
 def peft_config(options: Mapping[str, Any] | None) -> Any:
@@ -107,9 +109,7 @@ def end_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     return {tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()
 
 
-def fit(
-    examples: Iterable[tuple[str, Example]], limit: int | None, on_invalid: str
-) -> tuple[list[Example], list[str]]:
+def fit(examples: Iterable[tuple[str, Example]], limit: int | None, on_invalid: str) -> tuple[list[Example], list[str]]:
     """`(examples, dropped)`: those of at most `limit` tokens, and a line for each longer one, which is never cut.
 
     `examples` come with the id of their problem. Raises DataError at the first too long one unless `on_invalid` is `skip`.
@@ -124,7 +124,9 @@ def fit(
             continue
         kept.append(example)
     if not kept:
-        raise DataError(f"no example of at most {limit} tokens is left; the first: {dropped[0] if dropped else 'none at all'}")
+        raise DataError(
+            f"no example of at most {limit} tokens is left; the first: {dropped[0] if dropped else 'none at all'}"
+        )
     return kept, dropped
 
 
@@ -171,6 +173,7 @@ def run_trainer(trainer: Trainer, folder: StageFolder, tokenizer: PreTrainedToke
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(_Progress)
     checkpoint = get_last_checkpoint(str(folder.path))
+    trainer.add_callback(_TokenCount(trainer, checkpoint))
     outcome = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     if trainer.is_world_process_zero():
@@ -178,6 +181,36 @@ def run_trainer(trainer: Trainer, folder: StageFolder, tokenizer: PreTrainedToke
     if trainer.args.push_to_hub:
         trainer.push_to_hub()
     return {"steps": trainer.state.global_step, "loss": round(float(outcome.training_loss), 6)}
+
+
+class ResumablePrompts:
+    """Mixed into GRPOTrainer: rendered prompts stay as they are, and their order can be resumed in any epoch.
+
+    TRL's sampler draws one permutation after another from its generator; a run that goes on in its third epoch would get
+    the first permutation again. Here each epoch has its own seed.
+    """
+
+    def _tokenize_prompts(self, prompts: list[str]) -> Any:
+        # A rendered prompt already has every special token in it; adding them again would put a second BOS in front.
+        return self.processing_class(text=prompts, add_special_tokens=False)["input_ids"], None, {}  # type: ignore[attr-defined]
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        return _OrderOfEpoch(super()._get_train_sampler(dataset), self)  # type: ignore[misc, attr-defined]
+
+
+class _OrderOfEpoch:
+    """A RepeatSampler whose permutation depends on the seed and the epoch alone."""
+
+    def __init__(self, sampler: Any, trainer: Any) -> None:
+        self.sampler, self.trainer = sampler, trainer  # not its state: that is another object after a resume
+
+    def __iter__(self) -> Iterator[int]:
+        if self.sampler.shuffle:
+            self.sampler.generator.manual_seed(self.sampler.seed + int(self.trainer.state.epoch or 0))
+        return iter(self.sampler)
+
+    def __len__(self) -> int:
+        return len(self.sampler)
 
 
 class MetricsFile(TrainerCallback):
@@ -196,9 +229,13 @@ class MetricsFile(TrainerCallback):
     ) -> None:
         if state.is_world_process_zero:
             # `metrics.jsonl` counts steps done, samples are written before their step is done.
-            for path, last in zip(self.files, [state.global_step, *[state.global_step - 1] * len(self.files)], strict=False):
+            for path, last in zip(
+                self.files, [state.global_step, *[state.global_step - 1] * len(self.files)], strict=False
+            ):
                 rows = [row for _, row in read_rows(path)] if path.exists() else []
-                write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows if row["step"] <= last))
+                write_text(
+                    path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows if row["step"] <= last)
+                )
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
@@ -206,6 +243,24 @@ class MetricsFile(TrainerCallback):
         if state.is_world_process_zero and logs:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+class _TokenCount(TrainerCallback):
+    """Keeps TRL's count of tokens trained on in the checkpoint; TRL starts it at zero again when a run goes on."""
+
+    NAME = "trained_tokens.json"
+
+    def __init__(self, trainer: Any, checkpoint: str | None) -> None:
+        self.trainer = trainer
+        if checkpoint is not None and (Path(checkpoint) / self.NAME).is_file():
+            trainer._total_train_tokens = json.loads((Path(checkpoint) / self.NAME).read_text())
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            write_text(
+                Path(args.output_dir) / f"checkpoint-{state.global_step}" / self.NAME,
+                json.dumps(self.trainer._total_train_tokens),
+            )
 
 
 class _Progress(TrainerCallback):
@@ -218,7 +273,9 @@ class _Progress(TrainerCallback):
         from tqdm import tqdm
 
         if state.is_world_process_zero:
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True, leave=False)
+            self.bar = tqdm(
+                total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True, leave=False
+            )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.bar is not None:

@@ -26,9 +26,11 @@ class PlanConfig(Config):
     """Mean tokens of system prompt and question (Bespoke-Stratos' system prompt alone has about 150)."""
     solution_tokens: int = Field(400, ge=1)
     """Mean tokens of a worked solution (MATH's have about 200, the solution part of an R1 response about 500)."""
-    explanation_tokens: int = Field(3500, ge=1)
-    """Mean tokens of an explanation. Not published; Bespoke-Stratos-17k has about 4,000 tokens a row in all."""
-    response_tokens: int = Field(4000, ge=1)
+    explanation_tokens: int = Field(5000, ge=1)
+    """Mean tokens of an explanation that the teacher writes. Not published; the published costs fit 5,000 to 6,000."""
+    trace_tokens: int = Field(3500, ge=1)
+    """Mean tokens of an explanation in given data (a public estimate: 67M tokens in Bespoke-Stratos-17k's 16,710 rows)."""
+    response_tokens: int = Field(5000, ge=1)
     """Mean tokens of a student's response: explanation and solution."""
     length_spread: float = Field(0.55, ge=0)
     """Standard deviation of lengths over their mean (0.55 in 200 responses of a Sky-T1 model to MATH-500)."""

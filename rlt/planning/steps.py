@@ -109,7 +109,8 @@ class Planner:
         options, shape = self.options, self.shape(config.model)
         training = Training.of(step, config, shape, *self._processes(config.launch, step))
         cap = config.max_length or shape.context or math.inf
-        length = options.question_tokens + options.solution_tokens + options.explanation_tokens
+        written = options.trace_tokens if self._step_of(config.data.path) is None else options.explanation_tokens
+        length = options.question_tokens + options.solution_tokens + written
         share, mean = fitting(length, options.length_spread, cap)  # longer rows are left out, never cut
         rows = max(1, round(share * self.rows(config.data)))
         epochs = training.get("num_train_epochs", 3)
@@ -117,7 +118,7 @@ class Planner:
         if training.get("max_steps", -1) > 0:
             examples = training.trainer["max_steps"] * training.rows_a_step
         elif isinstance(config, DistillConfig) and isinstance(config.token_budget, int):
-            examples = min(examples, epochs * config.token_budget / options.explanation_tokens)
+            examples = min(examples, epochs * config.token_budget / written)
         steps = max(1, math.ceil(examples / training.rows_a_step))
         padded = max(mean, longest(length, training.batch, options.length_spread, cap)) if training.batch > 1 else mean
         flops = examples * shape.forward_flops(padded) * training.passes

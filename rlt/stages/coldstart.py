@@ -16,7 +16,7 @@ from rlt.grading import GraderPool
 from rlt.models import load_tokenizer
 from rlt.runs import Result, begin
 from rlt.tasks import load_task
-from rlt.training import MetricsFile, loading, peft_config, run_trainer, trainer_arguments
+from rlt.training import MetricsFile, ResumablePrompts, loading, peft_config, run_trainer, trainer_arguments
 
 # The paper's settings for this stage are not known (PAPER.md, section 6); these are those of its teacher RL but for the
 # group size, TRL's own.
@@ -44,14 +44,10 @@ def run(config: ColdstartConfig) -> Result:
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
-    class StudentTrainer(GRPOTrainer):
-        def _tokenize_prompts(self, prompts: list[Any]) -> Any:
-            # A rendered prompt already has every special token in it.
-            return self.processing_class(text=prompts, add_special_tokens=False)["input_ids"], None, {}
+    class StudentTrainer(ResumablePrompts, GRPOTrainer):
+        """TRL's trainer with prompts as rendered, in an order that can be resumed."""
 
-    rows = [
-        {"prompt": student_prompt(fmt, tokenizer, p), "question": p.question, "answer": p.answer} for p in problems
-    ]
+    rows = [{"prompt": student_prompt(fmt, tokenizer, p), "question": p.question, "answer": p.answer} for p in problems]
     tokenizer.padding_side = "left"
     with GraderPool(config.task) as graders:
         trainer = StudentTrainer(
@@ -77,14 +73,17 @@ def run(config: ColdstartConfig) -> Result:
 class CorrectnessReward:
     """A TRL reward function: one of three numbers for a response without a readable answer, with a wrong, with the right one."""
 
-    def __init__(
-        self, graders: GraderPool, fmt: Format, tokenizer: Any, rewards: tuple[float, float, float]
-    ) -> None:
+    def __init__(self, graders: GraderPool, fmt: Format, tokenizer: Any, rewards: tuple[float, float, float]) -> None:
         self.__name__ = "correctness"
         self.graders, self.fmt, self.tokenizer, self.rewards = graders, fmt, tokenizer, rewards
 
     def __call__(
-        self, completion_ids: list[list[int]], question: list[str], answer: list[str], log_metric: Any = None, **others: Any
+        self,
+        completion_ids: list[list[int]],
+        question: list[str],
+        answer: list[str],
+        log_metric: Any = None,
+        **others: Any,
     ) -> list[float]:
         # Decoded here: TRL drops special tokens, and tags may be such.
         end = {self.tokenizer.eos_token_id, self.tokenizer.pad_token_id}

@@ -22,7 +22,9 @@ def run(config: RankConfig) -> Result:
         )
     for number, (problem, score) in enumerate(zip(problems, scores, strict=True), 1):
         if "id" in score and str(score["id"]) != problem.id:
-            raise DataError(f"{config.scores.name} line {number}: `id` is {score['id']!r}, the data's is {problem.id!r}.")
+            raise DataError(
+                f"{config.scores.name} line {number}: `id` is {score['id']!r}, the data's is {problem.id!r}."
+            )
         if config.by not in score:
             raise DataError(f"{config.scores.name} line {number}: column `{config.by}` is missing.")
     ranked = sorted(

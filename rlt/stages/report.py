@@ -162,7 +162,9 @@ def _bands(config: ReportConfig, states: States, seed: int) -> dict[str, Any] | 
 
 def spearman(values: Sequence[float]) -> float:
     """Spearman's rank correlation of `values` with their position (1: always rising). Ties share their rank."""
-    ranks = [sum(other < value for other in values) + (sum(other == value for other in values) - 1) / 2 for value in values]
+    ranks = [
+        sum(other < value for other in values) + (sum(other == value for other in values) - 1) / 2 for value in values
+    ]
     middle = (len(values) - 1) / 2
     top = sum((i - middle) * (rank - middle) for i, rank in enumerate(ranks))
     bottom = math.sqrt(sum((i - middle) ** 2 for i in range(len(ranks))) * sum((r - middle) ** 2 for r in ranks))
@@ -234,7 +236,9 @@ def headline(config: ReportConfig, results: dict[str, Any]) -> list[str]:
 
 
 def _keys(results: dict[str, Any]) -> list[str]:
-    keys = {key for arm in results["arms"].values() for row in arm["seeds"] for key in row if key.startswith("solve_rate")}
+    keys = {
+        key for arm in results["arms"].values() for row in arm["seeds"] for key in row if key.startswith("solve_rate")
+    }
     return sorted(keys, key=lambda key: key.endswith("greedy"))
 
 
@@ -334,7 +338,9 @@ def _explained_twice(config: ReportConfig, recipe: Recipe) -> list[dict[str, str
         return []
     sides = []
     for variant in config.teachers:
-        step = next((s for s in recipe.of_seed(recipe.head.seeds[0]) if s.name == f"{config.explained}/{variant}"), None)
+        step = next(
+            (s for s in recipe.of_seed(recipe.head.seeds[0]) if s.name == f"{config.explained}/{variant}"), None
+        )
         if step is None or not (read_state(step.config.output) or {}).get("complete"):
             return []
         sides.append({row["question"]: row for _, row in read_rows(step.config.output)})
@@ -355,9 +361,17 @@ def _pictures(config: ReportConfig, recipe: Recipe, results: dict[str, Any]) -> 
     import markupsafe
 
     matplotlib.use("svg")
-    matplotlib.rcParams |= {"svg.fonttype": "none", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+    matplotlib.rcParams |= {
+        "svg.fonttype": "none",
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
     drawn = [
-        ("Share of held-out problems solved by each arm's students. A dot a seed, a bar the mean.", _draw_arms(config, results)),
+        (
+            "Share of held-out problems solved by each arm's students. A dot a seed, a bar the mean.",
+            _draw_arms(config, results),
+        ),
         ("The teacher's reward in training. A thin line a seed.", _draw_curves(config, recipe)),
         ("Students of the original explanations in bands of reward. A line a seed.", _draw_bands(results)),
     ]
@@ -406,7 +420,9 @@ def _draw_curves(config: ReportConfig, recipe: Recipe) -> str | None:
         metrics = Path(step.config.output) / "metrics.jsonl"
         if step.name == config.trained and metrics.is_file():
             rows = [row for _, row in read_rows(metrics) if "reward" in row]
-            axes.plot([row["step"] for row in rows], [row["reward"] for row in rows], linewidth=1, label=f"seed {step.seed}")
+            axes.plot(
+                [row["step"] for row in rows], [row["reward"] for row in rows], linewidth=1, label=f"seed {step.seed}"
+            )
             drawn = True
     axes.set_xlabel("step of teacher RL")
     axes.set_ylabel("reward (nats)")

@@ -36,7 +36,9 @@ def run(config: WarmupConfig) -> Result:
     for problem, text, tokens in zip(problems, rendered, tokenize(tokenizer, rendered), strict=True):
         start, end = text.spans["explanation"]
         learned = (start + len(fmt.padding), end + len(fmt.tags.explanation.close))
-        examples.append((problem.id, Example(tokens.ids, learned_span(tokens.ids, tokens.offsets, *learned, tokenizer))))
+        examples.append(
+            (problem.id, Example(tokens.ids, learned_span(tokens.ids, tokens.offsets, *learned, tokenizer)))
+        )
     kept, dropped = fit(examples, limit, config.data.on_invalid)
     numbers = train_supervised(
         folder, config.model, tokenizer, kept, config.trainer, defaults=DEFAULTS, peft=config.peft, load=config

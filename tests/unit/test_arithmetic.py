@@ -51,7 +51,8 @@ def test_bad_options_are_refused(options):
 
 
 @pytest.mark.parametrize(
-    ("solution", "correct", "extracted"), [("3", True, "3"), ("it is 3", True, "3"), ("13", False, "13"), ("", False, None)]
+    ("solution", "correct", "extracted"),
+    [("3", True, "3"), ("it is 3", True, "3"), ("13", False, "13"), ("", False, None)],
 )
 def test_the_last_word_is_graded(solution, correct, extracted):
     verdict = arithmetic.grade(solution, "3", QUESTION)

@@ -26,7 +26,9 @@ def test_flags_become_keys(words, flags):
 
 
 def test_the_name_of_a_step_keeps_its_dashes():
-    assert parse_flags(["--distill-7b.trainer.max-steps", "3"], recipe=True)[1] == {"distill-7b": {"trainer": {"max_steps": 3}}}
+    assert parse_flags(["--distill-7b.trainer.max-steps", "3"], recipe=True)[1] == {
+        "distill-7b": {"trainer": {"max_steps": 3}}
+    }
 
 
 def test_a_switch_does_not_swallow_the_recipe():

@@ -23,9 +23,7 @@ def test_a_reference_is_the_output_of_that_step_and_makes_a_dependency():
 
 
 def test_a_reference_may_name_a_file_inside_the_output():
-    r = recipe(
-        rank={"data": "d.jsonl", "scores": "s.jsonl"}, distill={"model": "m", "data": "@rank:band-1.jsonl"}
-    )
+    r = recipe(rank={"data": "d.jsonl", "scores": "s.jsonl"}, distill={"model": "m", "data": "@rank:band-1.jsonl"})
     assert step(r, "distill").config.data.path == "out/r/rank/band-1.jsonl"
 
 
@@ -79,7 +77,10 @@ def test_merging_replaces_everything_but_mappings():
     [
         ({"warmup": {"modle": "m", "data": "d"}}, "`modle`: no such key (did you mean model"),
         ({"warm": {"model": "m"}}, "no stage 'warm' (did you mean warmup?)"),
-        ({"warmup": {"model": "@bace", "data": "d"}, "base": {"task": "arithmetic"}}, "@bace is no other step of this recipe (did you mean @base?)"),
+        (
+            {"warmup": {"model": "@bace", "data": "d"}, "base": {"task": "arithmetic"}},
+            "@bace is no other step of this recipe (did you mean @base?)",
+        ),
         ({"warmup": {"model": "@warmup", "data": "d"}}, "@warmup is no other step"),
         ({"warmup": 3}, "must be a mapping"),
         ({"evaluate": {"each": "@distill", "model": "m"}}, "no earlier step of that name has variants"),
