@@ -207,7 +207,7 @@ def in_words(difference: Estimate, first: str, second: str) -> str:
     """One sentence: who solves how many points more, the interval, and whether that is within noise."""
     points = difference.mean * 100
     interval = f"95 % interval {difference.low * 100:+.1f} to {difference.high * 100:+.1f}"
-    basis = f"{difference.questions} questions x {difference.samples} samples"
+    basis = f"{difference.questions} questions x {difference.samples} sample(s)"
     if difference.low <= 0 <= difference.high:
         return f"{second} - {first}: {points:+.1f} points ({interval}; {basis}): within noise."
     better, worse = (second, first) if points > 0 else (first, second)

@@ -1,0 +1,504 @@
+"""Evaluation: a model's responses to benchmarks, all of them kept, their grades, and statistics with intervals.
+
+`responses.jsonl` has one row a sample, written as it is finished; the verdicts are put in when all are there. Killed at
+any point, the same command asks for what is missing. Questions of a private benchmark (GPQA) are in no file: rows have
+their hash, and the response.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm.auto import tqdm
+
+from rlt import statistics
+from rlt.benchmark_sets import Benchmark, Question, fingerprint, load_benchmark, load_questions
+from rlt.config import EvaluateConfig
+from rlt.errors import ConfigError, DataError, RltError, RunError
+from rlt.formats import Format, check_template, load_format, student_prompt
+from rlt.generation import Completion, Request, Sampling, build_engine, request_seed
+from rlt.grading import GraderPool
+from rlt.models import context_length, load_config, load_tokenizer
+from rlt.rows import JsonlWriter, read_rows, write_rows
+from rlt.runs import Result, StageFolder, begin, read_state, write_text
+from rlt.tasks import load_task
+from rlt.types import Problem
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# `paper`: SkyThought's defaults at the commit with which RLT was evaluated (PAPER: greedy, 32,768 tokens, one sample).
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {"samples": 1, "temperature": 0.0, "top_p": 1.0, "max_tokens": 32768},
+    "robust": {"samples": 8, "temperature": 0.6, "top_p": 0.95, "max_tokens": 32768},
+}
+RESPONSES, RESULTS = "responses.jsonl", "results.json"
+
+Rows = dict[str, dict[str, Any]]
+"""Key `benchmark/question/sample` -> row of responses.jsonl."""
+
+
+def run(config: EvaluateConfig) -> Result:
+    """The folder with `responses.jsonl` and `results.json`; metrics: `benchmarks` (name -> numbers) and the sampling.
+
+    Each benchmark's numbers have `pass@1`, `standard_error`, `interval`, `questions`, `samples` and what `_numbers`
+    lists.
+    """
+    folder = begin("evaluate", config)
+    if folder.result:
+        return folder.result
+    try:
+        asked = _prepare(config)
+        rows = _written(folder, asked)
+        engine = None
+        if any(row is None for row in rows.values()):
+            engine = build_engine(config, config.model, dtype=config.dtype, trust_remote_code=config.trust_remote_code)
+            _check_context(asked, engine.context_length, config)
+    except RltError:
+        if not folder.resumed:  # nothing was asked: the corrected command may use the folder
+            folder.state_file.unlink(missing_ok=True)
+        raise
+    if engine is not None:
+        with closing(engine):
+            _generate(asked, rows, engine.generate, folder.path / RESPONSES)
+    done = _grade(config, asked, {key: row for key, row in rows.items() if row is not None})
+    write_rows(folder.path / RESPONSES, done.values())
+    metrics = _metrics(config, asked, done)
+    write_text(folder.path / RESULTS, json.dumps(_results(config, asked, metrics), indent=1, ensure_ascii=False) + "\n")
+    if not _quiet():
+        print(table(metrics))
+    return folder.finish(metrics)
+
+
+def _quiet() -> bool:
+    return os.environ.get("RLT_QUIET") == "1"
+
+
+# -- what is asked, checked before a model is loaded -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Set:
+    """One benchmark with its questions and prompts, in order."""
+
+    benchmark: Benchmark
+    questions: list[Question]
+    prompts: list[str]
+    prompt_tokens: list[int]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """All that is asked, and how."""
+
+    sets: list[_Set]
+    format: Format
+    sampling: Sampling
+    samples: int
+    strict: bool
+    seed: int
+
+    def each(self) -> Iterator[tuple[str, _Set, int, int]]:
+        """`(key, set, position of the question, sample)` of every response, in order."""
+        for part in self.sets:
+            for position, question in enumerate(part.questions):
+                for sample in range(self.samples):
+                    yield f"{part.benchmark.name}/{question.id}/{sample}", part, position, sample
+
+
+def _prepare(config: EvaluateConfig) -> _Asked:
+    fmt, keep_system = _with_system_prompt(load_format(config.format), config.system_prompt)
+    loaded = _load(config)
+    _check_answers(config, loaded)
+    tokenizer = load_tokenizer(config.model, config.trust_remote_code)
+    check_template(fmt, tokenizer)
+    sets = []
+    for benchmark, questions in loaded:
+        prompts = [_prompt(config, fmt, tokenizer, benchmark, question, keep_system) for question in questions]
+        ids = tokenizer(prompts, add_special_tokens=False, verbose=False)["input_ids"]
+        sets.append(_Set(benchmark, questions, prompts, [len(row) for row in ids]))
+    sampling, samples, strict = _sampling(config)
+    asked = _Asked(sets, fmt, sampling, samples, strict, config.seed)
+    if config.engine != "openai":  # a server says itself what it serves
+        _check_context(asked, context_length(load_config(config.model, config.trust_remote_code)), config)
+    return asked
+
+
+def _with_system_prompt(fmt: Format, choice: str) -> tuple[Format, bool]:
+    """The format with the chosen system prompt, and whether a dataset's own one counts."""
+    if choice == "format":
+        return fmt, True
+    if choice == "none":
+        return fmt.model_copy(update={"student_system_prompt": None}), False
+    if not Path(choice).is_file():
+        raise ConfigError(f"`system_prompt`: {choice!r} is neither `format`, `none` nor a text file.")
+    return fmt.model_copy(update={"student_system_prompt": Path(choice).read_text(encoding="utf-8").strip()}), False
+
+
+def _load(config: EvaluateConfig) -> list[tuple[Benchmark, list[Question]]]:
+    names = config.benchmark or ([config.data] if config.data else [])
+    if not names:
+        raise ConfigError("nothing to evaluate on: give `benchmark`, names or files, or `data`, a file.")
+    if config.data is not None and len(names) > 1:
+        raise ConfigError(f"`data` replaces the download of one benchmark, and there are {len(names)}.")
+    loaded: list[tuple[Benchmark, list[Question]]] = []
+    for name in names:
+        benchmark, path = load_benchmark(name, config.task)
+        if any(benchmark.name == other.name for other, _ in loaded):
+            raise ConfigError(f"`benchmark`: two are called {benchmark.name}; evaluate them one after the other.")
+        loaded.append((benchmark, load_questions(benchmark, path or config.data, config.limit)))
+    return loaded
+
+
+def _check_answers(config: EvaluateConfig, loaded: Sequence[tuple[Benchmark, list[Question]]]) -> None:
+    for benchmark, questions in loaded:
+        with GraderPool(benchmark.task, config.grade_workers, config.grade_timeout) as pool:
+            reasons = pool.check([(question.answer, question.question) for question in questions])
+        for question, reason in zip(questions, reasons, strict=True):
+            if reason is not None:
+                raise DataError(
+                    f"{question.where}: column `answer`: {reason}, so no response could be graded ({benchmark.task}). "
+                    "Mend or remove the row, or choose another `task`."
+                )
+
+
+def _prompt(
+    config: EvaluateConfig,
+    fmt: Format,
+    tokenizer: PreTrainedTokenizerBase,
+    benchmark: Benchmark,
+    question: Question,
+    keep_system: bool,
+) -> str:
+    text = benchmark.instructed(question.question) if config.instruction == "benchmark" else question.question
+    system = question.system if keep_system else None
+    return student_prompt(fmt, tokenizer, Problem(question.id, text, solution="", system=system))
+
+
+def _sampling(config: EvaluateConfig) -> tuple[Sampling, int, bool]:
+    """How, how often, and whether every response must have room for all its tokens (`max_tokens` was given)."""
+    samples = config.samples or (PRESETS[config.preset]["samples"] if config.preset else 1)
+    preset = PRESETS[config.preset or ("paper" if samples == 1 else "robust")]
+    chosen = {
+        key: preset[key] if (value := getattr(config, key)) is None else value
+        for key in ("temperature", "top_p", "max_tokens")
+    }
+    return Sampling(**chosen, top_k=config.top_k), samples, config.max_tokens is not None
+
+
+def _check_context(asked: _Asked, context: int | None, config: EvaluateConfig) -> None:
+    """Raise DataError where a prompt with its response does not fit into `context` tokens.
+
+    Strict for a given `max_tokens`. A preset's 32,768 tokens must fit, but for the prompt: a model with a context of
+    32,768 then writes until its context ends. Without either, what the context leaves is used, if it leaves anything.
+    """
+    if context is None:
+        return
+    wanted = asked.sampling.max_tokens if asked.strict or config.preset else 1
+    for part in asked.sets:
+        position = max(range(len(part.prompts)), key=part.prompt_tokens.__getitem__)
+        longest = part.prompt_tokens[position]
+        needed = longest + wanted if asked.strict else max(longest + 1, wanted)
+        if needed > context:
+            room = context - longest
+            fix = f"Set --max-tokens {room} or less" if room > 0 else "Leave that question out"
+            raise DataError(
+                f"{part.benchmark.name}: the context of {context} tokens is too short for a prompt of {longest} "
+                f"(question {part.questions[position].id}) and {wanted} new tokens. {fix}, or use a model with a "
+                "longer context."
+            )
+
+
+# -- responses ---------------------------------------------------------------------------------------------------------
+
+
+def _written(folder: StageFolder, asked: _Asked) -> dict[str, dict[str, Any] | None]:
+    """Every key in order with the row that is there already, or None. Raises RunError where prompts have changed."""
+    rows: dict[str, dict[str, Any] | None] = {key: None for key, *_ in asked.each()}
+    path = folder.path / RESPONSES
+    if not folder.resumed or not path.exists():
+        return rows
+    JsonlWriter(path).close()  # cuts off a half-written last line
+    prompts = {key: part.prompts[position] for key, part, position, _ in asked.each()}
+    for where, row in read_rows(path):
+        if row["key"] not in rows or row["prompt_sha256"] != _sha256(prompts[row["key"]]):
+            raise RunError(
+                f"{folder.path}: {where} answers another prompt than the data gives now. Put the data back, or choose "
+                "another --output."
+            )
+        rows[row["key"]] = rows[row["key"]] or row
+    return rows
+
+
+def _generate(asked: _Asked, rows: dict[str, dict[str, Any] | None], generate: Any, path: Path) -> None:
+    """Ask for every response that is missing, and write each as it is finished."""
+    with JsonlWriter(path) as writer:
+        for part in asked.sets:
+            missing = [item for item in asked.each() if item[1] is part and rows[item[0]] is None]
+            if not missing:
+                continue
+            total = len(part.questions) * asked.samples
+            if not _quiet():
+                print(f"evaluate: {part.benchmark.name}, {_how(asked, part)}", flush=True)
+            where = {key: (position, sample) for key, _, position, sample in missing}
+            requests = (
+                Request(key, part.prompts[position], _seed(asked.seed, part, position, sample))
+                for key, (position, sample) in where.items()
+            )
+            with tqdm(
+                total=total, initial=total - len(missing), unit=" responses", desc=part.benchmark.name, disable=_quiet()
+            ) as bar:
+                for completion in generate(requests, asked.sampling):
+                    position, sample = where.pop(completion.key)
+                    row = _row(part, position, sample, asked.seed, completion)
+                    writer.write([row])
+                    rows[completion.key] = row
+                    bar.update()
+            if where:
+                raise RltError(f"{part.benchmark.name}: the engine left {len(where)} responses out; run it again.")
+
+
+def _how(asked: _Asked, part: _Set) -> str:
+    sampling = asked.sampling
+    how = "greedy" if sampling.temperature == 0 else f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g}"
+    return f"{len(part.questions)} questions x {asked.samples} sample(s), seed {asked.seed}, {how}"
+
+
+def _seed(seed: int, part: _Set, position: int, sample: int) -> int:
+    return request_seed(seed, part.benchmark.name, part.questions[position].id, sample)
+
+
+def _row(part: _Set, position: int, sample: int, seed: int, completion: Completion) -> dict[str, Any]:
+    question, benchmark = part.questions[position], part.benchmark
+    return {
+        "key": completion.key,
+        "benchmark": benchmark.name,
+        "version": benchmark.version,
+        "question_id": question.id,
+        "sample": sample,
+        "seed": _seed(seed, part, position, sample),
+        "prompt_sha256": _sha256(part.prompts[position]),
+        "question_sha256": _sha256(question.question),
+        **({} if benchmark.private else {"question": question.question}),
+        "answer": question.answer,
+        "task": benchmark.task,
+        "response": completion.text,
+        "prompt_tokens": completion.prompt_tokens,
+        "completion_tokens": completion.completion_tokens,
+        "finish_reason": completion.finish_reason,
+    }
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _grade(config: EvaluateConfig, asked: _Asked, rows: Rows) -> Rows:
+    """The same rows with `extracted`, `correct` and, where grading failed, `error`."""
+    graded: Rows = {}
+    for part in asked.sets:
+        questions = {question.id: question.question for question in part.questions}
+        mine = {key: row for key, row in rows.items() if row["benchmark"] == part.benchmark.name}
+        items = [(row["response"], row["answer"], questions[row["question_id"]]) for row in mine.values()]
+        desc = f"grading {part.benchmark.name}"
+        with (
+            GraderPool(part.benchmark.task, config.grade_workers, config.grade_timeout) as pool,
+            tqdm(total=len(items), unit=" responses", desc=desc, disable=_quiet() or pool.cheap) as bar,
+        ):
+            verdicts = pool.grade(items, asked.format, progress=bar.update)
+        for (key, row), verdict in zip(mine.items(), verdicts, strict=True):
+            # Exactly the verdict's fields: a row graded before keeps nothing of its old verdict.
+            graded[key] = {**row, **asdict(verdict)}
+    return graded
+
+
+# -- numbers -----------------------------------------------------------------------------------------------------------
+
+
+def _metrics(config: EvaluateConfig, asked: _Asked, rows: Rows) -> dict[str, Any]:
+    benchmarks = {}
+    for part in asked.sets:
+        mine = [row for row in rows.values() if row["benchmark"] == part.benchmark.name]
+        known = {
+            "version": part.benchmark.version,
+            "task": part.benchmark.task,
+            "fingerprint": fingerprint(part.benchmark, part.questions),
+        }
+        benchmarks[part.benchmark.name] = {**_numbers(mine, part.benchmark.task), "seed": config.seed, **known}
+    sampling = asked.sampling
+    return {
+        "benchmarks": benchmarks,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "max_tokens": sampling.max_tokens,
+        "samples": asked.samples,
+        "seed": config.seed,
+    }
+
+
+def _numbers(rows: Sequence[Mapping[str, Any]], task: str) -> dict[str, Any]:
+    """A benchmark's numbers: pass@1 with standard error and interval, pass@k, majority@k, lengths and shares."""
+    correct, extracted = _by_question(rows)
+    samples = len(correct[0])
+    solved = statistics.pass_at_1(correct)
+    same = getattr(load_task(task), "same", str.__eq__)
+    more = sorted({k for k in (2, 4, 8, 16, 32, 64, samples) if 1 < k <= samples})
+    return {
+        "pass@1": solved.mean,
+        "standard_error": solved.standard_error,
+        "interval": [solved.low, solved.high],
+        "questions": solved.questions,
+        "samples": samples,
+        "pass@k": {str(k): statistics.pass_at_k(correct, k) for k in more},
+        "majority@k": {str(k): statistics.majority_at_k(correct, extracted, k, same) for k in more if k > 2},
+        "mean_completion_tokens": _share(row["completion_tokens"] for row in rows),
+        "unfinished": _share(row["finish_reason"] == "length" for row in rows),
+        "unreadable": _share(row["extracted"] is None and row["error"] is None for row in rows),
+        "not_graded": sum(row["error"] is not None for row in rows),
+    }
+
+
+def _by_question(rows: Sequence[Mapping[str, Any]]) -> tuple[list[list[bool]], list[list[str | None]]]:
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row["question_id"], []).append(row)
+    ordered = [sorted(group, key=lambda row: row["sample"]) for group in groups.values()]
+    return [[r["correct"] for r in group] for group in ordered], [[r["extracted"] for r in group] for group in ordered]
+
+
+def _share(values: Any) -> float:
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def _results(config: EvaluateConfig, asked: _Asked, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "model": config.model,
+        "preset": config.preset,
+        "engine": config.engine,
+        "format": config.format,
+        "system_prompt": config.system_prompt,
+        "instruction": config.instruction,
+        "sampling": {**asdict(asked.sampling), "samples": asked.samples, "seed": config.seed},
+        "interval": statistics.INTERVAL,
+        "benchmarks": metrics["benchmarks"],
+        "sources": {part.benchmark.name: part.benchmark.source for part in asked.sets},
+    }
+
+
+def table(metrics: Mapping[str, Any]) -> str:
+    """The benchmarks as a table for the terminal; rates in points of 100, each row with sample count and seed."""
+    head = ["benchmark", "questions", "samples", "seed", "pass@1", "s.e.", "95 %", "pass@k", "majority@k", "tokens",
+            "unfinished", "no answer"]  # fmt: skip
+    lines = [head]
+    for name, row in metrics["benchmarks"].items():
+        error = row["standard_error"]
+        low, high = row["interval"]
+        most = str(row["samples"])
+        lines.append([
+            f"{name} v{row['version']}", str(row["questions"]), most, str(row["seed"]), f"{row['pass@1'] * 100:.1f}",
+            "-" if error is None else f"{error * 100:.1f}", f"{low * 100:.1f} to {high * 100:.1f}",
+            *(f"{row[of][most] * 100:.1f} (k={most})" if most in row[of] else "-" for of in ("pass@k", "majority@k")),
+            f"{row['mean_completion_tokens']:.0f}", f"{row['unfinished'] * 100:.1f} %",
+            f"{row['unreadable'] * 100:.1f} %",
+        ])  # fmt: skip
+    return _columns(lines)
+
+
+def _columns(lines: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+# -- two models --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The paired differences of two evaluations by benchmark, second minus first; `str()` of it is for a person."""
+
+    first: str
+    second: str
+    differences: dict[str, statistics.Estimate]
+    rates: dict[str, tuple[float, float]]
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [f"A = {self.first}", f"B = {self.second}"]
+        for name, difference in self.differences.items():
+            a, b = self.rates[name]
+            words = statistics.in_words(difference, "A", "B")
+            lines.append(f"{name}: A {a * 100:.1f}, B {b * 100:.1f}. {words}")
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes), f"({statistics.DIFFERENCE_INTERVAL})"])
+
+
+def compare(first: Path, second: Path) -> Comparison:
+    """The paired differences between two complete outputs of `rlt evaluate` on the questions that both were asked.
+
+    Raises RunError where one is not complete or they share no benchmark, and DataError where versions differ or there
+    is no common question.
+    """
+    results = [_complete(folder) for folder in (first, second)]
+    shared = [name for name in results[0]["benchmarks"] if name in results[1]["benchmarks"]]
+    if not shared:
+        listed = " and ".join(", ".join(result["benchmarks"]) for result in results)
+        raise RunError(f"{first} and {second} have no benchmark in common ({listed}).")
+    differences, rates, notes = {}, {}, []
+    responses = [[row for _, row in read_rows(folder / RESPONSES)] for folder in (first, second)]
+    for name in shared:
+        versions = [result["benchmarks"][name]["version"] for result in results]
+        if versions[0] != versions[1]:
+            raise DataError(f"{name}: version {versions[0]} and version {versions[1]} cannot be compared.")
+        sides = [_verdicts(rows, name) for rows in responses]
+        common = [key for key in sides[0] if key in sides[1]]
+        if not common:
+            raise DataError(f"{name}: {first} and {second} were asked different questions.")
+        if len(common) < max(map(len, sides)):
+            notes.append(
+                f"{name}: compared on the {len(common)} questions that both have ({len(sides[0])}, {len(sides[1])})"
+            )
+        pair = [[side[key] for key in common] for side in sides]
+        differences[name] = statistics.paired_difference(pair[0], pair[1])
+        rates[name] = (statistics.pass_at_1(pair[0]).mean, statistics.pass_at_1(pair[1]).mean)
+    settings = [
+        {**r["sampling"], **{key: r[key] for key in ("system_prompt", "instruction", "format")}} for r in results
+    ]
+    for key in settings[0]:
+        if key not in ("samples", "seed") and settings[0][key] != settings[1][key]:
+            notes.append(f"`{key}` differs: A {settings[0][key]}, B {settings[1][key]}")
+    seeds = " and ".join(str(result["sampling"]["seed"]) for result in results)
+    samples = " and ".join(str(result["sampling"]["samples"]) for result in results)
+    notes.append(f"samples {samples} (A and B), seeds {seeds}")
+    return Comparison(_label(first, results[0]), _label(second, results[1]), differences, rates, tuple(notes))
+
+
+def _complete(folder: Path) -> dict[str, Any]:
+    state = read_state(folder)
+    if state is None or state.get("stage") != "evaluate":
+        raise RunError(f"{folder}: no output of `rlt evaluate`.")
+    if not state.get("complete"):
+        raise RunError(f"{folder}: not complete; run its `rlt evaluate` again, it goes on where it was.")
+    results: dict[str, Any] = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    return results
+
+
+def _verdicts(rows: Sequence[Mapping[str, Any]], name: str) -> dict[tuple[str, str], list[bool]]:
+    verdicts: dict[tuple[str, str], list[bool]] = {}
+    for row in rows:
+        if row["benchmark"] == name:
+            verdicts.setdefault((row["question_id"], row["question_sha256"]), []).append(row["correct"])
+    return verdicts
+
+
+def _label(folder: Path, results: Mapping[str, Any]) -> str:
+    return f"{folder} (model {results['model']})"

@@ -1,0 +1,104 @@
+"""Grading again, without a model: any file of responses and answers, with `correct` and `extracted` added."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from rlt.config import GradeConfig
+from rlt.errors import ConfigError, DataError
+from rlt.formats import load_format
+from rlt.grading import GraderPool
+from rlt.rows import ROW_FILES, read_rows, write_rows
+from rlt.runs import Result, begin
+from rlt.tasks import Verdict, load_task
+
+RECORDED = "correct"  # a verdict that the file has already; it is kept as `recorded`
+
+
+def run(config: GradeConfig) -> Result:
+    """The file of graded rows, in the order of the data; metrics: rows, share correct, unreadable, not graded.
+
+    Each row keeps its columns and gets `correct`, `extracted` and `error` (null, or why it could not be graded). Where
+    it had a `correct` before, that is kept as `recorded`, and the metrics say how many agree.
+    """
+    load_task(config.task)
+    fmt = load_format(config.format)
+    if config.output.suffix not in ROW_FILES or config.output.suffix == ".json":
+        raise ConfigError(f"`output`: {config.output} must be a .jsonl or .parquet file.")
+    rows = [_checked(row, where, config.task) for where, row in read_rows(config.data)]
+    if not rows:
+        raise DataError(f"{config.data}: has no rows.")
+    folder = begin("grade", config)
+    if folder.result:
+        return folder.result
+    quiet = os.environ.get("RLT_QUIET") == "1"
+    verdicts: list[Verdict | None] = [None] * len(rows)
+    with tqdm(total=len(rows), unit=" responses", desc="grade", disable=quiet) as bar:
+        for task in sorted({task for task, _ in rows}):
+            places = [place for place, (of, _) in enumerate(rows) if of == task]
+            items = [_item(rows[place][1]) for place in places]
+            with GraderPool(task, config.workers, config.timeout) as pool:
+                graded = pool.grade(items, fmt, progress=bar.update)
+            for place, verdict in zip(places, graded, strict=True):
+                verdicts[place] = verdict
+    done = [_row(row, verdict) for (_, row), verdict in zip(rows, verdicts, strict=True) if verdict is not None]
+    write_rows(config.output, done)
+    metrics = _metrics(done)
+    if not quiet:
+        print(_summary(metrics, config))
+    return folder.finish(metrics)
+
+
+def _checked(row: dict[str, Any], where: str, default: str) -> tuple[str, dict[str, Any]]:
+    """`(task, row)`; raises DataError for a row that cannot be graded."""
+    for column in ("response", "answer"):
+        value = row.get(column)
+        if value is None:
+            raise DataError(
+                f"{where}: column `{column}` is missing; grading needs `response` and `answer`. The row has "
+                f"{', '.join(sorted(row))}."
+            )
+        if not isinstance(value, str):
+            row = {**row, column: str(value)}
+    task = row.get("task") or default
+    if not row["answer"].strip():
+        raise DataError(f"{where}: column `answer` is empty; no response could be graded against it. Drop the row.")
+    load_task(task)
+    return task, row
+
+
+def _item(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    return row["response"], row["answer"], row.get("question") or ""
+
+
+def _row(row: Mapping[str, Any], verdict: Verdict) -> dict[str, Any]:
+    recorded = row.get("recorded", row.get(RECORDED))
+    kept = {} if recorded is None else {"recorded": recorded}
+    return {**row, **kept, "correct": verdict.correct, "extracted": verdict.extracted, "error": verdict.error}
+
+
+def _metrics(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    recorded = [row for row in rows if isinstance(row.get("recorded"), bool)]
+    metrics = {
+        "rows": len(rows),
+        "correct": sum(row["correct"] for row in rows) / len(rows),
+        "unreadable": sum(row["extracted"] is None and row["error"] is None for row in rows) / len(rows),
+        "not_graded": sum(row["error"] is not None for row in rows),
+    }
+    if recorded:
+        agree = sum(row["correct"] == row["recorded"] for row in recorded)
+        metrics |= {"recorded": len(recorded), "agree": agree / len(recorded)}
+    return metrics
+
+
+def _summary(metrics: Mapping[str, Any], config: GradeConfig) -> str:
+    line = f"grade: {metrics['rows']} responses, {metrics['correct'] * 100:.1f} % correct"
+    if metrics["not_graded"]:
+        line += f", {metrics['not_graded']} could not be graded (see `error`) and count as wrong"
+    if "agree" in metrics:
+        line += f"; {metrics['agree'] * 100:.1f} % agree with the {metrics['recorded']} verdicts recorded before"
+    return f"{line} -> {config.output}"
