@@ -28,14 +28,21 @@ class Gpu(NamedTuple):
 
 
 def load_gpu(name: str) -> Gpu:
-    """The GPU of that name in rlt/shipped/gpus.yaml. Raises ConfigError that lists them."""
+    """The GPU of that name, or of the only name that begins so (`h100`), in rlt/shipped/gpus.yaml; else ConfigError."""
     known = yaml.safe_load((SHIPPED / "gpus.yaml").read_text(encoding="utf-8"))
+    begins = [full for full in known if _plain(full).startswith(_plain(name))]
+    if name not in known and len(begins) == 1:
+        name = begins[0]
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise ConfigError(f"--gpu: no GPU {name!r} is known{hint}; known are {', '.join(known)}.")
     numbers = known[name]
     return Gpu(name, numbers["memory_gib"] * GIB, numbers["tflops"] * 1e12, numbers["bandwidth_tb_s"] * 1e12)
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ class PlanConfig(Config):
     explanation_tokens: int = Field(5000, ge=1)
     """Mean tokens of an explanation that the teacher writes. Not published; the published costs fit 5,000 to 6,000."""
     trace_tokens: int = Field(3500, ge=1)
-    """Mean tokens of an explanation in given data (a public estimate: 67M tokens in Bespoke-Stratos-17k's 16,710 rows)."""
+    """Mean tokens of an explanation in given data (public estimate: Bespoke-Stratos-17k has 67M tokens in all)."""
     response_tokens: int = Field(5000, ge=1)
     """Mean tokens of a student's response: explanation and solution."""
     length_spread: float = Field(0.55, ge=0)

@@ -127,7 +127,7 @@ def test_every_number_of_the_papers_recipe_names_its_source() -> None:
             assert re.search(r"\[(code|notes?|sky|ours)\]", near), f"line {number + 1} has no source: {line.strip()}"
 
 
-# -- launching -----------------------------------------------------------------------------------------------------------
+# -- launching ---------------------------------------------------------------------------------------------------------
 
 
 def launch_files() -> list[Path]:
@@ -169,7 +169,9 @@ def test_scripts_are_valid_and_call_commands_that_exist(script: str) -> None:
 def test_a_run_goes_on_with_its_servers_at_other_addresses() -> None:
     def config(host: str) -> dict[str, Any]:
         trainer = {"max_steps": 5, "vllm_server_base_url": f"http://{host}:8000"}
-        return comparable({"student": [f"http://{host}:8001/v1#Qwen/Qwen2.5-32B-Instruct", "local"], "trainer": trainer})
+        return comparable(
+            {"student": [f"http://{host}:8001/v1#Qwen/Qwen2.5-32B-Instruct", "local"], "trainer": trainer}
+        )
 
     assert config("node7") == config("node9")
     assert config("node7")["student"] == ["served#Qwen/Qwen2.5-32B-Instruct", "local"]
