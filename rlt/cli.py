@@ -168,7 +168,7 @@ def _value(text: str) -> Any:
         try:
             return float(value)  # YAML 1.1 reads 1e-6 as text
         except ValueError:
-            return text
+            return value
     return text if value is None and text not in ("null", "~") else value
 
 

@@ -16,6 +16,7 @@ from rlt.cli import main, parse_flags
         (["--kl-coef=2.5"], {"kl_coef": 2.5}),
         (["--learning-rate", "1e-6"], {"learning_rate": 1e-6}),
         (["--student", "a", "--student", "b"], {"student": ["a", "b"]}),
+        (["--model", '"a b"'], {"model": "a b"}),
         (["--placebos"], {"placebos": True}),
         (["--top-k", "null"], {"top_k": None}),
         (["--trainer.max-steps", "3"], {"trainer": {"max_steps": 3}}),
