@@ -63,7 +63,8 @@ def test_parameters_are_those_of_transformers(family: str) -> None:
 
 def test_a_folders_config_wins_and_nothing_else_is_read(tmp_path: Path) -> None:
     config = {"model_type": "llama", "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2,
-              "vocab_size": 10, "num_attention_heads": 2, "num_key_value_heads": 1, "tie_word_embeddings": True}  # fmt: skip
+              "vocab_size": 10, "num_attention_heads": 2, "num_key_value_heads": 1,
+              "tie_word_embeddings": True}  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert load_shape(str(tmp_path)) == SMALL
 
