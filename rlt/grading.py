@@ -26,6 +26,7 @@ from rlt.tasks import Task, Verdict, load_task
 
 MEMORY_LIMIT = 4 << 30  # bytes of address space for one grader's process
 START_LIMIT = 120.0  # seconds until a new process must be ready
+STARTS = 3  # processes that may end before they are ready, one after another
 
 Item = tuple[str, str, str]
 """(response, answer, question)"""
@@ -108,6 +109,7 @@ class GraderPool:
         self, what: str, items: Sequence[Sequence[str]], waiting: deque[int]
     ) -> Iterable[tuple[int, dict[str, Any]]]:
         busy: dict[_Process, int] = {}
+        failed_starts = 0
         with selectors.DefaultSelector() as selector:
             for process in self._processes:
                 selector.register(process.output, selectors.EVENT_READ, process)
@@ -128,6 +130,7 @@ class GraderPool:
                     if reply is _PARTIAL:
                         continue
                     if reply is not None and "ready" in reply:
+                        failed_starts = 0
                         continue
                     position = self._processes.index(process)
                     if reply is None:
@@ -135,7 +138,9 @@ class GraderPool:
                     if process in busy:
                         yield busy.pop(process), reply or {"error": "the grader's process died"}
                     elif reply is None and not process.ready:
-                        raise RltError("a grader's process ended before it was ready; see the error above.")
+                        failed_starts += 1
+                        if failed_starts > STARTS:
+                            raise RltError("graders' processes end before they are ready; see the error above.")
                 for position, process in enumerate(self._processes):
                     if process in busy and time.monotonic() - process.since > self.timeout:
                         self._replace(position, selector)

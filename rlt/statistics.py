@@ -1,9 +1,9 @@
 """Statistics of sampled evaluations: means, errors and intervals that a reviewer accepts. No dependencies.
 
 Questions are the units: samples of one question are not independent, so every standard error is clustered by question.
-Intervals of a rate are exact binomial ones with mid-P tails, at the effective number of trials that the clustered error
-implies; for a coin they keep their coverage with few questions and with rates near 0 and 1, where mean +- 2 errors does
-not. Where a few hard or easy questions decide (30 questions, true rates heaped at 0 and 1), 95 % become about 92 %.
+Intervals of a rate are exact binomial ones (Clopper and Pearson) at the effective number of trials that the clustered
+error implies (Korn and Graubard 1998). They cover at least at their stated rate, also with few questions and with rates
+near 0 and 1, where mean +- 2 errors does not.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from functools import lru_cache
 from statistics import NormalDist
 
 LEVEL = 0.95
-INTERVAL = "95 % mid-P exact binomial interval, effective sample size from the error clustered by question"
+INTERVAL = (
+    "95 % exact binomial interval (Korn and Graubard: effective sample size from the error clustered by question)"
+)
 DIFFERENCE_INTERVAL = "95 % t interval of the paired difference by question, with Bonett and Price's adjustment"
 
 
@@ -130,21 +132,20 @@ def _rate_interval(rate: float, error: float | None, questions: int, samples: in
         # itself an estimate; never fewer than questions, since answers of one question agree at most wholly.
         shrink = (NormalDist().inv_cdf((1 + LEVEL) / 2) / student_t(LEVEL, questions - 1)) ** 2
         trials = min(max(rate * (1 - rate) / error**2 * shrink, questions), questions * samples)
-    return mid_p_interval(rate * trials, trials)
+    return exact_interval(rate * trials, trials)
 
 
 @lru_cache(maxsize=4096)
-def mid_p_interval(successes: float, trials: float) -> tuple[float, float]:
-    """The exact binomial interval whose tails count half of the outcome seen; `successes` may be fractional."""
+def exact_interval(successes: float, trials: float) -> tuple[float, float]:
+    """Clopper and Pearson's interval: its ends are the rates at which as many, or as few, have a chance of 2.5 %.
+
+    `successes` and `trials` may be fractional.
+    """
     tail = (1 - LEVEL) / 2
-
-    def at_least(rate: float) -> float:
-        """P(X > x) + P(X = x) / 2, which rises with the rate."""
-        beyond = incomplete_beta(successes + 1, trials - successes, rate)
-        return (beyond + incomplete_beta(successes, trials - successes + 1, rate)) / 2
-
-    low = 0.0 if successes <= 0 else _root(lambda rate: at_least(rate) - tail)
-    high = 1.0 if successes >= trials else _root(lambda rate: at_least(rate) - (1 - tail))
+    low = 0.0 if successes <= 0 else _root(lambda rate: incomplete_beta(successes, trials - successes + 1, rate) - tail)
+    high = 1.0
+    if successes < trials:
+        high = _root(lambda rate: incomplete_beta(successes + 1, trials - successes, rate) - (1 - tail))
     return low, high
 
 

@@ -114,7 +114,8 @@ def _stated(text: str) -> str | None:
     words = sentence.split()
     if len(words) <= 2:
         return sentence
-    return _last_number(sentence) or next((word for word in words if word.casefold() in NUMERALS), sentence)
+    numbers = _NUMBER.findall(sentence)
+    return numbers[0] if numbers else next((word for word in words if word.casefold() in NUMERALS), sentence)
 
 
 _NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|-?\.\d+")
