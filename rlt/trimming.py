@@ -1,7 +1,7 @@
 """Each micro-batch computed at its own width.
 
 TRL pads the completions of a whole generation (hundreds in one process) to the longest of them, and computes with the
-padding in the policy's and the reference's passes. Lengths differ by a factor of three and more: most of that is wasted.
+padding in the policy's and the reference's passes. Lengths differ by a factor of three and more: most of it is wasted.
 """
 
 from __future__ import annotations

@@ -9,14 +9,18 @@ from typing import Any
 
 from rlt.config import validate
 from rlt.planning import Plan, PlanConfig, plan
-from rlt.recipe import load_recipe
+from rlt.recipe import RecipeHead, load_recipe
 
 
 def run(recipe: Path | str, flags: Mapping[str, Any]) -> Plan:
-    """The plan of the recipe in that YAML file. `flags`: keys of PlanConfig; all others override keys of the recipe."""
-    ours = {key: value for key, value in flags.items() if key in PlanConfig.model_fields}
-    loaded = load_recipe(recipe, {key: value for key, value in flags.items() if key not in ours})
-    return plan(loaded, validate(PlanConfig, ours, "rlt plan"), str(recipe))
+    """The plan of the recipe in that YAML file. `flags`: keys of PlanConfig; keys of steps override the recipe's.
+
+    Raises ConfigError for a flag, GPU, model, launch configuration or data set that is not known, ModelError for a model
+    that cannot be planned.
+    """
+    recipes = {key: value for key, value in flags.items() if isinstance(value, dict) or key in RecipeHead.model_fields}
+    ours = {key: value for key, value in flags.items() if key not in recipes}
+    return plan(load_recipe(recipe, recipes), validate(PlanConfig, ours, "rlt plan"), str(recipe))
 
 
 def _help() -> str:

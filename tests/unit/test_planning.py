@@ -17,6 +17,7 @@ from rlt.planning.memory import gathered_bytes, head_bytes, training_activations
 from rlt.planning.throughput import Sampler, cut, fitting, longest, sampling_seconds
 from rlt.recipe import build_recipe, load_recipe
 from rlt.shapes import FAMILIES, Shape, load_shape, shape_of
+from rlt.stages.plan import run
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SMALL = Shape(hidden=8, intermediate=16, layers=2, heads=2, kv_heads=1, head_dim=4, vocab=10, tied=True)
@@ -265,6 +266,16 @@ def test_half_precision_weights_that_would_not_learn_are_pointed_out(tmp_path: P
 def test_rows_that_cannot_be_counted_are_asked_for(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="someone/some-data: how many rows it has is not known here; give --rows"):
         distill(tmp_path, data="someone/some-data")
+
+
+def test_the_command_takes_assumptions_and_keys_of_steps() -> None:
+    paper = RECIPES / "paper" / "recipe.yaml"
+    whole = run(paper, {"gpu": "h100", "count": 8})
+    short = run(paper, {"gpu": "h100", "count": 8, "utilisation": 0.6, "train": {"trainer": {"max_steps": 25}}})
+    assert short.steps[1].hours < whole.steps[1].hours / 5
+    assert short.steps[0].hours == pytest.approx(whole.steps[0].hours / 2)
+    with pytest.raises(ConfigError, match=r"`utilization`: no such key \(did you mean utilisation\?\)"):
+        run(paper, {"gpu": "h100", "utilization": 0.6})
 
 
 def test_a_server_needs_gpus_of_its_own() -> None:
