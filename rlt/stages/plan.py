@@ -18,7 +18,8 @@ def run(recipe: Path | str, flags: Mapping[str, Any]) -> Plan:
     Raises ConfigError for a flag, GPU, model, launch configuration or data set that is not known, ModelError for a model
     that cannot be planned.
     """
-    recipes = {key: value for key, value in flags.items() if isinstance(value, dict) or key in RecipeHead.model_fields}
+    of_recipe = RecipeHead.model_fields
+    recipes = {key: value for key, value in flags.items() if isinstance(value, dict) or key in of_recipe}
     ours = {key: value for key, value in flags.items() if key not in recipes}
     return plan(load_recipe(recipe, recipes), validate(PlanConfig, ours, "rlt plan"), str(recipe))
 
