@@ -57,18 +57,34 @@ class StageFolder:
 
     def finish(self, metrics: Mapping[str, Any]) -> Result:
         """Mark the stage complete with its numbers and return its Result. `seconds` is all the time it took."""
+        if not is_main_process():
+            return Result(self.path, dict(metrics))
         elapsed = round(self.seconds_before + time.monotonic() - self.started, 3)
         done = {"complete": True, "seconds": elapsed, "metrics": {"seconds": elapsed, **metrics}}
         _write_state(self.state_file, self.stage, self.config, done)
         return Result(self.path, done["metrics"])
 
 
+def is_main_process() -> bool:
+    """Whether this process is the only one, or the first of those that were launched together."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def begin(stage: str, config: StageConfig) -> StageFolder:
     """The output of `stage`, ready to be written, resumed, or already complete.
 
     Raises RunError if it was made with another configuration (naming the keys that differ and two commands that help), or
-    if it is a folder with content that no stage of rlt made.
+    if it is a folder with content that no stage of rlt made. Of processes launched together the first one begins.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate import PartialState
+
+        with PartialState().main_process_first():
+            return _begin(stage, config)
+    return _begin(stage, config)
+
+
+def _begin(stage: str, config: StageConfig) -> StageFolder:
     output = Path(config.output)
     state_file = state_file_of(output)
     try:
@@ -77,7 +93,8 @@ def begin(stage: str, config: StageConfig) -> StageFolder:
         raise RunError(f"{output}: cannot be made ({error.strerror}). Choose another --output.") from error
     state = read_state(output)
     if state is None:
-        if output.is_dir() and any(output.iterdir()):
+        # A partial state is our own: the process died while it wrote the first one.
+        if output.is_dir() and any(not file.name.startswith(".stage.json.") for file in output.iterdir()):
             raise RunError(
                 f"{output}: holds files that rlt did not make. Choose another --output, or empty the folder first."
             )
