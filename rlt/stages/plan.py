@@ -15,7 +15,7 @@ from rlt.recipe import RecipeHead, load_recipe
 def run(recipe: Path | str, flags: Mapping[str, Any]) -> Plan:
     """The plan of the recipe in that YAML file. `flags`: keys of PlanConfig; keys of steps override the recipe's.
 
-    Raises ConfigError for a flag, GPU, model, launch configuration or data set that is not known, ModelError for a model
+    Raises ConfigError for a flag, GPU, launch configuration or data set that is not known, ModelError for a model
     that cannot be planned.
     """
     of_recipe = RecipeHead.model_fields
