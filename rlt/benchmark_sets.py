@@ -211,7 +211,7 @@ def _question(benchmark: Benchmark, row: dict[str, Any], where: str, default_id:
     if benchmark.choices:
         row = _with_choices(benchmark.choices, row, where, str(row.get("id", default_id)))
     if row.get("solution") is None and "####" not in str(row.get("answer")):
-        row = {**row, "solution": str(row.get("answer") or "-")}  # evaluation needs no worked solution
+        row = {**row, "solution": str(row.get("answer") or "").strip() or "-"}  # evaluation needs no worked solution
     problem = problem_of(row, where, default_id)
     answer = problem.answer if problem.answer is not None else _boxed_answer(problem.solution)
     if answer is None or not answer.strip():

@@ -117,6 +117,9 @@ def _prepare(config: EvaluateConfig) -> _Asked:
     fmt, keep_system = _with_system_prompt(load_format(config.format), config.system_prompt)
     loaded = _load(config)
     _check_answers(config, loaded)
+    # A server says itself how long its context is; see `run`.
+    local = config.engine != "openai"
+    context = context_length(load_config(config.model, config.trust_remote_code)) if local else None
     tokenizer = load_tokenizer(config.model, config.trust_remote_code)
     check_template(fmt, tokenizer)
     sets = []
@@ -126,8 +129,7 @@ def _prepare(config: EvaluateConfig) -> _Asked:
         sets.append(_Set(benchmark, questions, prompts, [len(row) for row in ids]))
     sampling, samples, strict = _sampling(config)
     asked = _Asked(sets, fmt, sampling, samples, strict, config.seed)
-    if config.engine != "openai":  # a server says itself what it serves
-        _check_context(asked, context_length(load_config(config.model, config.trust_remote_code)), config)
+    _check_context(asked, context, config)
     return asked
 
 
@@ -247,22 +249,22 @@ def _generate(asked: _Asked, rows: dict[str, dict[str, Any] | None], generate: A
             total = len(part.questions) * asked.samples
             if not _quiet():
                 print(f"evaluate: {part.benchmark.name}, {_how(asked, part)}", flush=True)
-            where = {key: (position, sample) for key, _, position, sample in missing}
+            pending = {key: (position, sample) for key, _, position, sample in missing}
             requests = (
                 Request(key, part.prompts[position], _seed(asked.seed, part, position, sample))
-                for key, (position, sample) in where.items()
+                for key, _, position, sample in missing
             )
             with tqdm(
                 total=total, initial=total - len(missing), unit=" responses", desc=part.benchmark.name, disable=_quiet()
             ) as bar:
                 for completion in generate(requests, asked.sampling):
-                    position, sample = where.pop(completion.key)
+                    position, sample = pending.pop(completion.key)
                     row = _row(part, position, sample, asked.seed, completion)
                     writer.write([row])
                     rows[completion.key] = row
                     bar.update()
-            if where:
-                raise RltError(f"{part.benchmark.name}: the engine left {len(where)} responses out; run it again.")
+            if pending:
+                raise RltError(f"{part.benchmark.name}: the engine left {len(pending)} responses out; run it again.")
 
 
 def _how(asked: _Asked, part: _Set) -> str:
@@ -331,7 +333,7 @@ def _metrics(config: EvaluateConfig, asked: _Asked, rows: Rows) -> dict[str, Any
             "task": part.benchmark.task,
             "fingerprint": fingerprint(part.benchmark, part.questions),
         }
-        benchmarks[part.benchmark.name] = {**_numbers(mine, part.benchmark.task), "seed": config.seed, **known}
+        benchmarks[part.benchmark.name] = {**numbers(mine, part.benchmark.task), "seed": config.seed, **known}
     sampling = asked.sampling
     return {
         "benchmarks": benchmarks,
@@ -344,7 +346,7 @@ def _metrics(config: EvaluateConfig, asked: _Asked, rows: Rows) -> dict[str, Any
     }
 
 
-def _numbers(rows: Sequence[Mapping[str, Any]], task: str) -> dict[str, Any]:
+def numbers(rows: Sequence[Mapping[str, Any]], task: str) -> dict[str, Any]:
     """A benchmark's numbers: pass@1 with standard error and interval, pass@k, majority@k, lengths and shares."""
     correct, extracted = _by_question(rows)
     samples = len(correct[0])

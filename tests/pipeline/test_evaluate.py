@@ -1,0 +1,238 @@
+"""The evaluation stage with an engine whose truth is known, and once with a real model."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlt.benchmark_sets import load_benchmark, load_questions
+from rlt.config import EvaluateConfig, GradeConfig
+from rlt.errors import ConfigError, DataError, ModelError, RunError
+from rlt.generation import Completion, Request, Sampling
+from rlt.rows import read_rows
+from rlt.runs import read_state
+from rlt.stages import evaluate, grade
+from tests.words import make_model
+
+ANSWERS = {question.question: question.answer for question in load_questions(load_benchmark("arithmetic")[0])}
+
+
+class Coin:
+    """An engine that knows the answers of `arithmetic` and gives the right one with probability `truth`.
+
+    Which ones are right depends on each request's seed alone. After `dies_after` responses it fails, as when killed.
+    """
+
+    context_length: int | None = 512
+    name = "coin"
+
+    def __init__(self, truth: float, dies_after: int | None = None, backwards: bool = False) -> None:
+        self.truth, self.dies_after, self.backwards = truth, dies_after, backwards
+        self.asked: list[str] = []
+
+    def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
+        wanted = list(requests)
+        for request in reversed(wanted) if self.backwards else wanted:
+            if self.dies_after is not None and len(self.asked) >= self.dies_after:
+                raise KeyboardInterrupt
+            self.asked.append(request.key)
+            answer = next(a for q, a in ANSWERS.items() if q in request.prompt)
+            given = answer if random.Random(request.seed).random() < self.truth else str((int(answer) + 1) % 10)
+            text = f"<think> so </think> <answer>{given}</answer>"
+            yield Completion(request.key, text, "stop", 20, 6)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return make_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def with_engine(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("RLT_QUIET", "1")
+
+    def use(engine: Coin) -> Coin:
+        monkeypatch.setattr(evaluate, "build_engine", lambda *args, **options: engine)
+        return engine
+
+    return use
+
+
+def config(model: str, output: Path, **more: Any) -> EvaluateConfig:
+    values = {"model": model, "output": output, "format": "words", "max_tokens": 40, "benchmark": "arithmetic", **more}
+    return EvaluateConfig.model_validate(values)
+
+
+def test_every_response_is_kept_with_its_verdict(model: str, with_engine: Any, tmp_path: Path) -> None:
+    with_engine(Coin(0.5))
+    result = evaluate.run(config(model, tmp_path / "e", samples=4, limit=50, seed=3))
+    rows = [row for _, row in read_rows(tmp_path / "e" / "responses.jsonl")]
+    assert len(rows) == len({row["key"] for row in rows}) == 200
+    assert set(rows[0]) >= {
+        "question_id", "sample", "seed", "prompt_sha256", "response", "prompt_tokens", "completion_tokens",
+        "finish_reason", "extracted", "correct", "answer", "task", "benchmark", "version",
+    }  # fmt: skip
+    numbers = result.metrics["benchmarks"]["arithmetic"]
+    assert numbers["pass@1"] == sum(row["correct"] for row in rows) / 200
+    assert numbers["interval"][0] < 0.5 < numbers["interval"][1]
+    assert (numbers["questions"], numbers["samples"], numbers["seed"]) == (50, 4, 3)
+    assert numbers["pass@k"]["4"] > numbers["pass@k"]["2"] > numbers["pass@1"]
+    assert (numbers["unfinished"], numbers["unreadable"], numbers["not_graded"]) == (0, 0, 0)
+    written = json.loads((tmp_path / "e" / "results.json").read_text())
+    assert written["benchmarks"]["arithmetic"] == numbers
+    assert written["sampling"]["temperature"] == 0.6  # several samples without a preset: those of `robust`
+
+
+@pytest.mark.parametrize("dies_after", [0, 1, 37, 199])
+def test_a_killed_run_goes_on_and_leaves_the_same_file(
+    model: str, with_engine: Any, tmp_path: Path, dies_after: int
+) -> None:
+    with_engine(Coin(0.5))
+    evaluate.run(config(model, tmp_path / "whole", samples=2, limit=100))
+    first = with_engine(Coin(0.5, dies_after=dies_after))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.run(config(model, tmp_path / "cut", samples=2, limit=100))
+    path = tmp_path / "cut" / "responses.jsonl"
+    with path.open("ab") as file:
+        file.write(b'{"key": "arithmetic/20250610-9')  # and a line that was being written
+    second = with_engine(Coin(0.5, backwards=True))
+    evaluate.run(config(model, tmp_path / "cut", samples=2, limit=100))
+    assert sorted(first.asked + second.asked) == sorted({*first.asked, *second.asked})  # nothing asked twice
+    assert len(first.asked + second.asked) == 200
+    assert path.read_bytes() == (tmp_path / "whole" / "responses.jsonl").read_bytes()
+    third = with_engine(Coin(0.5))
+    evaluate.run(config(model, tmp_path / "cut", samples=2, limit=100))
+    assert third.asked == []
+
+
+def test_pass_at_1_does_not_move_with_the_number_of_samples(model: str, with_engine: Any, tmp_path: Path) -> None:
+    with_engine(Coin(0.6))
+    for samples in (1, 2, 8):
+        result = evaluate.run(config(model, tmp_path / str(samples), samples=samples))
+        numbers = result.metrics["benchmarks"]["arithmetic"]
+        assert abs(numbers["pass@1"] - 0.6) < 4 * numbers["standard_error"]
+
+
+def test_always_right_is_1_with_standard_error_0(model: str, with_engine: Any, tmp_path: Path) -> None:
+    with_engine(Coin(1.0))
+    numbers = evaluate.run(config(model, tmp_path / "e", samples=4)).metrics["benchmarks"]["arithmetic"]
+    assert (numbers["pass@1"], numbers["standard_error"], numbers["interval"][1]) == (1, 0, 1)
+    assert set(numbers["majority@k"].values()) == {1.0}
+
+
+def test_intervals_of_a_known_coin_cover_the_truth(model: str, with_engine: Any, tmp_path: Path) -> None:
+    """1,000 simulated evaluations: 1,000 samples of 30 questions each are asked once, sample by sample."""
+    with_engine(Coin(0.7))
+    evaluate.run(config(model, tmp_path / "e", samples=1000, limit=30))
+    by_sample: dict[int, list[dict[str, Any]]] = {}
+    for _, row in read_rows(tmp_path / "e" / "responses.jsonl"):
+        by_sample.setdefault(row["sample"], []).append(row)
+    intervals = [evaluate.numbers(rows, "arithmetic")["interval"] for rows in by_sample.values()]
+    covered = sum(low <= 0.7 <= high for low, high in intervals)
+    assert len(intervals) == 1000
+    assert 935 <= covered <= 995
+
+
+def test_two_models_are_compared_by_question(model: str, with_engine: Any, tmp_path: Path) -> None:
+    for seed, (name, truth) in enumerate([("a", 0.3), ("b", 0.7), ("c", 0.7)]):
+        with_engine(Coin(truth))
+        evaluate.run(config(model, tmp_path / name, limit=200, seed=seed))
+    far = evaluate.compare(tmp_path / "a", tmp_path / "b")
+    assert far.differences["arithmetic"].low > 0.2
+    assert "B is better than A, beyond noise" in str(far)
+    near = str(evaluate.compare(tmp_path / "b", tmp_path / "c"))
+    assert "within noise" in near
+    assert "seeds 1 and 2" in near
+    with pytest.raises(RunError, match="no output of `rlt evaluate`"):
+        evaluate.compare(tmp_path / "a", tmp_path / "nothing")
+
+
+def test_private_questions_are_in_no_file(
+    model: str, with_engine: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = "Which made-up particle is heaviest"
+    row = {"Record ID": "r1", "Question": f"{secret}?", "Correct Answer": "bright", "Incorrect Answer 1": "up",
+           "Incorrect Answer 2": "odd", "Incorrect Answer 3": "wet"}  # fmt: skip
+    (tmp_path / "gpqa.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    with_engine(Coin(1.0))
+    monkeypatch.setattr(Coin, "generate", lambda self, requests, sampling: (
+        Completion(r.key, r"\boxed{A}", "length", 9, 3) for r in requests
+    ))  # fmt: skip
+    monkeypatch.delenv("RLT_QUIET")
+    out = tmp_path / "e"
+    evaluate.run(config(model, out, benchmark="gpqa-diamond", data=str(tmp_path / "gpqa.jsonl")))
+    (response,) = [row for _, row in read_rows(out / "responses.jsonl")]
+    assert response["extracted"] == "A"
+    assert "question" not in response
+    printed = capsys.readouterr()
+    texts = [path.read_text() for path in out.iterdir()] + [printed.out, printed.err]
+    assert not [text for text in texts if secret in text]
+
+
+def test_wrong_input_is_told_before_a_token_is_generated(model: str, with_engine: Any, tmp_path: Path) -> None:
+    engine = with_engine(Coin(1.0))
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"question": "Q", "answer": "7"}\n{"question": "R", "answer": "\\\\frac{1}{"}\n', encoding="utf-8")
+    cases: list[tuple[type[Exception], str, dict[str, Any]]] = [
+        (ConfigError, "did you mean arithmetic", {"benchmark": "aritmetic"}),
+        (ConfigError, "give `benchmark`", {"benchmark": []}),
+        (ConfigError, "neither `format`, `none` nor a text file", {"system_prompt": "nowhere.txt"}),
+        (DataError, "bad.jsonl line 2: column `answer`", {"benchmark": str(bad)}),
+        (DataError, "the context of 512 tokens is too short for a prompt of", {"max_tokens": 512}),
+        (DataError, "the context of 512 tokens is too short", {"max_tokens": None, "preset": "paper"}),
+        (ModelError, "not a model folder", {"model": str(tmp_path / "none")}),
+    ]
+    for error, words, more in cases:
+        with pytest.raises(error, match=words):
+            evaluate.run(config(**{"model": model, "output": tmp_path / "e", **more}))
+        assert read_state(tmp_path / "e") is None  # the corrected command may use the folder
+    assert engine.asked == []
+    evaluate.run(config(model, tmp_path / "e", limit=3))
+
+
+def test_changed_data_is_refused_on_resume(model: str, with_engine: Any, tmp_path: Path) -> None:
+    data = tmp_path / "q.jsonl"
+    questions = list(ANSWERS)
+    data.write_text("".join(json.dumps({"question": q, "answer": ANSWERS[q]}) + "\n" for q in questions[:5]))
+    with_engine(Coin(1.0, dies_after=2))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.run(config(model, tmp_path / "e", benchmark=str(data), task="arithmetic"))
+    data.write_text("".join(json.dumps({"question": q, "answer": ANSWERS[q]}) + "\n" for q in questions[5:10]))
+    with_engine(Coin(1.0))
+    with pytest.raises(RunError, match="answers another prompt than the data gives now"):
+        evaluate.run(config(model, tmp_path / "e", benchmark=str(data), task="arithmetic"))
+
+
+def test_a_real_model_is_evaluated_and_graded_again(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RLT_QUIET", "1")
+    evaluate.run(config(model, tmp_path / "one", limit=12, samples=2, batch_size=5))
+    evaluate.run(config(model, tmp_path / "two", limit=12, samples=2, batch_size=24))
+    kept = (tmp_path / "one" / "responses.jsonl").read_bytes()
+    assert kept == (tmp_path / "two" / "responses.jsonl").read_bytes()  # the batch changes nothing
+    regraded = GradeConfig(
+        data=tmp_path / "one" / "responses.jsonl", output=tmp_path / "graded.jsonl", format="words", task="math"
+    )
+    metrics = grade.run(regraded).metrics  # each row names its task
+    assert (metrics["rows"], metrics["agree"]) == (24, 1.0)
+
+
+def test_no_chat_template_is_told(model: str, tmp_path: Path) -> None:
+    from rlt.models import load_tokenizer
+
+    tokenizer = load_tokenizer(model)
+    tokenizer.chat_template = None
+    folder = make_model(tmp_path / "bare")
+    (tmp_path / "bare" / "chat_template.jinja").unlink(missing_ok=True)
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ModelError, match="has no chat template"):
+        evaluate.run(config(folder, tmp_path / "e"))
