@@ -136,14 +136,14 @@ class Training:
         """Bytes of the final model and of the checkpoints that stay (`save_total_limit`, in rlt 2); those of teacher RL
         have the moving reference in them."""
         deepspeed = self.launch.kind.startswith("zero")
-        own = 2 if deepspeed else self.dtype_bytes
-        final = 4.0 * self.trainable if self.lora else float(own * self.shape.parameters)
+        final = float((2 if deepspeed else self.dtype_bytes) * self.shape.parameters)  # LoRA is merged
         if self.get("save_strategy", "no") == "no":
             return final
         kept = min(self.get("save_total_limit", 2), max(1, int(steps // self.get("save_steps", 500))))
-        moving = final if self.get("beta", 0.0) and not self.lora else 0.0
-        master = 4 if deepspeed and not self.lora else 0
-        return final + kept * (final + moving + (master + self.moments) * self.trainable)
+        if self.lora:
+            return final + kept * (4.0 + self.moments) * self.trainable
+        moving = final if self.get("beta", 0.0) else 0.0
+        return final + kept * (final + moving + ((4 if deepspeed else 0) + self.moments) * self.trainable)
 
     @property
     def warnings(self) -> tuple[str, ...]:

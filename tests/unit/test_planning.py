@@ -238,6 +238,14 @@ def test_hours_cost_and_disk_add_up_over_seeds(tmp_path: Path) -> None:
     assert planned.disk == 2 * step.disk == 2 * 4 * load_shape("Qwen/Qwen2.5-0.5B-Instruct").parameters
 
 
+def test_checkpoints_of_lora_have_only_the_adapters(tmp_path: Path) -> None:
+    shape, trainer = load_shape("Qwen/Qwen2.5-0.5B-Instruct"), {"save_strategy": "steps", "save_steps": 1}
+    (step,) = distill(tmp_path, trainer=trainer).steps
+    assert step.disk == (4 + 2 * (4 + 8)) * shape.parameters  # the model, two checkpoints with Adam's moments
+    (step,) = distill(tmp_path, trainer=trainer, peft={"r": 8}, dtype="bfloat16").steps
+    assert step.disk == 2 * shape.parameters + 2 * (4 + 8) * shape.lora_parameters(8, None)
+
+
 def test_training_flops_by_hand(tmp_path: Path) -> None:
     shape = load_shape("Qwen/Qwen2.5-0.5B-Instruct")
     trainer = {"per_device_train_batch_size": 1, "num_train_epochs": 2}
