@@ -94,7 +94,16 @@ class SamplingOptions(Config):
     """Most tokens to generate for one prompt (the paper's teacher: 16,384)."""
 
 
-class EngineOptions(Config):
+class RayOptions(Config):
+    """Whether the work is spread over several machines."""
+
+    ray: str | None = None
+    """Address of a Ray cluster (`local` starts one) to spread the work over; null: this machine."""
+    ray_workers: int = Field(1, ge=1)
+    """Engine replicas on the Ray cluster."""
+
+
+class EngineOptions(RayOptions):
     """Who generates text."""
 
     engine: Literal["transformers", "openai", "vllm"] = "transformers"
@@ -116,10 +125,6 @@ class EngineOptions(Config):
     engine_options: dict[str, Any] = {}
     """Passed through: to `vllm.LLM(...)` (tensor_parallel_size, gpu_memory_utilization, ...) or to transformers'
     `from_pretrained(...)`, with `continuous_batching` (true, or options of transformers' ContinuousBatchingConfig)."""
-    ray: str | None = None
-    """Address of a Ray cluster (`local` starts one) to spread the work over; null: this machine."""
-    ray_workers: int = Field(1, ge=1)
-    """Engine replicas on the Ray cluster."""
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -271,7 +276,7 @@ class CollectConfig(StageConfig, ModelOptions, FormatOptions, EngineOptions, Sam
     file_format: Literal["jsonl", "parquet"] = "jsonl"
     """Format of the files with explanations."""
     select: Literal["all", "random", "reward"] = "all"
-    """Of the explanations that fit the student, keep all, a random one, or the one of highest reward for each problem."""
+    """Of the explanations that fit the student, keep of each problem all, a random one, or the best by reward."""
     student: str | None = None
     """Student whose context and tokenizer decide what fits (and who scores, for `select: reward`)."""
     student_context: int | None = Field(None, ge=1)
@@ -349,7 +354,7 @@ class EvaluateConfig(StageConfig, ModelOptions, FormatOptions, EngineOptions):
     """Only the first so many questions of each benchmark."""
 
 
-class ScoreConfig(StageConfig, ModelOptions, FormatOptions, StudentOptions, RewardOptions):
+class ScoreConfig(StageConfig, ModelOptions, FormatOptions, StudentOptions, RewardOptions, RayOptions):
     """The reward of every explanation of a file, without training."""
 
     teacher: str | None = None

@@ -47,6 +47,17 @@ def spread(
             pool.close()
 
 
+def in_order(answers: Iterable[tuple[int, Answer]]) -> Iterator[Answer]:
+    """The answers of `spread` in the order of their jobs; those that come early wait."""
+    early: dict[int, Answer] = {}
+    due = 0
+    for number, answer in answers:
+        early[number] = answer
+        while due in early:
+            yield early.pop(due)
+            due += 1
+
+
 class _Worker:
     """What lives in an actor."""
 
@@ -133,7 +144,11 @@ class RayEngine:
         """See `rlt.generation.Engine`; completions come a job at a time."""
         options = self.options
         size = options.batch_size if options.engine == "transformers" else 4 * options.max_in_flight
-        gpus = 0.0 if options.engine == "openai" else _gpus(options)
+        gpus = (
+            0.0
+            if options.engine == "openai"
+            else gpus_of_replica(options.engine_options.get("tensor_parallel_size", 1))
+        )
         jobs = ((job, sampling) for job in by_problem(requests, size))
         for _, completions in spread(
             self._make, jobs, address=options.ray or "local", workers=options.ray_workers, gpus=gpus
@@ -163,11 +178,11 @@ def _replica(
     return lambda job: list(engine.generate(*job))
 
 
-def _gpus(options: EngineOptions) -> float:
-    """GPUs of one replica: as many as its tensors are spread over; 0 where this machine has none."""
+def gpus_of_replica(count: int = 1) -> float:
+    """GPUs that an actor asks for, `count` of them; none where this machine has none."""
     import torch
 
-    return float(options.engine_options.get("tensor_parallel_size", 1)) if torch.cuda.is_available() else 0.0
+    return float(count) if torch.cuda.is_available() else 0.0
 
 
 def _ray() -> Any:

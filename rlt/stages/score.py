@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,15 +48,21 @@ def run(config: ScoreConfig) -> Result:
     folder = begin("score", config)
     if folder.result:
         return folder.result
-    engine = load_engine(config, fmt, *models)
     as_parquet = config.output.suffix == ".parquet"
     rows_file = config.output.with_suffix(".parquet.rows.jsonl") if as_parquet else config.output
     done = _count_rows(rows_file)
     print(f"score: {count} rows of {config.data}" + (f", {done} of them scored before" if done else ""), flush=True)
-    with JsonlWriter(rows_file) as output, _Bar(count, done, engine.passes) as bar:
-        for window in _windows(islice(numbered(config, fmt), done, None), WINDOW, done):
-            output.write(_score_window(engine, window, config, bar))
-            bar.finish(len(window))
+    windows = _windows(islice(numbered(config, fmt), done, None), WINDOW, done)
+    with JsonlWriter(rows_file) as output, _Bar(count, done) as bar:
+        if config.ray is None:
+            engine = load_engine(config, fmt, *models)
+            bar.passes = engine.passes
+            scored = (_score_window(engine, window, config, bar) for window in windows)
+        else:
+            scored = _score_on_ray(config, config.ray, windows)
+        for rows in scored:
+            output.write(rows)
+            bar.finish(len(rows))
     metrics = _summary(rows_file)
     if as_parquet:
         _to_parquet(rows_file, config.output)
@@ -172,12 +179,31 @@ def load_engine(
         place = "offload" if config.student_placement == "offload" else "same"
         options = StudentOptions(student_placement=place, batch_tokens=config.batch_tokens, packing=config.packing)
         teacher = LocalModel.from_tokenizer(config.teacher, tokenizer, config, options)
-    return RewardEngine(students, fmt, config, teacher)
+    return RewardEngine(students, fmt, config, teacher, seed=config.seed)
 
 
-def _score_window(engine: RewardEngine, window: list[InputRow], config: ScoreConfig, bar: _Bar) -> list[dict[str, Any]]:
+def _score_on_ray(
+    config: ScoreConfig, address: str, windows: Iterator[list[InputRow]]
+) -> Iterator[list[dict[str, Any]]]:
+    """The windows' rows in order, one replica of all models in each worker."""
+    from rlt.fanout import gpus_of_replica, in_order, spread
+
+    make = partial(_replica, config)
+    gpus = gpus_of_replica()
+    return in_order(spread(make, windows, address=address, workers=config.ray_workers, gpus=gpus))
+
+
+def _replica(config: ScoreConfig) -> Callable[[list[InputRow]], list[dict[str, Any]]]:
+    fmt = load_format(config.format)
+    engine = load_engine(config, fmt, *open_models(config, fmt))
+    return lambda window: _score_window(engine, window, config)
+
+
+def _score_window(
+    engine: RewardEngine, window: list[InputRow], config: ScoreConfig, bar: _Bar | None = None
+) -> list[dict[str, Any]]:
     items = [row.item for row in window if row.item is not None]
-    scored = engine.score(items, progress=bar.progress)
+    scored = engine.score(items, progress=bar.progress if bar is not None else None)
     if config.placebos:
         scored = engine.placebos(items, scored)
     results = iter(scored)
@@ -199,18 +225,19 @@ def _output_row(row: InputRow, scored: ScoredRow | None, config: ScoreConfig) ->
 class _Bar:
     """A bar of rows with the time left, and tokens a second beside it. A row counts by the models that have read it."""
 
-    def __init__(self, total: int, done: int, passes: int) -> None:
+    def __init__(self, total: int, done: int) -> None:
         self._bar = tqdm(
             total=total, initial=done, unit=" rows", desc="score", disable=os.environ.get("RLT_QUIET") == "1",
             dynamic_ncols=True,
         )  # fmt: skip
-        self._base, self._read, self._passes = done, 0, max(1, passes)
+        self.passes = 1
+        self._base, self._read = done, 0
         self._tokens, self._started = 0, time.monotonic()
 
     def progress(self, rows: int, tokens: int) -> None:
         self._read += rows
         self._tokens += tokens
-        self._bar.n = self._base + self._read // self._passes
+        self._bar.n = self._base + self._read // max(1, self.passes)
         rate = self._tokens / max(1e-9, time.monotonic() - self._started)
         self._bar.set_postfix_str(f"{rate:,.0f} tokens/s", refresh=False)
         self._bar.update(0)

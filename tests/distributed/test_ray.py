@@ -14,12 +14,12 @@ ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'rlt[
 
 from byte_models import byte_tokenizer, save, tiny_model  # noqa: E402
 
-from rlt.config import CollectConfig, EngineOptions  # noqa: E402
+from rlt.config import CollectConfig, EngineOptions, ScoreConfig  # noqa: E402
 from rlt.errors import RunError, ScoringError  # noqa: E402
 from rlt.fanout import _cluster, _ray, by_problem, spread  # noqa: E402
 from rlt.generation import Request, Sampling, build_engine  # noqa: E402
 from rlt.rows import read_rows, write_rows  # noqa: E402
-from rlt.stages import collect  # noqa: E402
+from rlt.stages import collect, score  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -146,3 +146,20 @@ def test_a_ray_engine_is_built_by_the_option(model):
     assert {c.key: c.token_ids for c in engine.generate(requests, sampling)} == {
         c.key: c.token_ids for c in alone.generate(requests, sampling)
     }
+
+
+def test_scoring_with_a_killed_worker_gives_the_rows_of_one_process(model, tmp_path, monkeypatch):
+    data = tmp_path / "explained.jsonl"
+    write_rows(
+        data, ({"question": f"{i}?", "solution": f"It is {i}.", "explanation": "So. " * (i % 7)} for i in range(40))
+    )
+    monkeypatch.setattr(score, "WINDOW", 5)
+    common = {"student": [model], "teacher": model, "data": data, "placebos": True}
+    score.run(ScoreConfig(output=tmp_path / "alone.jsonl", **common))
+    monkeypatch.setattr(score, "_replica", dying_replica(score._replica, str(tmp_path / "died")))
+    score.run(ScoreConfig(output=tmp_path / "ray.jsonl", ray="local", ray_workers=2, **common))
+    assert (tmp_path / "died").exists()
+    alone, spread_out = ([row for _, row in read_rows(tmp_path / f"{name}.jsonl")] for name in ("alone", "ray"))
+    assert len(spread_out) == 40
+    for ours, theirs in zip(alone, spread_out, strict=True):
+        assert theirs == pytest.approx(ours, abs=1e-5)
