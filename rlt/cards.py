@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlt.runs import StageFolder, versions, write_text
+from rlt.runs import StageFolder, is_main_process, versions, write_text
 
 PAPER = "https://arxiv.org/abs/2506.08388"
 _WHAT = {
@@ -21,7 +21,7 @@ _WHAT = {
 
 
 def write_model_card(folder: StageFolder, base: str | None, data: str | None, metrics: Mapping[str, Any]) -> Path:
-    """The path of the written README.md: front matter the hub reads, configuration, data, metrics, versions, paper."""
+    """The path of README.md, written by the main process: front matter the hub reads, configuration, data, metrics, versions, paper."""
     front = ["library_name: transformers", "pipeline_tag: text-generation", f"tags: [rlt, {folder.stage}]"]
     if base and not Path(base).exists():
         front.append(f"base_model: {base}")
@@ -56,5 +56,6 @@ Configuration (keys that differ from the defaults):
 Versions: {", ".join(f"{name} {version}" for name, version in versions().items())}
 """
     path = folder.path / "README.md"
-    write_text(path, text)
+    if is_main_process():
+        write_text(path, text)
     return path

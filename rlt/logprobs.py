@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from rlt.errors import ScoringError
 
 # On a CPU, small enough that activations of a small model stay in its caches.
 DEFAULT_BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
-# (positions, vocabulary) projected together. On a CPU, a tile that stays in its caches: the fold then costs next to nothing
+# (positions, vocabulary) projected together. On a CPU, a tile that stays in its caches: folding it then costs little
 # beside the matrix product. On a GPU, what TRL uses.
 TILES = {"cpu": (1024, 1024), "cuda": (4096, 32768)}
 
@@ -146,6 +147,7 @@ def _over_batches(
     results: list[torch.Tensor] = [torch.zeros(0)] * len(rows)
     was_training = model.training
     model.eval()
+    missing = _missing_batches(model, len(batches), device)  # asked first: no rank may be in a forward pass by then
     try:
         for batch in batches:
             inputs = _inputs([rows[i] for i in batch], packing, device)
@@ -154,7 +156,7 @@ def _over_batches(
                 results[i] = column
             if progress is not None:
                 progress(len(batch), sum(rows[i].read for i in batch))
-        for _ in range(_missing_batches(model, len(batches), device)):
+        for _ in range(missing):
             # Sharded parameters are gathered by all ranks together: a rank with fewer rows must still take part.
             model(**_inputs([Row([0, 0], [range(1, 2)])], packing, device), rlt_want=want, rlt_temperature=temperature)
     finally:
@@ -252,12 +254,11 @@ def _scoring_forward(
 def project(head: Head, hidden: torch.Tensor, targets: torch.Tensor, temperature: float) -> torch.Tensor:
     """`(N,)` float32 log-probs of `targets` `(N,)` from hidden states `(N, H)`, by TRL's chunked kernel."""
     from trl.kernels.chunked_logprob import ChunkedLogProbFunction
-    from trl.trainer.utils import maybe_gather_lm_head_ctx
 
     if hidden.shape[0] == 0:
         return hidden.new_zeros(0, dtype=torch.float32)
     positions, vocabulary = TILES.get(hidden.device.type, TILES["cuda"])
-    with maybe_gather_lm_head_ctx(head.weight, head.bias):
+    with _gathered(head):
         chunk = min(vocabulary, head.weight.shape[0])
         pieces = [
             ChunkedLogProbFunction.apply(
@@ -280,21 +281,27 @@ class Head:
 
 def output_head(model: nn.Module) -> Head:
     """The whole output layer of a model, gathered from its shards where it has any (then every rank must call this)."""
-    from trl.trainer.utils import maybe_gather_lm_head_ctx
-
     head = _head(model)
     if not hasattr(head.weight, "ds_id"):
         return head
-    with maybe_gather_lm_head_ctx(head.weight, head.bias):
+    with _gathered(head):
         bias = None if head.bias is None else head.bias.detach().clone()
         return Head(head.weight.detach().clone(), bias, head.scale, head.softcap)
+
+
+def _gathered(head: Head) -> AbstractContextManager[Any]:
+    from trl.trainer.utils import maybe_gather_lm_head_ctx
+
+    parameters: list[Any] = [head.weight] if head.bias is None else [head.weight, head.bias]
+    return maybe_gather_lm_head_ctx(*parameters)
 
 
 def _head(model: nn.Module) -> Head:
     core = causal_lm(model)
     config = core.config.get_text_config()
-    layer = core.get_output_embeddings()
-    weight, bias = _full(layer.weight), _full(getattr(layer, "bias", None))
+    layer: Any = core.get_output_embeddings()
+    weight, bias = _full(layer.weight), getattr(layer, "bias", None)
+    bias = None if bias is None else _full(bias)
     # The names under which model families scale their logits; the same ones TRL's fused head reads.
     scale = next(
         (getattr(config, name) for name in ("logit_scale", "output_multiplier", "lm_head_multiplier")
@@ -305,7 +312,7 @@ def _head(model: nn.Module) -> Head:
     return Head(weight, bias, 1.0 if scale is None else scale, getattr(config, "final_logit_softcapping", None))
 
 
-def _full(parameter: torch.Tensor | None) -> torch.Tensor | None:
+def _full(parameter: torch.Tensor) -> torch.Tensor:
     return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 
 

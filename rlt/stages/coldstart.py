@@ -60,8 +60,6 @@ def run(config: ColdstartConfig) -> Result:
             callbacks=[MetricsFile(folder.path)],
         )
         numbers = run_trainer(trainer, folder, tokenizer)
-    if not trainer.is_world_process_zero():
-        return Result(folder.path, numbers)
     correct = [row["correct"] for row in trainer.state.log_history if "correct" in row]
     if correct:
         tenth = max(1, len(correct) // 10)

@@ -66,8 +66,6 @@ def run(config: TrainConfig) -> Result:
     )  # fmt: skip
     numbers = run_trainer(trainer, folder, tokenizer)
     numbers |= _last_metrics(trainer.state.log_history)
-    if not trainer.is_world_process_zero():
-        return Result(folder.path, numbers)
     write_model_card(folder, config.model, config.data.path, numbers)
     return folder.finish(numbers)
 
