@@ -60,12 +60,26 @@ NUMERALS = {
 }  # fmt: skip
 
 
+_BOXED = re.compile(r"[\s$]*\\boxed\s*\{(.*)\}[\s$.]*", re.DOTALL)
+
+
+def _balanced(text: str) -> bool:
+    depth = 0
+    for brace in re.findall(r"(?<!\\)[{}]", text):
+        depth += 1 if brace == "{" else -1
+        if depth < 0:
+            return False
+    return depth == 0
+
+
 @lru_cache(maxsize=4096)
 def spell(text: str) -> tuple[str, str | None]:
     """`(body, unit)`: the answer in one spelling without spaces, and the unit after it, if it is a known one.
 
     `"\\dfrac12 \\text{ inches}."` gives `("\\frac{1}{2}", "in")`. Dollar and degree signs go; a percent sign stays.
     """
+    if (boxed := _BOXED.fullmatch(text)) and _balanced(boxed[1]):
+        text = boxed[1]
     for symbol, latex in _SYMBOLS.items():
         text = text.replace(symbol, latex)
     text = text.replace(r"\$", "").replace(r"\%", "%").replace(r"\{", "\ue001").replace(r"\}", "\ue002")
@@ -82,7 +96,7 @@ def spell(text: str) -> tuple[str, str | None]:
     text = _JOIN.sub(" , ", text)
     text = re.sub(r"^\s*([+-]?\d+)\s+(\d+)\s*/\s*(\d+)\s*$", r"\1\\frac{\2}{\3}", text)
     body, unit = _split_unit(text.strip().rstrip(".,;:").strip())
-    body = _spell_math(body.replace(_WORD, " "))
+    body = _spell_math(body.replace(_WORD, " ").strip())
     return body, unit
 
 
