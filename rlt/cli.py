@@ -86,7 +86,7 @@ def _run(words: list[str]) -> int:
 def _plan(words: list[str]) -> int:
     from rlt.stages import plan
 
-    names, flags = parse_flags(words)
+    names, flags = parse_flags(words, recipe=True)
     if len(names) != 1:
         raise ConfigError("usage: rlt plan RECIPE --gpu NAME --count N [--price-per-hour X] ...; see `rlt plan --help`")
     print(plan.run(names[0], flags))

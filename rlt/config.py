@@ -116,6 +116,8 @@ class EngineOptions(RayOptions):
     """Name of the environment variable that holds the server's key. The key itself is never written anywhere."""
     max_in_flight: int = Field(64, ge=1)
     """Most requests under way at once at a server."""
+    send_seeds: bool | None = None
+    """Send each request's seed to the server; null: unless it is vLLM on a CPU, which ends on seeds (see rlt.engines)."""
     timeout: float = Field(600.0, gt=0)
     """Seconds after which one request is given up and tried again."""
     retries: int = Field(5, ge=0)
@@ -205,7 +207,8 @@ class TrainerPassthrough(Config):
     peft: dict[str, Any] | None = None
     """LoRA: arguments of peft.LoraConfig; null trains all weights."""
     launch: str | None = None
-    """An accelerate configuration to train under: `single`, `ddp`, `fsdp2`, `deepspeed-zero3`, or a YAML file."""
+    """An accelerate configuration to train under: `single`, `ddp`, `fsdp2`, `deepspeed-zero3`, `deepspeed-zero3-offload`,
+    or a YAML file."""
 
 
 # -- stages, in the order of the data flow ---------------------------------------------------------------------------------

@@ -53,7 +53,9 @@ def load_model(
     """
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # a bar for each file of weights says nothing
     load_config(model, trust_remote_code)
     place = torch.device(device) if device is not None else default_device()
     kind: Any = "auto" if dtype == "auto" else getattr(torch, dtype)

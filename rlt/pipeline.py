@@ -189,9 +189,13 @@ def _side_by_side(steps: list[Step], jobs: int, started: float, seed_done: Calla
 
 
 def _prepare_worker() -> None:
+    import datasets
     import torch
+    import transformers
 
     torch.set_num_threads(1)
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
     # What libraries print belongs to a log, not between the lines of steps that run side by side.
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
@@ -201,6 +205,10 @@ def _complete(step: Step) -> bool:
 
 
 def _summary(result: Result) -> str:
+    solved = result.metrics.get("benchmarks")
+    if solved:
+        rates = ", ".join(f"{Path(name).stem} {row['pass@1']:.3f}" for name, row in solved.items())
+        return f"done in {result.metrics['seconds']:.1f} s (solved: {rates})"
     shown = {
         k: v for k, v in result.metrics.items() if isinstance(v, int | float) and k not in ("seconds", "exit_status")
     }

@@ -22,12 +22,13 @@ from rlt.errors import RunError
 from rlt.logprobs import Row, hidden_states, output_head, token_logprobs
 from rlt.teacher_reward import TeacherReward
 from rlt.training import ResumablePrompts
+from rlt.trimming import TrimmedPadding
 
 REFERENCE_FOLDER = "reference"
 SAMPLES_FILE = "samples.jsonl"
 
 
-class TeacherTrainer(ResumablePrompts, GRPOTrainer):
+class TeacherTrainer(ResumablePrompts, TrimmedPadding, GRPOTrainer):
     """GRPOTrainer that gives its TeacherReward the policy's side of `r_kl` (see `TeacherReward.__call__`).
 
     `reward` is the reward function; with `needs_policy` false no forward pass is made for it. `sync_threshold`: mean

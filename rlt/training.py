@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
+from rlt.adapters import save_whole
 from rlt.config import ModelOptions
 from rlt.errors import ConfigError, DataError
 from rlt.rows import read_rows
@@ -175,7 +176,7 @@ def run_trainer(trainer: Trainer, folder: StageFolder, tokenizer: PreTrainedToke
     checkpoint = get_last_checkpoint(str(folder.path))
     trainer.add_callback(_TokenCount(trainer, checkpoint))
     outcome = trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
+    save_whole(trainer)
     if trainer.is_world_process_zero():
         tokenizer.save_pretrained(folder.path)
     if trainer.args.push_to_hub:

@@ -40,7 +40,7 @@ class PlanConfig(Config):
     """Share of memory bandwidth that decoding reaches while it runs on the GPU."""
     step_overhead_ms: float = Field(8.0, ge=0)
     """Milliseconds that vLLM needs for a decoding step besides: scheduling, sampling, launching, detokenizing."""
-    padding: Literal["generation", "micro-batch"] = "generation"
+    padding: Literal["generation", "micro-batch"] = "micro-batch"
     """What the RL trainer pads completions to: the longest of a process's generation (TRL), or of the micro-batch."""
     max_num_seqs: int = Field(256, ge=1)
     """Most sequences that one vLLM engine decodes at once, where its KV cache has room."""

@@ -44,7 +44,9 @@ def run(config: ColdstartConfig) -> Result:
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
-    class StudentTrainer(ResumablePrompts, GRPOTrainer):
+    from rlt.trimming import TrimmedPadding
+
+    class StudentTrainer(ResumablePrompts, TrimmedPadding, GRPOTrainer):
         """TRL's trainer with prompts as rendered, in an order that can be resumed."""
 
     rows = [{"prompt": student_prompt(fmt, tokenizer, p), "question": p.question, "answer": p.answer} for p in problems]
