@@ -214,7 +214,7 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) 
 
     name = tokenizer.name_or_path or "the tokenizer"
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False))
     except TemplateError as error:
         raise ModelError(
             f"the chat template of {name} refuses these messages ({error}). Where it knows no system role, use a format "

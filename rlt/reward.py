@@ -5,8 +5,8 @@
     r_kl  = mean(KL(pi_theta(t | solution, question) || pi_s(t | question))) + alpha * max(...)   over the explanation's
 
 Source: Cetin, Zhao, Tang, arXiv 2506.08388, section 3. alpha = 0.01 and kl_coef (the paper's lambda) = 3 there and in
-the published code. The code departs from the formula in three ways, each an option here (`rlt.config.RewardOptions`):
-both models are scored at temperature 0.7, the KL is the one-sample log ratio (`k1`), and an explanation that never closes
+the published code. The code departs from the formula in three ways, each an option of `rlt.config.RewardOptions`: both
+models are scored at temperature 0.7, the KL is the one-sample log ratio (`k1`), and an explanation that never closes
 costs 1.
 """
 

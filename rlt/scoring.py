@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rlt.config import RewardOptions
+from rlt.accuracy import student_accuracy
+from rlt.config import AccuracyConfig, RewardOptions
 from rlt.errors import ConfigError, ModelError, ScoringError
 from rlt.formats import Format, Rendered, render_student, render_teacher
 from rlt.logprobs import Head, Progress, Row, exact_kl, project
@@ -115,8 +116,10 @@ class RewardEngine:
         options: RewardOptions,
         teacher: LocalModel | None = None,
         teacher_tokenizer: PreTrainedTokenizerBase | None = None,
+        seed: int = 0,
     ) -> None:
         self.students, self.fmt, self.options, self.teacher = list(students), fmt, options.resolved(), teacher
+        self.seed = seed
         self.temperature, self.estimator = self.options.score_temperature or 1.0, self.options.estimator or "k1"
         theirs = teacher.tokenizer if teacher is not None else teacher_tokenizer
         self._same_tokens = [theirs is not None and same_tokens(theirs, student.tokenizer) for student in students]
@@ -143,15 +146,35 @@ class RewardEngine:
         errors: list[str | None] = [None] * len(items)
         prepared = [self._prepare(student, items, errors) for student in self.students]
         teachers = self._prepare_teacher(items, errors)
+        accuracy = self.options.accuracy
+        if accuracy is not None:
+            _require_answers(items, errors)
         live = [i for i in range(len(items)) if errors[i] is None]
         with self._in_place():
-            if self.estimator == "exact" and any(teachers):
+            if accuracy is not None and accuracy.only:
+                parts: dict[int, list[RewardParts | str]] = {i: self._penalties(items[i]) for i in live}
+            elif self.estimator == "exact" and any(teachers):
                 parts = self._score_exactly(items, prepared, teachers, live, teacher_head, progress)
             else:
                 parts = self._score_sampled(items, prepared, teachers, live, progress)
+            shares = self._accuracies([items[i] for i in live], accuracy)
+        share_of = dict(zip(live, zip(*shares, strict=True), strict=True)) if shares else {}
         return [
-            ScoredRow.failed(error) if error is not None else self._combined(parts[i]) for i, error in enumerate(errors)
+            ScoredRow.failed(error) if error is not None else self._combined(parts[i], share_of.get(i))
+            for i, error in enumerate(errors)
         ]
+
+    def _accuracies(self, items: Sequence[ScoreItem], accuracy: AccuracyConfig | None) -> list[list[float]]:
+        if accuracy is None or not items:
+            return []
+        return [student_accuracy(student, self.fmt, items, accuracy, self.seed) for student in self.students]
+
+    def _penalties(self, item: ScoreItem) -> list[RewardParts | str]:
+        penalty = self._penalty(item)
+        return [RewardParts(reward=penalty, format_penalty=penalty) for _ in self.students]
+
+    def _penalty(self, item: ScoreItem) -> float:
+        return 0.0 if item.closed else self.options.unclosed_penalty or 0.0
 
     def _score_sampled(
         self,
@@ -222,8 +245,7 @@ class RewardEngine:
     def _parts(
         self, item: ScoreItem, solution: torch.Tensor, kl: torch.Tensor | None, explanation_tokens: int
     ) -> RewardParts | str:
-        options = self.options
-        penalty = 0.0 if item.closed else options.unclosed_penalty or 0.0
+        options, penalty = self.options, self._penalty(item)
         try:
             return reward_parts(
                 solution, kl, alpha=options.alpha, alpha_kl=options.alpha_kl, mean_coef=options.mean_coef,
@@ -232,16 +254,25 @@ class RewardEngine:
         except ScoringError as error:
             return str(error)
 
-    def _combined(self, parts: list[RewardParts | str]) -> ScoredRow:
+    def _combined(self, parts: list[RewardParts | str], shares: Sequence[float] | None) -> ScoredRow:
         names = [student.name for student in self.students]
         failed = [f"{name}: {part}" for name, part in zip(names, parts, strict=True) if isinstance(part, str)]
         if failed:
             return ScoredRow.failed("; ".join(failed))
         known = [part for part in parts if isinstance(part, RewardParts)]
+        if shares is not None and self.options.accuracy is not None:
+            weight = self.options.accuracy.weight
+            known = [
+                replace(part, reward=(part.reward or 0.0) + weight * share)
+                for part, share in zip(known, shares, strict=True)
+            ]
         total = combine(known, self.options.aggregate)
         if self.options.floor is not None and total.reward is not None:
             total = replace(total, reward=max(total.reward, self.options.floor))
-        return ScoredRow(total, dict(zip(names, known, strict=True)) if len(known) > 1 else {})
+        several = dict(zip(names, known, strict=True)) if len(known) > 1 else {}
+        if shares is None:
+            return ScoredRow(total, several)
+        return ScoredRow(total, several, min(shares) if self.options.aggregate == "min" else sum(shares) / len(shares))
 
     # -- placebos ----------------------------------------------------------------------------------------------------
 
@@ -253,11 +284,13 @@ class RewardEngine:
         The empty explanation is the paddings alone. The other question's explanation is that of the next of `items`
         whose question differs (round the end); there is no such lift where all items have one question.
         """
-        wanted = [i for i in (range(len(items)) if chosen is None else chosen) if scored[i].parts.error is None]
+        considered = range(len(items)) if chosen is None else chosen
+        wanted = [i for i in considered if scored[i].parts.r_ss is not None]
         others = {i: other for i in wanted if (other := _next_question(items, i)) is not None}
         empty = [replace(items[i], body=self.fmt.thought_body(""), teacher=None) for i in wanted]
         shuffled = [replace(items[i], body=items[other].body, teacher=None) for i, other in others.items()]
-        plain = RewardEngine(self.students, self.fmt, self.options)  # without a teacher: r_ss is all that is compared
+        # Without a teacher, and without sampling: r_ss is all that is compared.
+        plain = RewardEngine(self.students, self.fmt, self.options.model_copy(update={"accuracy": None}))
         placebo = [row.parts.r_ss for row in plain.score([*empty, *shuffled])]
         without = dict(zip(wanted, placebo[: len(wanted)], strict=True))
         swapped = dict(zip(others, placebo[len(wanted) :], strict=True))
@@ -417,6 +450,12 @@ def combine(parts: Sequence[RewardParts], aggregate: str) -> RewardParts:
 def _side(text: Tokenized, logprobs: torch.Tensor | None, hidden: torch.Tensor | None = None) -> Side:
     span = text.spans["explanation"]
     return Side(text.ids[span.start : span.stop], text.boundaries("explanation"), logprobs, hidden)
+
+
+def _require_answers(items: Sequence[ScoreItem], errors: list[str | None]) -> None:
+    for i, item in enumerate(items):
+        if errors[i] is None and item.problem.answer is None:
+            errors[i] = "the accuracy reward needs the column `answer`"
 
 
 def _row(text: Tokenized, both: bool) -> Row:

@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 
 from rlt.errors import ModelError, ScoringError
 from rlt.formats import Rendered
+from rlt.generation import decode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -109,18 +110,19 @@ def sampled_boundaries(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -
     decoded one after another. Tokens that end inside a character all have that character's end, as in `Tokenized`.
     Raises ScoringError where the ids' text is not made of its tokens' texts.
     """
-    text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    text = decode(tokenizer, ids)
     (again,) = tokenize(tokenizer, [Rendered(text, {"all": (0, len(text))})])
     if again.ids == list(ids):
         return text, [0, *(end for _, end in again.offsets)]
     from tokenizers.decoders import DecodeStream
 
-    stream, ends, written = DecodeStream(ids=[], skip_special_tokens=False), [], ""
+    stream, written = DecodeStream(ids=[], skip_special_tokens=False), ""
+    ends: list[int] = []
     for count, token in enumerate(ids, 1):
         piece = stream.step(tokenizer.backend_tokenizer, token)
         if piece is not None or count == len(ids):
             # Tokens that gave no text alone are bytes of this piece's first character; cut-off bytes, U+FFFD.
-            written = text if count == len(ids) else written + piece
+            written = text if count == len(ids) else written + (piece or "")
             ends += [len(written)] * (count - len(ends))
             if not text.startswith(written):
                 raise ScoringError(

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -16,9 +14,12 @@ from rlt.config import ModelOptions, RewardOptions, StudentOptions
 from rlt.errors import ConfigError, ServerError
 from rlt.formats import Format, check_template
 from rlt.logprobs import Head, Progress, Row
+from rlt.server import Server
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from rlt.generation import Engine
 
 
 class Scorer(Protocol):
@@ -34,6 +35,9 @@ class Scorer(Protocol):
 
     def logprobs(self, rows: Sequence[Row], temperature: float, progress: Progress | None = None) -> list[torch.Tensor]:
         """For each row `(n_kept,)` float32 log-probs, in nats, of its kept tokens; NaN where the model gave NaN."""
+
+    def engine(self) -> Engine:
+        """What continues prompts with this model, for the accuracy reward."""
 
 
 class LocalModel:
@@ -71,7 +75,7 @@ class LocalModel:
         """The model of a folder or hub name, whose tokenizer is loaded already."""
         place = options.student_placement
         device = "cpu" if place == "offload" else None if place == "same" else place
-        dtype = model.dtype
+        dtype: str = model.dtype
         if place == "offload" and dtype == "auto" and models.default_device().type != "cpu":
             # `auto` is about where the model computes, not where its weights rest.
             dtype = str(models.load_config(path, model.trust_remote_code).dtype or torch.float32).removeprefix("torch.")
@@ -97,6 +101,12 @@ class LocalModel:
         with self.in_place():
             return logprobs.hidden_states(self.model, rows, batch_tokens=self.batch_tokens, packing=self.packing)
 
+    def engine(self) -> Engine:
+        """Continues prompts with this model, in this process."""
+        from rlt.engines.local import LocalEngine
+
+        return LocalEngine.of(self.model, self.tokenizer)
+
     def head(self) -> Head:
         """The whole output layer. Where weights are sharded, every rank must call this together."""
         return logprobs.output_head(self.model)
@@ -109,11 +119,11 @@ class LocalModel:
         if self.placement != "offload" or home == device:
             yield
             return
-        self.model.to(device)
+        self.model.to(device)  # type: ignore[arg-type]  # transformers 5 annotates its own class here
         try:
             yield
         finally:
-            self.model.to(home)
+            self.model.to(home)  # type: ignore[arg-type]
             torch.cuda.empty_cache()
 
 
@@ -126,36 +136,25 @@ class ServedStudent:
     """
 
     def __init__(
-        self,
-        url: str,
-        tokenizer: PreTrainedTokenizerBase,
-        model: str,
-        *,
-        context: int | None = None,
-        in_flight: int = 32,
-        timeout: float = 600.0,
-        retries: int = 5,
-        api_key_env: str = "OPENAI_API_KEY",
+        self, server: Server, tokenizer: PreTrainedTokenizerBase, model: str, *, context: int | None = None
     ) -> None:
-        import httpx
-
-        self.name, self.tokenizer, self.model, self.context = url, tokenizer, model, context
-        self.in_flight, self.retries = in_flight, retries
-        key = os.environ.get(api_key_env)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._client = httpx.Client(base_url=f"{url.rstrip('/')}/", timeout=timeout, headers=headers)
+        self.server, self.tokenizer, self.model, self.context = server, tokenizer, model, context
+        self.name = server.url
 
     @classmethod
-    def connect(cls, address: str, fmt: Format, options: ModelOptions, retries: int = 5) -> ServedStudent:
-        """The only (or first) model of the server at `address`; raises ServerError where there is none."""
-        url, _, tokenizer = address.partition("#")
-        student = cls(url, None, "", retries=retries)  # type: ignore[arg-type]  # both follow from the answer
-        served = student._request("GET", "models")["data"]
+    def connect(cls, address: str, fmt: Format, options: ModelOptions) -> ServedStudent:
+        """The first model of the server at `address`; raises ServerError where there is none.
+
+        The key of a server that wants one comes from the environment variable OPENAI_API_KEY.
+        """
+        url, _, path = address.partition("#")
+        server = Server(url, "OPENAI_API_KEY" if os.environ.get("OPENAI_API_KEY") else None)
+        served = server.request("GET", "models").get("data")
         if not served:
             raise ServerError(f"{url}: the server has no model.")
-        student.model, student.context = served[0]["id"], served[0].get("max_model_len")
-        student.tokenizer = checked_tokenizer(tokenizer or served[0].get("root") or student.model, fmt, options)
-        return student
+        model = served[0]["id"]
+        tokenizer = checked_tokenizer(path or served[0].get("root") or model, fmt, options)
+        return cls(server, tokenizer, model, context=served[0].get("max_model_len"))
 
     def check(self, options: RewardOptions) -> None:
         """Raise ConfigError for a temperature other than 1 and for `exact`, with the reason."""
@@ -172,52 +171,43 @@ class ServedStudent:
             )
 
     def logprobs(self, rows: Sequence[Row], temperature: float, progress: Progress | None = None) -> list[torch.Tensor]:
-        """For each row `(n_kept,)` float32 log-probs of its kept tokens, `in_flight` requests at a time."""
-        with ThreadPoolExecutor(self.in_flight) as pool:
-            results = []
-            for row, result in zip(rows, pool.map(self._row, rows), strict=True):
-                results.append(result)
-                if progress is not None:
-                    progress(1, len(row.ids))
-            return results
+        """For each row `(n_kept,)` float32 log-probs of its kept tokens; many requests are under way at once."""
+        asked = []
+        for row in rows:
+            # One token must be generated. vLLM leaves its prefix cache aside where prompt log-probs are asked for.
+            body = {"model": self.model, "prompt": list(row.ids[: row.read + 1]), "max_tokens": 1, "prompt_logprobs": 0}
+            asked.append(self.server.submit("POST", "completions", body))
+        results = []
+        for row, future in zip(rows, asked, strict=True):
+            results.append(self._kept(row, future.result()))
+            if progress is not None:
+                progress(1, row.read)
+        return results
 
-    def _row(self, row: Row) -> torch.Tensor:
-        # A cached prefix has no log-probs; vLLM skips its prefix cache for such requests by itself.
-        body = {"model": self.model, "prompt": list(row.ids), "max_tokens": 1, "temperature": 1.0, "prompt_logprobs": 0}
-        given = self._request("POST", "completions", body)["choices"][0].get("prompt_logprobs")
-        if given is None or len(given) != len(row.ids):
-            raise ServerError(f"{self.name}: no `prompt_logprobs` in the answer; the server must be vLLM.")
+    def _kept(self, row: Row, answer: dict[str, Any]) -> torch.Tensor:
+        given = (answer.get("choices") or [{}])[0].get("prompt_logprobs")
+        if given is None or len(given) != row.read + 1:
+            raise ServerError(f"{self.name}: no `prompt_logprobs` in its answer; the server of a student must be vLLM.")
         values = []
-        for span in row.keep:
-            for position in span:
-                entry = given[position].get(str(row.ids[position]))
-                if entry is None:
-                    raise ServerError(f"{self.name}: the log-probs returned are not those of the tokens sent.")
-                value = entry["logprob"]
-                values.append(float("nan") if value is None else value)
+        for position in (position for span in row.keep for position in span):
+            entry = given[position].get(str(row.ids[position]))
+            if entry is None:
+                raise ServerError(f"{self.name}: it gives log-probs of other tokens than those that were sent.")
+            values.append(float("nan") if entry["logprob"] is None else entry["logprob"])
         return torch.tensor(values, dtype=torch.float32)
 
-    def _request(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        import httpx
+    def engine(self) -> Engine:
+        """Continues prompts with the served model."""
+        from rlt.config import EngineOptions
+        from rlt.generation import build_engine
 
-        reason = ""
-        for attempt in range(self.retries + 1):
-            if attempt:
-                time.sleep(min(2.0 ** (attempt - 1), 30.0))
-            try:
-                response = self._client.request(method, path, json=body)
-            except httpx.TransportError as error:
-                reason = str(error) or type(error).__name__
-                continue
-            if response.status_code == 200:
-                return response.json()
-            reason = f"{response.status_code} {response.text[:200]}"
-            if response.status_code != 429 and response.status_code < 500:
-                break
-        raise ServerError(f"{self.name}: {method} {path} failed: {reason}")
+        key = "OPENAI_API_KEY" if os.environ.get("OPENAI_API_KEY") else None
+        options = EngineOptions(engine="openai", url=self.name, served_model=self.model, api_key_env=key)
+        return build_engine(options, self.tokenizer.name_or_path)
 
     def close(self) -> None:
-        self._client.close()
+        """Close the connections."""
+        self.server.close()
 
 
 def is_url(student: str) -> bool:

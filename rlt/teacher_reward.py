@@ -17,6 +17,7 @@ import torch
 from rlt.config import ModelOptions, RewardOptions, StudentOptions
 from rlt.errors import ConfigError, DataError, ScoringError
 from rlt.formats import Format, load_format, teacher_prompt
+from rlt.generation import decode
 from rlt.scoring import RewardEngine, ScoredRow, ScoreItem, Side
 from rlt.sequences import sampled_boundaries
 from rlt.students import Scorer, load_students, open_students
@@ -72,7 +73,6 @@ class TeacherReward:
             self.fmt, options, teacher_tokenizer=tokenizer,
         )  # fmt: skip
         self._ends = {*end_ids, tokenizer.eos_token_id, tokenizer.pad_token_id} - {None}
-        self.policy_head: Head | None = None
         self.last_samples: list[dict[str, Any]] = []
         self.last_rows: list[ScoredRow] = []
         self.policy_head: Head | None = None
@@ -142,7 +142,7 @@ class TeacherReward:
         """How many tokens at the end of a teacher's prompt lie inside the tags: those of the format's padding."""
         best, padding = 0, self.fmt.padding
         for count in range(1, len(padding.encode()) + 1):
-            tail = self.tokenizer.decode(list(prompt_ids[-count:]), skip_special_tokens=False)
+            tail = decode(self.tokenizer, prompt_ids[-count:])
             if tail and padding.endswith(tail):
                 best = count
         return best

@@ -1,0 +1,328 @@
+"""The engine: agreement with the published way, invariance to batching, several students, errors, placebos."""
+
+import json
+import math
+import random
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from byte_models import PLAIN, byte_tokenizer, published, tiny_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlt.config import AccuracyConfig, RewardOptions
+from rlt.errors import ConfigError
+from rlt.formats import load_format
+from rlt.scoring import RewardEngine, item_of_completion, item_of_explanation
+from rlt.students import LocalModel
+from rlt.types import Problem
+
+FMT = load_format("stratos").model_copy(update={"teacher_system_prompt": "Teach.", "student_system_prompt": None})
+CLOSE = FMT.tags.explanation.close
+PIECES = [
+    "So",
+    "the",
+    " first",
+    "step 😀",
+    "\n\n",
+    " 5",
+    "é",
+    "add.",
+    ",\n",
+    "<|im_end|>",
+    "<|begin_of_thought|>",
+    " ",
+    "中文",
+]
+TRACES = Path(__file__).resolve().parents[3] / "shared" / "data" / "traces_math500_sample.jsonl"
+
+
+def local(tokenizer, seed, name="student", **options):
+    shape = {key: options.pop(key) for key in ("tie_word_embeddings", "max_position_embeddings") if key in options}
+    return LocalModel(tiny_model(tokenizer, seed, **shape), tokenizer, name=name, **options)
+
+
+def rows_of(count, seed=0):
+    rng, rows = random.Random(seed), []
+    for i in range(count):
+        text = "".join(rng.choice(PIECES) for _ in range(rng.randint(1, 30)))
+        row = {"question": f"What is {i} + 2?", "solution": "".join(rng.choice(PIECES[:9]) for _ in range(5)) + "5"}
+        column, value = [("explanation", text), ("completion", text + CLOSE + " more"), ("completion", text)][i % 3]
+        rows.append({**row, column: value})
+    return rows
+
+
+def item_of(row):
+    problem = Problem("0", row["question"], row["solution"], answer="5")
+    if "explanation" in row:
+        return item_of_explanation(FMT, problem, row["explanation"])
+    return item_of_completion(FMT, problem, row["completion"])
+
+
+TAGS_AS_TOKENS = byte_tokenizer(tags=FMT.tags.all())
+STUDENT, TEACHER = local(TAGS_AS_TOKENS, 0), local(TAGS_AS_TOKENS, 1, "teacher")
+ENGINE = RewardEngine([STUDENT], FMT, RewardOptions(), TEACHER)
+
+
+def numbers(row):
+    return {name: value for name, value in row.parts.to_row().items() if isinstance(value, float)}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [{}, {"tags": FMT.tags.all()}, {"tags": FMT.tags.all(), "special_tags": True}, {"trim_offsets": True}],
+    ids=["tags in pieces", "tags as tokens", "tags as special tokens", "trimmed offsets"],
+)
+def test_every_column_agrees_with_the_published_way(kind):
+    tokenizer = byte_tokenizer(**kind)
+    student, teacher = local(tokenizer, 0), local(tokenizer, 1, "teacher", tie_word_embeddings=True)
+    rows = rows_of(18)
+    scored = RewardEngine([student], FMT, RewardOptions(), teacher).score([item_of(row) for row in rows])
+    for row, result in zip(rows, scored, strict=True):
+        expected = published(FMT, tokenizer, student.model, teacher.model, row)
+        got = result.to_row()
+        assert got["error"] is None
+        assert {name: got[name] for name in expected} == pytest.approx(expected, abs=1e-4)
+
+
+def test_tags_that_merge_with_their_neighbours_leave_those_tokens_out():
+    # Without word splitting the tag's end and the padding are one token, on both sides; the solution's first one too.
+    merging = byte_tokenizer(text=("|>\n\n", "|>It", "\n\n<|", ".<|") * 30, vocabulary=270, split_words=False)
+    text = "\n\nSo.\n\n"
+    assert merging.tokenize("thought|>" + text + "<|end")[-9:] != merging.tokenize(text)
+    engine = RewardEngine([local(merging, 0)], FMT, RewardOptions(), local(merging, 1))
+    row = {"question": "What?", "solution": "It is.", "explanation": "So."}
+    (scored,) = engine.score([item_of(row)])
+    assert scored.parts.solution_tokens == len(" is")
+    assert scored.parts.explanation_tokens == len("So.")
+
+
+@given(text=st.text(max_size=40), solution=st.text(min_size=1, max_size=20), closed=st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_any_unicode_text_is_scored_or_named(text, solution, closed):
+    row = {"question": "What?", "solution": solution, "completion": text + CLOSE * closed}
+    (scored,) = ENGINE.score([item_of(row)])
+    assert scored.parts.error is None
+    expected = published(FMT, TAGS_AS_TOKENS, STUDENT.model, TEACHER.model, row)
+    assert numbers(scored) == pytest.approx({name: expected[name] for name in numbers(scored)}, abs=1e-3)
+
+
+@given(seed=st.integers(0, 1000), vocabulary=st.integers(256, 420), split=st.booleans())
+@settings(max_examples=5, deadline=None)
+def test_random_tokenizers_batches_order_and_packing_give_the_same_numbers(seed, vocabulary, split):
+    rng = random.Random(seed)
+    text = ["".join(rng.choice(PIECES) for _ in range(40)), *FMT.tags.all()]
+    tokenizer = byte_tokenizer(text=text, vocabulary=vocabulary, split_words=split)
+    student, teacher = local(tokenizer, seed), local(tokenizer, seed + 1)
+    engine = RewardEngine([student], FMT, RewardOptions(), teacher)
+    items = [item_of(row) for row in rows_of(7, seed)]
+    together = [numbers(row) for row in engine.score(items)]
+    for i, item in enumerate(items):
+        assert numbers(engine.score([item])[0]) == pytest.approx(together[i], abs=1e-4)
+    order = rng.sample(range(7), 7)
+    for student.batch_tokens, student.packing in ((300, False), (900, True), (1, True)):
+        teacher.batch_tokens, teacher.packing = student.batch_tokens, student.packing
+        for i, row in zip(order, engine.score([items[i] for i in order]), strict=True):
+            assert numbers(row) == pytest.approx(together[i], abs=1e-4)
+
+
+def test_a_row_is_the_same_alone_or_among_a_thousand():
+    engine = RewardEngine([STUDENT], FMT, RewardOptions())
+    items = [item_of_explanation(FMT, Problem("0", "a", f"{i}"), "b" * (i % 7)) for i in range(1000)]
+    among = engine.score(items)
+    for i in (0, 499, 998):
+        assert numbers(among[i]) == pytest.approx(numbers(engine.score([items[i]])[0]), abs=1e-4)
+
+
+def test_what_follows_the_solution_does_not_move_it():
+    item = item_of(rows_of(1)[0])
+    longer = TAGS_AS_TOKENS.chat_template.replace("<|im_end|>\n", "<|im_end|>\nand then more follows\n", 1)
+    other = byte_tokenizer(tags=FMT.tags.all(), template=longer)
+    following = "{% if loop.last %} and more {% endif %}<|im_end|>"
+    other.chat_template = TAGS_AS_TOKENS.chat_template.replace("<|im_end|>", following)
+    student = LocalModel(STUDENT.model, other, name="student")
+    (one,), (two,) = (RewardEngine([s], FMT, RewardOptions()).score([item]) for s in (STUDENT, student))
+    assert numbers(one) == pytest.approx(numbers(two), abs=1e-5)
+
+
+def test_without_a_teacher_there_is_r_ss_alone():
+    (row,) = RewardEngine([STUDENT], FMT, RewardOptions()).score([item_of(rows_of(1)[0])])
+    assert row.parts.reward == row.parts.r_ss
+    assert row.parts.r_kl is row.parts.explanation_kl_mean is row.parts.explanation_kl_max is None
+
+
+def test_an_unclosed_explanation_costs_the_penalty_and_is_scored_as_if_closed():
+    problem = Problem("0", "What?", "It is 5.")
+    cut, closed = ENGINE.score([item_of_completion(FMT, problem, text) for text in ("So 5.", "So 5." + CLOSE)])
+    assert cut.parts.reward == pytest.approx(closed.parts.reward - 1, abs=1e-5)
+    assert cut.parts.format_penalty == -1
+
+
+# -- students ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_student_of_another_family_has_its_own_tokenizer_and_template():
+    other = byte_tokenizer(vocabulary=280, template=PLAIN)
+    engine = RewardEngine([local(other, 5)], FMT, RewardOptions(), TEACHER)
+    (row,) = engine.score([item_of(rows_of(1)[0])])
+    alone = RewardEngine([local(other, 5)], FMT, RewardOptions()).score([item_of(rows_of(1)[0])])[0]
+    assert row.parts.r_ss == pytest.approx(alone.parts.r_ss)
+    assert math.isfinite(row.parts.r_kl)
+    assert row.parts.explanation_tokens > 0
+
+
+def test_several_students_give_their_mean_or_smallest_and_each_ones_parts():
+    second = local(byte_tokenizer(vocabulary=280, template=PLAIN), 5, "second")
+    item = item_of(rows_of(1)[0])
+    single = [RewardEngine([s], FMT, RewardOptions(), TEACHER).score([item])[0].parts for s in (STUDENT, second)]
+    for aggregate, expected in (("mean", sum(p.reward for p in single) / 2), ("min", min(p.reward for p in single))):
+        (row,) = RewardEngine([STUDENT, second], FMT, RewardOptions(aggregate=aggregate), TEACHER).score([item])
+        assert row.parts.reward == pytest.approx(expected, abs=1e-5)
+        assert row.students["second"].r_kl == pytest.approx(single[1].r_kl, abs=1e-5)
+
+
+# -- estimators --------------------------------------------------------------------------------------------------------
+
+
+def test_exact_kl_is_that_of_whole_distributions_at_every_token():
+    item = item_of(rows_of(1)[0])
+    (row,) = RewardEngine([STUDENT], FMT, RewardOptions(estimator="exact", score_temperature=1.0), TEACHER).score(
+        [item]
+    )
+    from rlt.formats import render_student, render_teacher
+    from rlt.sequences import tokenize
+
+    (ours,) = tokenize(TAGS_AS_TOKENS, [render_student(FMT, TAGS_AS_TOKENS, item.problem, item.body)])
+    (theirs,) = tokenize(TAGS_AS_TOKENS, [render_teacher(FMT, TAGS_AS_TOKENS, item.problem, item.body)])
+    with torch.no_grad():
+        p, q = (
+            m.model(torch.tensor([t.ids])).logits[0].log_softmax(-1)[[i - 1 for i in t.spans["explanation"]]]
+            for m, t in ((TEACHER, theirs), (STUDENT, ours))
+        )
+    kl = (p.exp() * (p - q)).sum(-1)
+    assert row.parts.explanation_kl_mean == pytest.approx(kl.mean().item(), rel=1e-4)
+    assert row.parts.explanation_kl_max == pytest.approx(kl.max().item(), rel=1e-4)
+    sampled = RewardEngine([STUDENT], FMT, RewardOptions(score_temperature=1.0), TEACHER).score([item])[0]
+    assert row.parts.r_ss == pytest.approx(sampled.parts.r_ss, abs=1e-5)
+
+
+def test_exact_kl_between_different_tokenizers_is_refused():
+    with pytest.raises(ConfigError, match="not the teacher's"):
+        RewardEngine([local(byte_tokenizer(vocabulary=280), 0)], FMT, RewardOptions(estimator="exact"), TEACHER)
+
+
+# -- rows that cannot be scored ----------------------------------------------------------------------------------------
+
+
+def test_a_row_too_long_for_the_context_fails_alone():
+    engine = RewardEngine([local(TAGS_AS_TOKENS, 0, context=300)], FMT, RewardOptions())
+    short, long = (
+        {"question": "a", "solution": "b", "explanation": "c"},
+        {"question": "a", "solution": "b", "explanation": "c " * 300},
+    )
+    good, bad = engine.score([item_of(short), item_of(long)])
+    assert good.parts.error is None
+    assert "the context of student is 300" in bad.parts.error
+    assert bad.parts.reward is None
+
+
+def test_nan_from_a_model_fails_the_row_and_says_so():
+    broken = local(TAGS_AS_TOKENS, 0)
+    token = TAGS_AS_TOKENS.encode("é", add_special_tokens=False)[0]
+    with torch.no_grad():
+        broken.model.get_input_embeddings().weight[token] = math.nan
+    problem = Problem("0", "What?", "It is 5.")
+    engine = RewardEngine([broken], FMT, RewardOptions(), TEACHER)
+    good, bad = engine.score([item_of_explanation(FMT, problem, text) for text in ("plain", "caf é")])
+    assert good.parts.error is None
+    assert "NaN" in bad.parts.error
+    assert bad.parts.reward is None
+
+
+def test_a_token_without_embedding_fails_the_row():
+    small = LocalModel(tiny_model(TAGS_AS_TOKENS, 0, vocab_size=334), TAGS_AS_TOKENS, name="small")
+    (row,) = RewardEngine([small], FMT, RewardOptions()).score([item_of(rows_of(1)[0])])
+    assert "unknown to small, which has 334 embeddings" in row.parts.error
+
+
+def test_real_traces_are_scored_or_named():
+    if not TRACES.is_file():
+        pytest.skip("../shared/data/traces_math500_sample.jsonl is not here")
+    items, named = [], Counter()
+    for line in TRACES.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        missing = [tag for tag in (*FMT.tags.thought, *FMT.tags.solution) if tag not in row["response"]]
+        if missing:
+            named["no tags at all" if len(missing) == 4 else f"no {missing[0]}"] += 1
+            continue
+        thought, solution = FMT.parse_response(row["response"])
+        items.append(item_of_explanation(FMT, Problem("0", row["question"], solution), thought.strip("\n")))
+    thought, solution = FMT.tags.thought, FMT.tags.solution
+    assert named == {
+        "no tags at all": 74,
+        f"no {thought.close}": 41,
+        f"no {solution.close}": 5,
+        f"no {thought.open}": 1,
+    }
+    tokenizer = byte_tokenizer(text=[item.body for item in items[:20]], vocabulary=1500, tags=FMT.tags.all())
+    shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    model = tiny_model(tokenizer, 0, max_position_embeddings=1024, **shape)
+    scored = RewardEngine([LocalModel(model, tokenizer, name="small")], FMT, RewardOptions()).score(items)
+    long = [row.parts.error for row in scored if row.parts.error is not None]
+    assert all("but the context of small is 1024" in error for error in long)
+    assert 0 < len(long) < len(items) == 79
+
+
+# -- placebos and accuracy ---------------------------------------------------------------------------------------------
+
+
+def test_lifts_are_differences_to_an_empty_and_to_the_next_questions_explanation():
+    items = [item_of(row) for row in rows_of(3)]
+    items[1] = replace(items[1], problem=items[0].problem)  # the same question: no placebo for the first
+    rows = ENGINE.placebos(items, ENGINE.score(items), [0])
+    plain = RewardEngine([STUDENT], FMT, RewardOptions())
+    r_ss, empty, other = (
+        row.parts.r_ss
+        for row in plain.score(
+            [items[0], replace(items[0], body=FMT.padding * 2), replace(items[0], body=items[2].body)]
+        )
+    )
+    assert rows[0].lift_over_empty == pytest.approx(r_ss - empty, abs=1e-5)
+    assert rows[0].lift_over_shuffled == pytest.approx(r_ss - other, abs=1e-5)
+    assert rows[1].lift_over_empty is None
+
+
+def test_accuracy_is_the_share_of_right_solutions(monkeypatch):
+    from rlt.generation import Completion
+
+    class Writer:
+        def generate(self, requests, sampling):
+            for request in reversed(list(requests)):  # engines finish in any order
+                assert request.prompt.endswith(FMT.tags.thought.close + FMT.delimiter + FMT.tags.solution.open)
+                asked = 3 if "What is 0" in request.prompt else 4
+                self.written = getattr(self, "written", {})
+                count = self.written[request.key] = self.written.get(request.key, 0) + 1
+                text = "so 5" if count % asked == 1 else "so 6"
+                yield Completion(request.key, text + FMT.tags.solution.close, "stop", 1, 1)
+
+    monkeypatch.setattr(STUDENT, "engine", lambda: Writer())
+    accuracy = AccuracyConfig(samples=4, weight=2.0, task="math")
+    items = [item_of(row) for row in rows_of(2)]
+    dense = ENGINE.score(items)
+    added = RewardEngine([STUDENT], FMT, RewardOptions(accuracy=accuracy), TEACHER).score(items)
+    assert [row.accuracy for row in added] == [0.5, 0.25]
+    assert added[0].parts.reward == pytest.approx(dense[0].parts.reward + 2 * 0.5, abs=1e-5)
+    only = RewardEngine([STUDENT], FMT, RewardOptions(accuracy=accuracy.model_copy(update={"only": True}))).score(items)
+    assert [row.parts.reward for row in only] == [1.0, 0.5]
+    assert only[0].parts.r_ss is None
+
+
+def test_accuracy_samples_from_the_student_itself():
+    options = RewardOptions(accuracy=AccuracyConfig(samples=2, max_tokens=4, only=True))
+    (row,) = RewardEngine([STUDENT], FMT, options).score([item_of(rows_of(1)[0])])
+    assert row.accuracy == 0.0
+    missing = replace(item_of(rows_of(1)[0]), problem=Problem("0", "What?", "It is."))
+    assert "`answer`" in RewardEngine([STUDENT], FMT, options).score([missing])[0].parts.error
