@@ -200,7 +200,7 @@ def _hub_rows(data: DataConfig) -> Iterator[tuple[str, dict[str, Any]]]:
         reason = "the hub cannot be reached" if offline else str(error).strip().splitlines()[0]
         raise DataError(
             f"{data.path}: neither a file nor a dataset that could be loaded ({reason}). Give a local file as "
-            "`data.path`, or check the name."
+            "`data`, or check the name."
         ) from error
     for number, row in enumerate(rows, 1):
         yield f"{data.path} ({data.split}) row {number}", dict(row)

@@ -53,6 +53,8 @@ def run(config: EvaluateConfig) -> Result:
     """
     folder = begin("evaluate", config)
     if folder.result:
+        if not _quiet():
+            print(table(folder.result.metrics))
         return folder.result
     try:
         asked = _prepare(config)

@@ -33,9 +33,11 @@ def run(config: GradeConfig) -> Result:
     if not rows:
         raise DataError(f"{config.data}: has no rows.")
     folder = begin("grade", config)
-    if folder.result:
-        return folder.result
     quiet = os.environ.get("RLT_QUIET") == "1"
+    if folder.result:
+        if not quiet:
+            print(f"{_summary(folder.result.metrics, config)} (graded before; choose another --output to grade again)")
+        return folder.result
     verdicts: list[Verdict | None] = [None] * len(rows)
     with tqdm(total=len(rows), unit=" responses", desc="grade", disable=quiet) as bar:
         for task in sorted({task for task, _ in rows}):
@@ -46,7 +48,8 @@ def run(config: GradeConfig) -> Result:
             for place, verdict in zip(places, graded, strict=True):
                 verdicts[place] = verdict
     done = [_row(row, verdict) for (_, row), verdict in zip(rows, verdicts, strict=True) if verdict is not None]
-    write_rows(config.output, done)
+    columns = dict.fromkeys(key for row in done for key in row)  # Parquet takes its columns from the first row
+    write_rows(config.output, ({key: row.get(key) for key in columns} for row in done))
     metrics = _metrics(done)
     if not quiet:
         print(_summary(metrics, config))
