@@ -52,9 +52,11 @@ def main() -> None:
             print(f"{'  published configuration':34}{'':18}{case['published_rows_per_s']:10.2f}"
                   f"{case['ratio_to_published']:8.2f}")  # fmt: skip
             print(f"{'  share of the matrix-product rate':34}{'':28}{case['matrix_product_share']:8.2f}")
-    print(f"\none RL step of the miniature, seconds: {steps['without_reward_s']:.2f} with a constant reward, "
-          f"{steps['with_reward_s']:.2f} with r_ss and r_kl; forward passes for {steps['completions']} completions: "
-          f"{steps['student_passes']:.0f} of the student, {steps['policy_passes']:.0f} of the policy for the reward")  # fmt: skip
+    print(
+        f"\none RL step of the miniature, seconds: {steps['without_reward_s']:.2f} with a constant reward, "
+        f"{steps['with_reward_s']:.2f} with r_ss and r_kl. Forward passes for {steps['completions']} completions: "
+        f"{steps['student_passes']:g} of the student, and {steps['policy_passes']:g} of the policy for the reward."
+    )
     RESULTS.parent.mkdir(exist_ok=True)
     where = {
         "threads": torch.get_num_threads(),
@@ -118,7 +120,7 @@ def matrix_product_rate() -> float:
 
 
 def step_cost(steps: int = 4) -> dict[str, float]:
-    """Seconds of one RL step of the miniature with the reward and with a constant one, and the forward passes it adds."""
+    """Seconds of one RL step of the miniature with the reward and a constant one, and the forward passes it adds."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM
     from trl import GRPOConfig, GRPOTrainer
@@ -138,8 +140,8 @@ def step_cost(steps: int = 4) -> dict[str, float]:
 
         def train(trainer_class: type, **options: Any) -> tuple[float, Any]:
             arguments = GRPOConfig(
-                output_dir=f"{folder}/out", max_steps=steps, per_device_train_batch_size=64, num_generations=16, beta=0.0,
-                max_completion_length=44, temperature=0.7, report_to="none", use_cpu=True, bf16=False,
+                output_dir=f"{folder}/out", max_steps=steps, per_device_train_batch_size=64, num_generations=16,
+                beta=0.0, max_completion_length=44, temperature=0.7, report_to="none", use_cpu=True, bf16=False,
                 gradient_checkpointing=False, save_strategy="no", disable_tqdm=True, logging_steps=steps,
             )  # fmt: skip
             model = AutoModelForCausalLM.from_pretrained(f"{folder}/teacher")

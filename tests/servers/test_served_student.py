@@ -1,0 +1,29 @@
+"""A student behind a real vLLM server scores as the same weights do in this process."""
+
+import pytest
+from byte_models import byte_tokenizer
+
+from rlt.config import ModelOptions, RewardOptions, StudentOptions
+from rlt.formats import load_format
+from rlt.scoring import RewardEngine, item_of_completion
+from rlt.students import LocalModel, load_students, open_students
+from rlt.types import Problem
+
+pytestmark = pytest.mark.server
+
+
+def test_rewards_are_those_of_the_student_in_this_process(vllm_server):
+    fmt = load_format("stratos").model_copy(update={"teacher_system_prompt": None, "student_system_prompt": None})
+    options = RewardOptions(score_temperature=1.0)
+    place = StudentOptions(student=[vllm_server.url])
+    opened = open_students(fmt, ModelOptions(), place, options)
+    (served,) = load_students(opened, ModelOptions(), place)
+    local = LocalModel.load(str(vllm_server.model), fmt, ModelOptions(dtype="float32"), StudentOptions())
+    texts = ("So 5, é 😀", "Add.\n\nthen" + fmt.tags.explanation.close)
+    items = [item_of_completion(fmt, Problem(str(i), "What?", "It is 5."), text) for i, text in enumerate(texts)]
+    assert served.tokenizer.get_vocab() == byte_tokenizer().get_vocab()
+    one, two = (RewardEngine([student], fmt, options, local).score(items) for student in (served, local))
+    for ours, theirs in zip(one, two, strict=True):
+        assert ours.parts.error is None
+        assert ours.parts.reward == pytest.approx(theirs.parts.reward, abs=5e-3)
+        assert ours.parts.explanation_tokens == theirs.parts.explanation_tokens
