@@ -109,9 +109,11 @@ def _stage(stage: str, words: list[str]) -> int:
         print(_help(stage))
         return 2
     config = validate(STAGES[stage], _with_parents(STAGES[stage], flags), f"rlt {stage}")
-    from rlt.pipeline import run_stage
+    from rlt.pipeline import run_stage, summary
 
+    print(f"{stage}: begins -> {config.output}", flush=True)
     result = run_stage(stage, config)
+    print(f"{stage}: {summary(result)}", flush=True)
     return int(result.metrics.get("exit_status", 0))
 
 

@@ -125,7 +125,7 @@ def _one_by_one(steps: list[Step], started: float, seed_done: Callable[[int], No
         if not before:
             _say(started, f"{step.key} ...", number, len(steps))
         result = run_stage(step.stage, step.config)
-        _say(started, f"{step.key}: {DONE_BEFORE if before else _summary(result)}", number, len(steps))
+        _say(started, f"{step.key}: {DONE_BEFORE if before else summary(result)}", number, len(steps))
         statuses.append(int(result.metrics.get("exit_status", 0)))
         left[step.seed] -= 1
         if not left[step.seed] and step.seed is not None:
@@ -172,7 +172,7 @@ def _side_by_side(steps: list[Step], jobs: int, started: float, seed_done: Calla
                     statuses.append(int(result.metrics.get("exit_status", 0)))
                     _say(
                         started,
-                        f"{step.key}: {DONE_BEFORE if done_before else _summary(result)}",
+                        f"{step.key}: {DONE_BEFORE if done_before else summary(result)}",
                         len(finished),
                         len(steps),
                     )
@@ -204,7 +204,8 @@ def _complete(step: Step) -> bool:
     return bool((read_state(step.config.output) or {}).get("complete"))
 
 
-def _summary(result: Result) -> str:
+def summary(result: Result) -> str:
+    """One line: how long a stage took, and its first numbers or its solve rates."""
     solved = result.metrics.get("benchmarks")
     if solved:
         rates = ", ".join(f"{Path(name).stem} {row['pass@1']:.3f}" for name, row in solved.items())

@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from rlt.adapters import save_whole
-from rlt.config import ModelOptions
+from rlt.config import DataConfig, ModelOptions
 from rlt.errors import ConfigError, DataError
 from rlt.rows import read_rows
 from rlt.runs import StageFolder, write_text
@@ -110,16 +110,19 @@ def end_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     return {tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()
 
 
-def fit(examples: Iterable[tuple[str, Example]], limit: int | None, on_invalid: str) -> tuple[list[Example], list[str]]:
+def fit(
+    examples: Iterable[tuple[str, Example]], limit: int | None, data: DataConfig
+) -> tuple[list[Example], list[str]]:
     """`(examples, dropped)`: those of at most `limit` tokens, and a line for each longer one, which is never cut.
 
-    `examples` come with the id of their problem. Raises DataError at the first too long one unless `on_invalid` is `skip`.
+    `examples` come with the id of their problem in `data`. Raises DataError at the first too long one unless
+    `data.on_invalid` is `skip`.
     """
     kept, dropped = [], []
     for name, example in examples:
         if limit is not None and len(example.ids) > limit:
-            line = f"problem {name}: {len(example.ids)} tokens, over the limit of {limit}"
-            if on_invalid == "error":
+            line = f"{data.path}: problem {name}: its text has {len(example.ids)} tokens, over the limit of {limit}"
+            if data.on_invalid == "error":
                 raise DataError(f"{line}. Set `data.on_invalid: skip` to leave it out, or raise `max_length`.")
             dropped.append(line)
             continue
@@ -127,6 +130,10 @@ def fit(examples: Iterable[tuple[str, Example]], limit: int | None, on_invalid: 
     if not kept:
         raise DataError(
             f"no example of at most {limit} tokens is left; the first: {dropped[0] if dropped else 'none at all'}"
+        )
+    if dropped:
+        print(
+            f"{len(dropped)} of {len(dropped) + len(kept)} rows dropped: longer than {limit} tokens; the first: {dropped[0]}"
         )
     return kept, dropped
 

@@ -31,6 +31,7 @@ def run(config: ColdstartConfig) -> Result:
     """The student's model folder after RL; `metrics.jsonl` has the reward, the shares of right and of unreadable responses."""
     fmt, task = load_format(config.format), load_task(config.task)
     problems = load_problems(config.data, fmt, need=("answer",))
+    print(f"coldstart: {config.data.path}: {problems.summary()}", flush=True)
     for problem in problems:
         reason = task.check_answer(problem.answer or "", problem.question)
         if reason is not None:

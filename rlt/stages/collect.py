@@ -134,7 +134,7 @@ def _collect(config: CollectConfig, fmt: Format, tokenizer: PreTrainedTokenizerB
             with _progress(shards.problems * config.samples, shards.written(), "explanation") as bar:
                 for completion in engine.generate(requests, sampling):
                     position, sample, problem = pending.pop(completion.key)
-                    seed = request_seed(config.seed, problem.id, sample)
+                    seed = request_seed(config.seed, problem.id, sample) if engine.seeded else None
                     row = explanation_row(fmt, problem, sample, config.samples, seed, completion, engine.name)
                     shards.add(position, row)
                     bar.update()

