@@ -3,7 +3,8 @@
     python benchmarks/reward_memory.py
 
 Each case runs in its own process. On a CPU: the growth of the resident set over that of a short row; a thin model,
-because only the vocabulary matters here. On a GPU: torch's peak, with Qwen2.5-7B's shape. Keeps `results/reward_memory.json`.
+because only the vocabulary matters here. On a GPU: torch's peak, with Qwen2.5-7B's shape. The table is also
+kept as `results/reward_memory.json`.
 """
 
 from __future__ import annotations

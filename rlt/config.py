@@ -192,7 +192,7 @@ class StudentOptions(Config):
 
     student: Names = []
     """Folder or hub name of the student whose understanding is the reward; several for several students. An http(s)
-    address is a vLLM server."""
+    address is a vLLM server; `#FOLDER` after it names its tokenizer, where the server's own path is not readable here."""
     student_placement: str = "same"
     """`same` device as the policy, a device such as `cuda:1`, or `offload`: on the CPU between uses."""
     batch_tokens: int | None = Field(None, ge=1)
@@ -363,7 +363,8 @@ class ScoreConfig(StageConfig, ModelOptions, FormatOptions, StudentOptions, Rewa
     teacher: str | None = None
     """Folder or hub name of the teacher, for r_kl; null: r_ss alone."""
     data: Path
-    """JSONL or Parquet with `question`, `solution` and either `explanation` or `completion`."""
+    """JSONL or Parquet with `question`, `solution` and `explanation` (finished text) or `completion` (as the teacher wrote
+    it; taken where a row has both)."""
     temperature: float | None = Field(None, gt=0)
     """Short for `score_temperature`."""
     placebos: bool = False
