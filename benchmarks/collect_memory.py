@@ -43,7 +43,7 @@ def peak(problems: int) -> int:
     from rlt.tiny import tiny_llama, word_tokenizer
 
     class FakeEngine:
-        context_length, name = None, "fake"
+        context_length, name, seeded = None, "fake", True
 
         def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
             for request in requests:

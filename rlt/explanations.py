@@ -34,7 +34,7 @@ COLUMNS = {
 
 
 def explanation_row(
-    fmt: Format, problem: Problem, sample: int, samples: int, seed: int, completion: Completion, engine: str
+    fmt: Format, problem: Problem, sample: int, samples: int, seed: int | None, completion: Completion, engine: str
 ) -> dict[str, Any]:
     """The row of one explanation, with all of `COLUMNS`.
 

@@ -139,6 +139,7 @@ class RayEngine:
         self._make = partial(_replica, alone, model, dtype, trust_remote_code)
         self.context_length = context_length(load_config(model, trust_remote_code))
         self.name = f"{options.engine} on Ray"
+        self.seeded = options.engine == "transformers" or options.send_seeds is not False
 
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
         """See `rlt.generation.Engine`; completions come a job at a time."""

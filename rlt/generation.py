@@ -68,6 +68,9 @@ class Engine(Protocol):
     name: str
     """Engine and version, for the rows that it writes."""
 
+    seeded: bool
+    """Whether the requests' seeds are used."""
+
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
         """Completions as they are finished, in any order. Requests are drawn lazily, so millions cost no memory."""
         ...

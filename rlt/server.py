@@ -52,7 +52,10 @@ class Server:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rlt-server", daemon=True)
         self._thread.start()
-        limits = httpx.Limits(max_connections=max_in_flight, max_keepalive_connections=max_in_flight)
+        # Servers close what was idle for some seconds (uvicorn: 5); to use it at that moment costs a try.
+        limits = httpx.Limits(
+            max_connections=max_in_flight, max_keepalive_connections=max_in_flight, keepalive_expiry=2.0
+        )
         # No time limits of httpx: each attempt has one as a whole, see `_request`.
         self._client = httpx.AsyncClient(headers=headers, timeout=None, limits=limits)
 
@@ -63,6 +66,10 @@ class Server:
     def submit(self, method: str, path: str, body: dict[str, Any] | None = None) -> Future[dict[str, Any]]:
         """The same, as a future."""
         return asyncio.run_coroutine_threadsafe(self._request(method, path, body), self._loop)
+
+    def text(self, address: str) -> str:
+        """The text at a full address of this server, beside its interface; empty where there is none."""
+        return asyncio.run_coroutine_threadsafe(self._text(address), self._loop).result()
 
     def close(self) -> None:
         """Close all connections; requests under way are given up."""
@@ -79,6 +86,14 @@ class Server:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
         await self._client.aclose()
+
+    async def _text(self, address: str) -> str:
+        try:
+            async with asyncio.timeout(self.timeout):
+                response = await self._client.get(address)
+        except (TimeoutError, httpx.TransportError):
+            return ""
+        return response.text if response.status_code == 200 else ""
 
     async def _request(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
         address = path if path.startswith("http") else f"{self.url}/{path}"

@@ -44,6 +44,8 @@ class LocalEngine:
     are those of the whole batch, so that a seed repeats a batch and not a request.
     """
 
+    seeded = True
+
     def __init__(
         self, options: EngineOptions, model: str, *, dtype: str = "auto", trust_remote_code: bool = False
     ) -> None:

@@ -33,6 +33,7 @@ class FakeEngine:
 
     context_length = None
     name = "fake"
+    seeded = True
 
     def __init__(self, pause: float = 0.0, started: int | None = None) -> None:
         self.pause, self.started, self.random = pause, started, random.Random(os.getpid())
@@ -214,7 +215,8 @@ def test_datasets_opens_the_folder(model, tmp_path, file_format, monkeypatch):
 def test_memory_does_not_grow_with_the_number_of_problems():
     script = [sys.executable, str(ROOT / "benchmarks" / "collect_memory.py"), "--one"]
     small, large = (
-        int(subprocess.check_output([*script, str(count)], stderr=subprocess.DEVNULL).split()[-1]) for count in (500, 5000)
+        int(subprocess.check_output([*script, str(count)], stderr=subprocess.DEVNULL).split()[-1])
+        for count in (500, 5000)
     )
     # 4,500 rows of 2 kB are 9 MB; what stays is the ids' hashes, 8 bytes a problem.
     assert large - small < 4 * 2**20

