@@ -105,7 +105,7 @@ def _stated(text: str) -> str | None:
     if not phrases:
         return None
     rest = text[phrases[-1].end() :].strip().strip("*").strip()
-    if not rest or "\n" in rest:
+    if not rest or "\n" in _MATH.sub("", rest).strip():
         return None
     sentence = _SENTENCE_END.split(rest)[0].strip()
     math = _MATH.search(rest)

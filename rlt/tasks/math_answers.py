@@ -28,6 +28,8 @@ _TEXT = re.compile(
     r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathbf|mathit|mathsf|mbox|operatorname|rm|bf)\s*\{([^{}]*)\}"
 )
 _WORD = "\ue000"  # stands on both sides of what was set as text, until units are told from variables
+# Other private characters: \ue001 and \ue002 are a set's braces, \ue003 ends a row of a matrix, \ue004 is a space that
+# stays, \ue005 and \ue006 are "at most" and "at least". None of them occurs in LaTeX.
 _JOIN = re.compile(
     rf"{_WORD}\s*,?\s*(?:and|or)\s*{_WORD}|(?<=[\s\d)}}\]]),?\s*\b(?:and|or)\b\s*(?=[\s\d({{\[\\a-zA-Z-])"
 )

@@ -41,6 +41,7 @@ SETTLED = {
         (r"The final answer is $\sqrt{53}$. I hope it is correct.", r"\sqrt{53}"),
         (r"I think the final answer is \(\sqrt{53}\).", r"\sqrt{53}"),
         ("the answer is three boxes with pens", "three"),
+        ("The answer is\n\\[\n\\frac{1}{2}\n\\]", r"\frac{1}{2}"),
         ("the answer is 1,234 red apples", "1,234"),
         ("If the answer is 3, then 4 follows.\n\nBut no: we get 8.", "8"),
         ("We get 3.5, no, 12.", "12"),
