@@ -21,7 +21,7 @@ _WHAT = {
 
 
 def write_model_card(folder: StageFolder, base: str | None, data: str | None, metrics: Mapping[str, Any]) -> Path:
-    """The path of README.md, written by the main process: front matter the hub reads, configuration, data, metrics, versions, paper."""
+    """The path of README.md, written by the main process: front matter for the hub, configuration, data, metrics, paper."""
     front = ["library_name: transformers", "pipeline_tag: text-generation", f"tags: [rlt, {folder.stage}]"]
     if base and not Path(base).exists():
         front.append(f"base_model: {base}")

@@ -67,7 +67,7 @@ def load_model(
         )
     except (OSError, ValueError) as error:
         raise ModelError(f"{model}: weights cannot be loaded (safetensors only): {_first_line(error)}") from error
-    return loaded.to(place).eval()
+    return loaded.to(place).eval()  # type: ignore[arg-type]
 
 
 def default_device() -> torch.device:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 
-from rlt.config import StageConfig
+from rlt.config import ReportConfig, StageConfig
 from rlt.errors import RunError
 from rlt.recipe import ONCE, Recipe, Step
 from rlt.runs import Result, comparable, read_state, state_file_of, write_text
@@ -67,7 +67,7 @@ def _is(step: Step, only: str) -> bool:
     return only in (step.name, step.name.split("/")[0], step.stage)
 
 
-# -- the run's folder -----------------------------------------------------------------------------------------------------------
+# -- the run's folder --------------------------------------------------------------------------------------------------
 
 
 def _claim(recipe: Recipe, steps: list[Step], restart: bool) -> None:
@@ -115,7 +115,7 @@ def _check_gpu(recipe: Recipe) -> None:
         )
 
 
-# -- running ------------------------------------------------------------------------------------------------------------------
+# -- running -----------------------------------------------------------------------------------------------------------
 
 
 def _one_by_one(steps: list[Step], started: float, seed_done: Callable[[int], None]) -> list[int]:
@@ -135,7 +135,9 @@ def _one_by_one(steps: list[Step], started: float, seed_done: Callable[[int], No
 
 def _side_by_side(steps: list[Step], jobs: int, started: float, seed_done: Callable[[int], None]) -> list[int]:
     """Exit statuses; a step begins when those it waits for are done, earlier seeds first."""
-    waiting, running, finished = list(steps), {}, set()
+    waiting = list(steps)
+    running: dict[Future[Result], tuple[Step, bool]] = {}
+    finished: set[tuple[int | None, str]] = set()
     wanted = {(step.seed, step.name) for step in steps}
     statuses: list[int] = []
     # One thread each: two processes of two threads starve each other (see docs/experiments.md).
@@ -158,7 +160,7 @@ def _side_by_side(steps: list[Step], jobs: int, started: float, seed_done: Calla
                     done_before = _complete(step)
                     if not done_before:
                         _say(started, f"{step.key} ...", len(finished), len(steps))
-                    future: Future[Result] = pool.submit(run_stage, step.stage, step.config)
+                    future = pool.submit(run_stage, step.stage, step.config)
                     running[future] = (step, done_before)
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
@@ -232,13 +234,13 @@ def _clock(seconds: float) -> str:
 
 
 def _seed_reporter(recipe: Recipe, once: list[Step], started: float) -> Callable[[int], None]:
-    reports = [step for step in once if step.stage == "report"]
+    reports = [step.config for step in once if isinstance(step.config, ReportConfig)]
 
     def seed_done(seed: int) -> None:
         if reports and len(recipe.head.seeds) > 1:
             from rlt.stages.report import seed_table
 
             print(f"\nseed {seed} is complete after {_clock(time.monotonic() - started)}:", flush=True)
-            print(seed_table(reports[0].config, seed), flush=True)
+            print(seed_table(reports[0], seed), flush=True)
 
     return seed_done

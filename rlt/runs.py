@@ -60,9 +60,11 @@ class StageFolder:
         if not is_main_process():
             return Result(self.path, dict(metrics))
         elapsed = round(self.seconds_before + time.monotonic() - self.started, 3)
-        done = {"complete": True, "seconds": elapsed, "metrics": {"seconds": elapsed, **metrics}}
-        _write_state(self.state_file, self.stage, self.config, done)
-        return Result(self.path, done["metrics"])
+        numbers = {"seconds": elapsed, **metrics}
+        _write_state(
+            self.state_file, self.stage, self.config, {"complete": True, "seconds": elapsed, "metrics": numbers}
+        )
+        return Result(self.path, numbers)
 
 
 def is_main_process() -> bool:

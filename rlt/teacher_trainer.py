@@ -36,15 +36,18 @@ class TeacherTrainer(ResumablePrompts, TrimmedPadding, GRPOTrainer):
     run stops with RunError (None: never). `policy_passes` counts forward passes of the policy made only for the reward.
     """
 
+    args: Any
+    model: Any
+
     def __init__(
         self,
-        *args: Any,
+        *,
         reward: TeacherReward,
         needs_policy: bool = True,
         sync_threshold: float | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, reward_funcs=[reward], **kwargs)
+        super().__init__(reward_funcs=[reward], **kwargs)
         self.reward, self.needs_policy, self.sync_threshold = reward, needs_policy, sync_threshold
         self._prompt_ids: list[list[int]] = []
         self._step_logprobs: torch.Tensor | None = None
@@ -111,8 +114,8 @@ class TeacherTrainer(ResumablePrompts, TrimmedPadding, GRPOTrainer):
         if self._step_logprobs is None:
             self.policy_passes += 1
             self._one_more_pass(completion_ids)
-        rows = zip(self._step_logprobs, completion_ids, strict=True)
-        return "policy_logprobs", [row[: before + len(ids)].float().cpu() for row, ids in rows]
+        pairs = zip(self._step_logprobs, completion_ids, strict=True)  # type: ignore[arg-type]
+        return "policy_logprobs", [row[: before + len(ids)].float().cpu() for row, ids in pairs]
 
     @torch.no_grad()
     def _one_more_pass(self, completion_ids: list[list[int]]) -> None:

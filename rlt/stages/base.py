@@ -15,7 +15,7 @@ from rlt.formats import load_format, render_student
 from rlt.models import load_tokenizer
 from rlt.runs import Result, StageFolder, begin
 from rlt.sequences import tokenize
-from rlt.tasks import load_task
+from rlt.tasks import load_generated_task
 from rlt.tiny import tiny_llama, word_tokenizer
 from rlt.training import Example, learned_span, train_supervised
 
@@ -42,7 +42,7 @@ class Phase(Config):
 def run(config: BaseModelConfig) -> Result:
     """The model's folder; its metrics name the loss and steps of each phase."""
     fmt = load_format(config.format)
-    task = load_task(config.task)
+    task = load_generated_task(config.task)
     phases = [validate(Phase, values, f"phases[{i}]") for i, values in enumerate(config.phases)]
     folder = begin("base", config)
     if folder.result:

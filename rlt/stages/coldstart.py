@@ -53,9 +53,10 @@ def run(config: ColdstartConfig) -> Result:
     rows = [{"prompt": student_prompt(fmt, tokenizer, p), "question": p.question, "answer": p.answer} for p in problems]
     tokenizer.padding_side = "left"
     with GraderPool(config.task) as graders:
+        reward: Any = CorrectnessReward(graders, fmt, tokenizer, config.rewards)
         trainer = StudentTrainer(
             model=config.model,
-            reward_funcs=[CorrectnessReward(graders, fmt, tokenizer, config.rewards)],
+            reward_funcs=reward,
             args=trainer_arguments(GRPOConfig, folder, config.trainer, {**DEFAULTS, **loading(config)}),
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
@@ -72,7 +73,7 @@ def run(config: ColdstartConfig) -> Result:
 
 
 class CorrectnessReward:
-    """A TRL reward function: one of three numbers for a response without a readable answer, with a wrong, with the right one."""
+    """A TRL reward function: one number for a response without a readable answer, one for a wrong, one for a right one."""
 
     def __init__(self, graders: GraderPool, fmt: Format, tokenizer: Any, rewards: tuple[float, float, float]) -> None:
         self.__name__ = "correctness"

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from importlib import import_module
 
 from rlt.config import ProblemsConfig
-from rlt.errors import ConfigError
 from rlt.rows import read_rows, write_rows
 from rlt.runs import Result, begin
-from rlt.tasks import GRADERS, load_task
+from rlt.tasks import load_generated_task
 
 
 def run(config: ProblemsConfig) -> Result:
     """The written file of problems: distinct questions, none of which is in `exclude`. Same seed, same file."""
-    task = load_task(config.task)
-    if not hasattr(task, "generate"):
-        makers = [name for name, module in GRADERS.items() if hasattr(import_module(module), "generate")]
-        raise ConfigError(f"task {config.task!r} has no generator; those that have one: {', '.join(makers)}.")
+    task = load_generated_task(config.task)
     folder = begin("problems", config)
     if folder.result:
         return folder.result

@@ -18,7 +18,7 @@ def run(config: RankConfig) -> Result:
     scores = [row for _, row in read_rows(config.scores)]
     if len(problems) != len(scores):
         raise DataError(
-            f"{config.scores}: {len(scores)} scores for {len(problems)} rows of {config.data.path}; they must be of the same data."
+            f"{config.scores}: {len(scores)} scores for {len(problems)} rows of {config.data.path}; they must belong together."
         )
     for number, (problem, score) in enumerate(zip(problems, scores, strict=True), 1):
         if "id" in score and str(score["id"]) != problem.id:

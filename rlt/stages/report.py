@@ -50,7 +50,7 @@ def _recipe(config: ReportConfig) -> Recipe:
     return load_recipe(written)
 
 
-# -- numbers -------------------------------------------------------------------------------------------------------------------
+# -- numbers -----------------------------------------------------------------------------------------------------------
 
 
 def collect_results(config: ReportConfig, recipe: Recipe, only: int | None = None) -> dict[str, Any]:
@@ -190,7 +190,7 @@ def mean_and_interval(values: Sequence[float], bounds: tuple[float, float] | Non
     return mean, f"[{low:.2f}, {high:.2f}]"
 
 
-# -- words -----------------------------------------------------------------------------------------------------------------------
+# -- words -------------------------------------------------------------------------------------------------------------
 
 
 def text_report(config: ReportConfig, results: dict[str, Any]) -> str:
@@ -308,7 +308,7 @@ def text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "-" * (sum(widths) + 2 * len(widths) - 2), *lines[1:]])
 
 
-# -- the page --------------------------------------------------------------------------------------------------------------------
+# -- the page ----------------------------------------------------------------------------------------------------------
 
 
 def _html(config: ReportConfig, recipe: Recipe, results: dict[str, Any]) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Protocol
+from typing import Any, Protocol
 
 from rlt.errors import ConfigError
+from rlt.types import Problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +37,40 @@ class Task(Protocol):
         ...
 
 
+class GeneratedTask(Task, Protocol):
+    """A task that makes its own problems and explanations."""
+
+    MIXTURES: dict[str, dict[str, float]]
+    """Name of a mixture of experts -> the share of each kind."""
+
+    def generate(self, count: int, seed: int, options: dict[str, Any], exclude: Iterable[str] = ()) -> list[Problem]:
+        """`count` problems with distinct questions, none of which is in `exclude`; same seed, same problems."""
+        ...
+
+    def explain(self, problem: Problem, mixture: str, rng: random.Random) -> str:
+        """An explanation by an expert drawn from `mixture`."""
+        ...
+
+    def vocabulary(self) -> list[str]:
+        """Every word of questions, explanations and solutions."""
+        ...
+
+
 GRADERS = {
     "math": "rlt.tasks.math",
     "multiple_choice": "rlt.tasks.multiple_choice",
     "arithmetic": "rlt.tasks.arithmetic",
     "countdown": "rlt.tasks.countdown",
 }
+
+
+def load_generated_task(name: str) -> GeneratedTask:
+    """The task of that name, which must make its own problems; raises ConfigError with those that do."""
+    task = load_task(name)
+    if not hasattr(task, "generate"):
+        makers = [other for other in GRADERS if hasattr(load_task(other), "generate")]
+        raise ConfigError(f"task {name!r} has no generator; those that have one: {', '.join(makers)}.")
+    return task  # type: ignore[return-value]
 
 
 def load_task(name: str) -> Task:

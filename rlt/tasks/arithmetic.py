@@ -36,7 +36,9 @@ LEAP_SHARE = {"noisy": 0.6, "harder": 0.6, "easier": 0.5, "careful": 0.0}
 Step = tuple[str, str, int]
 
 
-def generate(count: int, seed: int, options: dict[str, Any] | None = None, exclude: Iterable[str] = ()) -> list[Problem]:
+def generate(
+    count: int, seed: int, options: dict[str, Any] | None = None, exclude: Iterable[str] = ()
+) -> list[Problem]:
     """`count` problems with distinct questions, none of which is in `exclude`.
 
     Options: `steps`, a number or [fewest, most] (5). Raises ConfigError for other options, or when there are too few
@@ -44,7 +46,7 @@ def generate(count: int, seed: int, options: dict[str, Any] | None = None, exclu
     """
     fewest, most = _steps_option(options or {})
     rng = random.Random(f"arithmetic {seed}")
-    seen, problems = set(exclude), []
+    seen, problems = set(exclude), list[Problem]()
     for _ in range(100 * count):
         if len(problems) == count:
             return problems
@@ -96,13 +98,15 @@ def values(question: str) -> list[int]:
     return results
 
 
-# -- experts -----------------------------------------------------------------------------------------------------------------
+# -- experts -----------------------------------------------------------------------------------------------------------
 
 
 def explain(problem: Problem, mixture: str, rng: random.Random) -> str:
     """An explanation by an expert drawn from `mixture`; always arrives at the right solution."""
     if mixture not in MIXTURES:
-        raise ConfigError(f"arithmetic: experts {mixture!r}: there is no such mixture; choose from {', '.join(MIXTURES)}.")
+        raise ConfigError(
+            f"arithmetic: experts {mixture!r}: there is no such mixture; choose from {', '.join(MIXTURES)}."
+        )
     shares = MIXTURES[mixture]
     kind = rng.choices(list(shares), weights=list(shares.values()))[0]
     return _EXPERTS[kind](problem.question, rng, LEAP_SHARE[mixture])
@@ -160,7 +164,7 @@ def _answer_first(question: str, rng: random.Random, share: float) -> str:
 _EXPERTS = {"careful": _careful, "leap": _leap, "detour": _detour, "sloppy": _sloppy, "answer_first": _answer_first}
 
 
-# -- grading, and what an explanation is worth ----------------------------------------------------------------------------------
+# -- grading, and what an explanation is worth -------------------------------------------------------------------------
 
 
 def grade(solution: str, answer: str, question: str) -> Verdict:

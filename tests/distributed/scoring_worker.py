@@ -3,7 +3,6 @@
 import json
 import sys
 
-import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 
@@ -13,7 +12,11 @@ from rlt.models import load_model
 model_folder, out = sys.argv[1:]
 dist.init_process_group("gloo")
 rank = dist.get_rank()
-rows = [Row([5, 6, 7, 8, 9, 10], [range(2, 6)]), Row([9, 8, 7], [range(1, 3)]), Row([11, 12, 13, 14, 15], [range(4, 5)])]
+rows = [
+    Row([5, 6, 7, 8, 9, 10], [range(2, 6)]),
+    Row([9, 8, 7], [range(1, 3)]),
+    Row([11, 12, 13, 14, 15], [range(4, 5)]),
+]
 alone = load_model(model_folder, device="cpu")
 expected = token_logprobs(alone, rows, temperature=0.7)
 

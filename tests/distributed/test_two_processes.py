@@ -29,7 +29,12 @@ def launch(processes: int, script: str, *words: str) -> None:
         command += ["--master-addr", "127.0.0.1", "--master-port", str(port)]
     environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1", "RLT_QUIET": "1"}
     done = subprocess.run(
-        [*command, str(HERE / script), *words], capture_output=True, text=True, check=False, timeout=120, env=environment
+        [*command, str(HERE / script), *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env=environment,
     )
     assert done.returncode == 0, done.stderr[-3000:]
 

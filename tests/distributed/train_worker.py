@@ -37,4 +37,6 @@ original = TeacherTrainer._calculate_rewards
 TeacherTrainer._generate_single_turn = canned
 TeacherTrainer._calculate_rewards = recorded
 run_stage("train", TrainConfig.model_validate_json(CONFIG))
-Path(f"{RECORD}.{torch.distributed.get_rank() if torch.distributed.is_initialized() else 0}").write_text(json.dumps(records))
+Path(f"{RECORD}.{torch.distributed.get_rank() if torch.distributed.is_initialized() else 0}").write_text(
+    json.dumps(records)
+)
