@@ -10,16 +10,16 @@ as many at once, and throws the answers away; `rlt collect` renders, tokenizes, 
 from __future__ import annotations
 
 import argparse
-import asyncio
+import http.client
 import json
 import os
 import statistics
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-import httpx
+from urllib.parse import urlsplit
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5, help="of each of the two")
     parser.add_argument("--in-flight", type=int, default=64)
     wanted = parser.parse_args()
+    os.environ["RLT_QUIET"] = "1"
     from vllm_process import ABSENT, PYTHON, make_qwen, vllm_process
 
     if not PYTHON.exists():
@@ -75,7 +76,7 @@ def turn(folder: Path, model: Path, url: str, number: int, wanted: argparse.Name
     for name in ("bare", "collect")[:: 1 if number % 2 else -1]:
         started = time.perf_counter()
         if name == "bare":
-            asyncio.run(bare(url, bodies, wanted.in_flight))
+            bare(url, bodies, wanted.in_flight)
         else:
             collect.run(config)
         rates[name] = round(wanted.requests / (time.perf_counter() - started), 2)
@@ -109,17 +110,23 @@ def bodies_of(config: object, count: int) -> list[bytes]:
     return [body.encode() for body in bodies]
 
 
-async def bare(url: str, bodies: list[bytes], in_flight: int) -> None:
-    """Send all, `in_flight` at once."""
-    limits = httpx.Limits(max_connections=in_flight, max_keepalive_connections=in_flight, keepalive_expiry=2.0)
-    async with httpx.AsyncClient(timeout=None, limits=limits, headers={"content-type": "application/json"}) as client:
-        source = iter(bodies)
+def bare(url: str, bodies: list[bytes], in_flight: int) -> None:
+    """Send all, `in_flight` at once, each on a connection of its own that stays open; nothing is read into an object."""
+    source, address = iter(bodies), urlsplit(url)
 
-        async def worker() -> None:
-            for body in source:
-                (await client.post(f"{url}/completions", content=body)).raise_for_status()
+    def worker() -> None:
+        connection = http.client.HTTPConnection(address.hostname or "", address.port)
+        for body in source:
+            connection.request("POST", f"{address.path}/completions", body, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            response.read()
+            if response.status != 200:
+                raise SystemExit(f"the server answers {response.status}")
+        connection.close()
 
-        await asyncio.gather(*(worker() for _ in range(in_flight)))
+    with ThreadPoolExecutor(in_flight) as pool:
+        for future in [pool.submit(worker) for _ in range(in_flight)]:
+            future.result()
 
 
 if __name__ == "__main__":

@@ -40,12 +40,11 @@ class Handler(BaseHTTPRequestHandler):
             number = server.posts
             server.flying += 1
             server.most = max(server.most, server.flying)
-        try:
-            if not server.misbehave(self, number):
-                self.answer(200, completion(body, server.tokenizer))
-        finally:
-            with server.lock:
-                server.flying -= 1
+        handled = server.misbehave(self, number)
+        with server.lock:
+            server.flying -= 1  # before the answer: the next request may come with it
+        if not handled:
+            self.answer(200, completion(body, server.tokenizer))
 
     def answer(self, status: int, body: Any, **headers: str) -> bool:
         data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
