@@ -242,7 +242,11 @@ def _scoring_forward(
     rlt_temperature: float,
     input_ids: torch.Tensor,
     position_ids: torch.Tensor | None = None,
+    **of_wrappers: Any,
 ) -> torch.Tensor:
+    given = [name for name, value in of_wrappers.items() if isinstance(value, torch.Tensor)]
+    if given:  # peft hands on arguments that were not given, as None
+        raise TypeError(f"a scoring pass takes no {', '.join(given)}")
     positions = {} if position_ids is None else {"position_ids": position_ids}
     hidden = core.base_model(input_ids=input_ids, use_cache=False, **positions).last_hidden_state
     hidden = hidden.reshape(-1, hidden.shape[-1])[rows]
