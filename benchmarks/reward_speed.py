@@ -35,7 +35,7 @@ def main() -> None:
     arguments = parser.parse_args()
     cases = [
         against_plain("cpu, miniature (0.15M)", *plain.miniature(arguments.rows), arguments.repeats, 64),
-        against_plain("cpu, 100M, vocabulary 151,936", *plain.large_vocabulary(3, 1000), min(3, arguments.repeats), 3),
+        against_plain("cpu, 100M, vocabulary 151,936", *plain.large_vocabulary(2, 1000), min(3, arguments.repeats), 2),
         gpu(arguments.repeats),
     ]
     steps = step_cost()
