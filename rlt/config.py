@@ -194,7 +194,8 @@ class StudentOptions(Config):
     """Folder or hub name of the student whose understanding is the reward; several for several students. An http(s)
     address is a vLLM server; `#FOLDER` after it names its tokenizer, where the server's own path is not readable here."""
     student_placement: str = "same"
-    """`same` device as the policy, a device such as `cuda:1`, or `offload`: on the CPU between uses."""
+    """`same` device as the policy, a device such as `cuda:1`, `offload` (on the CPU between uses), or `sharded` (over all
+    ranks). A student behind a server is placed by its address in `student`."""
     batch_tokens: int | None = Field(None, ge=1)
     """Tokens, padding counted, that one forward pass of scoring may have; null: by the device."""
     packing: bool = False

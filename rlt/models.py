@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlt.errors import ModelError
+from rlt.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
     import torch
@@ -77,6 +77,30 @@ def default_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
+
+
+def shard(model: PreTrainedModel) -> None:
+    """Shard a model's weights over all processes of this launch (torch's FSDP2), each layer gathered while it is used.
+
+    Raises ConfigError where there is only one process.
+    """
+    import torch.distributed as dist
+    from torch import nn
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        raise ConfigError(
+            "`student_placement: sharded` spreads the student over several processes, and there is one. Use `same` or "
+            "`offload`, or start several (`launch: ddp`)."
+        )
+    mesh = init_device_mesh(default_device().type, (dist.get_world_size(),))
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList):
+            for layer in module:
+                fully_shard(layer, mesh=mesh)
+            break
+    fully_shard(model, mesh=mesh)
 
 
 def context_length(config: PretrainedConfig) -> int | None:

@@ -43,7 +43,8 @@ class Scorer(Protocol):
 class LocalModel:
     """A causal language model in this process: a student, or the teacher.
 
-    `placement`: `same` (where the model is), or `offload`: on the CPU, moved to `device` while it is used.
+    `placement`: `same` (where the model is); `offload`: on the CPU, moved to the GPU while it is used; `sharded`: over
+    all ranks, which then must score together, each with any number of rows.
     """
 
     def __init__(
@@ -74,19 +75,23 @@ class LocalModel:
     ) -> LocalModel:
         """The model of a folder or hub name, whose tokenizer is loaded already."""
         place = options.student_placement
-        device = "cpu" if place == "offload" else None if place == "same" else place
+        device = "cpu" if place in ("offload", "sharded") else None if place == "same" else place
         dtype: str = model.dtype
-        if place == "offload" and dtype == "auto" and models.default_device().type != "cpu":
+        if device == "cpu" and dtype == "auto" and models.default_device().type != "cpu":
             # `auto` is about where the model computes, not where its weights rest.
             dtype = str(models.load_config(path, model.trust_remote_code).dtype or torch.float32).removeprefix("torch.")
         weights = models.load_model(path, dtype, model.trust_remote_code, device)
+        if place == "sharded":
+            models.shard(weights)
         return cls(
             weights, tokenizer, name=path, batch_tokens=options.batch_tokens, packing=options.packing,
-            placement="offload" if place == "offload" else "same",
+            placement=place if place in ("offload", "sharded") else "same",
         )  # fmt: skip
 
     def check(self, options: RewardOptions) -> None:
-        """Every choice is possible here."""
+        """Raises ConfigError for `exact` with a sharded model: ranks with different lengths would wait for each other."""
+        if self.placement == "sharded" and options.resolved().estimator == "exact":
+            raise ConfigError(f"{self.name}: the estimator `exact` needs a student that is whole; use `k1` or `k3`.")
 
     def logprobs(self, rows: Sequence[Row], temperature: float, progress: Progress | None = None) -> list[torch.Tensor]:
         """For each row `(n_kept,)` float32 log-probs of its kept tokens, on the CPU."""

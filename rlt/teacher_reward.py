@@ -203,9 +203,10 @@ class TeacherReward:
         return padding + ids, [start + position for position in ends[:-1]] + boundaries
 
     def _with_placebos(self, items: list[ScoreItem], scored: list[ScoredRow]) -> list[ScoredRow]:
-        count = min(self.placebos, len(items))
-        if count == 0:
+        if self.placebos == 0:
             return scored
+        # Also without any item: a student that is sharded over ranks is asked by all of them or by none.
+        count = min(self.placebos, len(items))
         chosen = sorted({i * len(items) // count for i in range(count)})  # spread over the questions of the batch
         return self.engine.placebos(items, scored, chosen)
 

@@ -43,21 +43,21 @@ def test_two_processes_train_as_one_does(tmp_path):
     model, student = make_model(tmp_path / "model"), make_model(tmp_path / "student", 1)
     data = make_problems(tmp_path / "problems.jsonl", 12)
 
-    def train(processes):
+    def train(processes, **keys):
         trainer = {
             "max_steps": 3, "num_generations": 4, "per_device_train_batch_size": 8 // processes, "learning_rate": 1e-2,
             "beta": 0.1, "sync_ref_model": True, "ref_model_sync_steps": 2, "max_completion_length": 12, "temperature": 1.0,
             "save_strategy": "no", "optim": "sgd",
         }  # fmt: skip
         config = {"output": str(tmp_path / f"by{processes}"), "format": "words", "model": model, "student": [student],
-                  "data": data, "trainer": trainer, "placebos": 2}  # fmt: skip
+                  "data": data, "trainer": trainer, "placebos": 2, **keys}  # fmt: skip
         launch(processes, "train_worker.py", json.dumps(config), str(tmp_path / f"record{processes}"))
         rewards = json.loads((tmp_path / f"record{processes}.0").read_text())
         metrics = [row for _, row in read_rows(tmp_path / f"by{processes}" / "metrics.jsonl") if "reward" in row]
         return rewards, metrics, load_file(tmp_path / f"by{processes}" / "model.safetensors")
 
     one_rewards, one_metrics, one_weights = train(1)
-    two_rewards, two_metrics, two_weights = train(2)
+    two_rewards, two_metrics, two_weights = train(2, student_placement="sharded")  # and the student over both of them
     assert len(one_rewards) == 3
     for ours, theirs in zip(one_rewards, two_rewards, strict=True):
         # The same rewards, and so the same advantages: those are computed from all of a group's rewards.
