@@ -62,7 +62,8 @@ class _Worker:
     """What lives in an actor."""
 
     def __init__(self, make: Callable[[], Callable[[Any], Any]]) -> None:
-        self.make, self.work = make, None
+        self.make = make
+        self.work: Callable[[Any], Any] | None = None
 
     def do(self, job: Any) -> Any:
         try:

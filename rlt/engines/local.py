@@ -41,10 +41,8 @@ class LocalEngine:
 
     `engine_options` go to `from_pretrained`, but for `continuous_batching`: true, or options of transformers'
     ContinuousBatchingConfig, lets transformers' own paged scheduler fill places as they become free. Its random numbers
-    are those of the whole batch, so that a seed repeats a batch and not a request.
+    are those of all requests together: no request has a seed of its own then.
     """
-
-    seeded = True
 
     def __init__(
         self, options: EngineOptions, model: str, *, dtype: str = "auto", trust_remote_code: bool = False
@@ -73,8 +71,7 @@ class LocalEngine:
     ) -> None:
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
         self.continuous: dict[str, Any] | None = {} if continuous is True else continuous or None
-        if continuous is True:
-            self.continuous = {}
+        self.seeded = self.continuous is None
         self.context_length = context_length(model.config)
         self.name = f"transformers {transformers.__version__}"
         self.end_ids = end_ids(model, tokenizer)
@@ -92,8 +89,9 @@ class LocalEngine:
             yield from (Completion(p.request.key, "", "length", len(p.ids), 0, (), 0.0) for p in prompts if p.room == 0)
             # Longest first, so that what does not fit in memory fails at the beginning.
             ready = sorted((p for p in prompts if p.room > 0), key=lambda p: -len(p.ids))
-            for start in range(0, len(ready), self.batch_size):
-                yield from write(ready[start : start + self.batch_size], sampling)
+            together = self.batch_size if self.continuous is None else max(1, len(ready))
+            for start in range(0, len(ready), together):
+                yield from write(ready[start : start + together], sampling)
 
     def close(self) -> None:
         """Free the model's memory."""
@@ -178,7 +176,8 @@ class LocalEngine:
             pad_token_id=self.tokenizer.pad_token_id,
         )  # fmt: skip
         try:
-            config = ContinuousBatchingConfig(**{"seed": batch[0].request.seed, **(self.continuous or {})})
+            ours = {"seed": batch[0].request.seed, "max_requests_per_batch": self.batch_size}
+            config = ContinuousBatchingConfig(**{**ours, **(self.continuous or {})})
         except TypeError as error:
             raise ConfigError(f"`engine_options.continuous_batching`: {error}") from error
         model: Any = self.model

@@ -39,6 +39,8 @@ def run(config: CollectConfig) -> Result:
     tokenizer = load_tokenizer(config.model, config.trust_remote_code)
     check_template(fmt, tokenizer)
     fits = _fits(config, fmt)
+    if config.select == "reward":
+        _open_scorers(config, fmt)  # what the reward refuses is told before anything is collected
     survey = _survey(config.data, fmt)
     folder = begin("collect", config)
     if folder.result:
@@ -269,11 +271,10 @@ def _scorer(
 ) -> Callable[[Sequence[dict[str, Any]]], list[tuple[float | None, str | None]]]:
     """The reward of rows: `config.reward` with the student, and the teacher for r_kl where that counts."""
     from rlt.scoring import RewardEngine, item_of_completion
-    from rlt.students import LocalModel, checked_tokenizer, load_students, open_students
+    from rlt.students import LocalModel, load_students
 
-    options = StudentOptions.model_validate({"student": [config.student]})
-    tokenizer = checked_tokenizer(config.model, fmt, config) if config.reward.kl_coef else None
-    students = load_students(open_students(fmt, config, options, config.reward, tokenizer), config, options)
+    options, opened, tokenizer = _open_scorers(config, fmt)
+    students = load_students(opened, config, options)
     teacher = None if tokenizer is None else LocalModel.from_tokenizer(config.model, tokenizer, config, options)
     engine = RewardEngine(students, fmt, config.reward, teacher)
 
@@ -282,6 +283,15 @@ def _scorer(
         return [(row.parts.reward, row.parts.error) for row in scored]
 
     return score
+
+
+def _open_scorers(config: CollectConfig, fmt: Format) -> tuple[StudentOptions, Any, PreTrainedTokenizerBase | None]:
+    """The student, and the teacher's tokenizer where r_kl counts, checked and without weights."""
+    from rlt.students import checked_tokenizer, open_students
+
+    options = StudentOptions.model_validate({"student": [config.student]})
+    tokenizer = checked_tokenizer(config.model, fmt, config) if config.reward.kl_coef else None
+    return options, open_students(fmt, config, options, config.reward, tokenizer), tokenizer
 
 
 def _card(config: CollectConfig, folder: StageFolder, metrics: dict[str, Any]) -> None:

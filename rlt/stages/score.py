@@ -57,7 +57,7 @@ def run(config: ScoreConfig) -> Result:
         if config.ray is None:
             engine = load_engine(config, fmt, *models)
             bar.passes = engine.passes
-            scored = (_score_window(engine, window, config, bar) for window in windows)
+            scored: Iterator[list[dict[str, Any]]] = (_score_window(engine, window, config, bar) for window in windows)
         else:
             scored = _score_on_ray(config, config.ray, windows)
         for rows in scored:
