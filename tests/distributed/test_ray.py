@@ -14,12 +14,12 @@ ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'rlt[
 
 from byte_models import byte_tokenizer, save, tiny_model  # noqa: E402
 
-from rlt.config import CollectConfig, EngineOptions, ScoreConfig  # noqa: E402
+from rlt.config import CollectConfig, EngineOptions, EvaluateConfig, ScoreConfig  # noqa: E402
 from rlt.errors import RunError, ScoringError  # noqa: E402
 from rlt.fanout import _cluster, _ray, by_problem, spread  # noqa: E402
 from rlt.generation import Request, Sampling, build_engine  # noqa: E402
 from rlt.rows import read_rows, write_rows  # noqa: E402
-from rlt.stages import collect, score  # noqa: E402
+from rlt.stages import collect, evaluate, score  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -163,3 +163,25 @@ def test_scoring_with_a_killed_worker_gives_the_rows_of_one_process(model, tmp_p
     assert len(spread_out) == 40
     for ours, theirs in zip(alone, spread_out, strict=True):
         assert theirs == pytest.approx(ours, abs=1e-5)
+
+
+def test_evaluating_with_a_killed_worker_gives_the_responses_of_one_process(model, tmp_path, monkeypatch):
+    data = tmp_path / "held_out.jsonl"
+    write_rows(data, ({"question": f"What is {i} + 1?", "answer": str(i + 1)} for i in range(24)))
+    common = {
+        "model": model, "benchmark": [str(data)], "task": "math", "samples": 2, "temperature": 1.0, "max_tokens": 16,
+        "batch_size": 4,
+    }  # fmt: skip
+    evaluate.run(EvaluateConfig(output=tmp_path / "alone", **common))
+
+    from rlt import fanout
+
+    monkeypatch.setattr(fanout, "_replica", dying_replica(fanout._replica, str(tmp_path / "died")))
+    evaluate.run(EvaluateConfig(output=tmp_path / "ray", ray="local", ray_workers=2, **common))
+    assert (tmp_path / "died").exists()
+    alone, spread_out = (
+        {(row["question"], row["sample"]): row["response"] for _, row in read_rows(tmp_path / name / "responses.jsonl")}
+        for name in ("alone", "ray")
+    )
+    assert len(alone) == 48
+    assert spread_out == alone
