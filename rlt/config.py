@@ -235,11 +235,13 @@ class BaseModelConfig(StageConfig, FormatOptions, TrainerPassthrough):
 
     task: str
     """Task whose problems and tokenizer the model is made for."""
+    exclude: list[Path] = []
+    """Files whose questions must not be learned from (held-out problems)."""
     model: dict[str, Any] = {}
     """Shape of the model: arguments of transformers' LlamaConfig."""
     phases: list[dict[str, Any]] = []
-    """Curriculum; each phase: `options` of the generator, `experts`, `batch_size`, `learning_rate`, `until_loss`,
-    `max_steps`."""
+    """Curriculum; each phase: `options` of the generator, `experts`, `problems`, `also` (other tasks mixed in: name ->
+    those three keys), `batch_size`, `learning_rate`, `until_loss`, `max_steps`."""
 
 
 class WarmupConfig(StageConfig, ModelOptions, FormatOptions, TrainerPassthrough):
@@ -410,6 +412,9 @@ class RankConfig(StageConfig):
 
 class ReportConfig(StageConfig):
     """Tables and pictures of a run: terminal, results.json and report.html."""
+
+    suffix: str = Field("", pattern=r"^[\w.-]*$")
+    """Ending of the two files' names where a recipe has several reports: `-transfer` makes results-transfer.json."""
 
     title: str | None = None
     """Heading of the report; null: the run's name."""

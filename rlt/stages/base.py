@@ -13,15 +13,16 @@ from rlt.cards import write_model_card
 from rlt.config import BaseModelConfig, Config, validate
 from rlt.formats import load_format, render_student
 from rlt.models import load_tokenizer
+from rlt.rows import read_rows
 from rlt.runs import Result, StageFolder, begin
 from rlt.sequences import tokenize
-from rlt.tasks import load_generated_task
+from rlt.tasks import GeneratedTask, load_generated_task
 from rlt.tiny import tiny_llama, word_tokenizer
 from rlt.training import Example, learned_span, train_supervised
 
 
-class Phase(Config):
-    """One phase of the curriculum. It ends at its loss: a fixed number of steps fails on some seeds."""
+class Part(Config):
+    """Problems of one task in a phase."""
 
     options: dict[str, Any] = {}
     """Options of the task's generator."""
@@ -29,6 +30,13 @@ class Phase(Config):
     """Mixture of experts that explains the problems."""
     problems: int = Field(20000, ge=1)
     """Distinct problems to learn from."""
+
+
+class Phase(Part):
+    """One phase of the curriculum. It ends at its loss: a fixed number of steps fails on some seeds."""
+
+    also: dict[str, Part] = {}
+    """Other tasks whose problems are mixed in, by name; their words join the tokenizer's."""
     batch_size: int = Field(64, ge=1)
     """Problems in a step."""
     learning_rate: float = Field(5e-3, gt=0)
@@ -44,27 +52,30 @@ def run(config: BaseModelConfig) -> Result:
     fmt = load_format(config.format)
     task = load_generated_task(config.task)
     phases = [validate(Phase, values, f"phases[{i}]") for i, values in enumerate(config.phases)]
+    tasks = {name: load_generated_task(name) for phase in phases for name in phase.also} | {config.task: task}
     folder = begin("base", config)
     if folder.result:
         return folder.result
-    tokenizer = word_tokenizer(task.vocabulary(), fmt)
+    excluded = [row["question"] for path in config.exclude for _, row in read_rows(path)]
+    tokenizer = word_tokenizer(_words(task, tasks), fmt)
     model = tiny_llama(tokenizer, config.seed, config.model)
     numbers: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
     for number, phase in enumerate(phases, 1):
         rng = random.Random(f"base {config.seed} {number}")
-        problems = task.generate(phase.problems, 1000 * config.seed + number, phase.options)
-        rendered = [
-            render_student(fmt, tokenizer, p, fmt.thought_body(task.explain(p, phase.experts, rng))) for p in problems
-        ]
+        rendered = []
+        for name, part in {config.task: phase, **phase.also}.items():
+            problems = tasks[name].generate(part.problems, 1000 * config.seed + number, part.options, excluded)
+            explained = [(p, tasks[name].explain(p, part.experts, rng)) for p in problems]
+            rendered += [render_student(fmt, tokenizer, p, fmt.thought_body(text)) for p, text in explained]
         examples = []
         for text, tokens in zip(rendered, tokenize(tokenizer, rendered), strict=True):
             start = text.spans["explanation"][0] - len(fmt.tags.thought.open)
             end = text.spans["solution"][1] + len(fmt.tags.solution.close)
             examples.append(Example(tokens.ids, learned_span(tokens.ids, tokens.offsets, start, end, tokenizer)))
         stop = StopAtLoss(phase.until_loss)
-        part = _phase_folder(folder, number)
+        phase_folder = _phase_folder(folder, number)
         train_supervised(
-            part, model, tokenizer, examples, config.trainer, callbacks=[stop],
+            phase_folder, model, tokenizer, examples, config.trainer, callbacks=[stop],
             defaults={
                 "per_device_train_batch_size": phase.batch_size, "learning_rate": phase.learning_rate,
                 "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 10, "max_steps": phase.max_steps,
@@ -75,8 +86,13 @@ def run(config: BaseModelConfig) -> Result:
     model.save_pretrained(folder.path)
     tokenizer.save_pretrained(folder.path)
     load_tokenizer(str(folder.path))  # what is saved must load
-    write_model_card(folder, None, f"generated: {config.task}", numbers)
+    write_model_card(folder, None, f"generated: {', '.join(tasks)}", numbers)
     return folder.finish(numbers)
+
+
+def _words(task: GeneratedTask, others: dict[str, GeneratedTask]) -> list[str]:
+    """The words of `task`, then those that only the others have."""
+    return list(dict.fromkeys(word for one in (task, *others.values()) for word in one.vocabulary()))
 
 
 def _phase_folder(folder: StageFolder, number: int) -> StageFolder:

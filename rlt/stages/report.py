@@ -23,18 +23,20 @@ from rlt.tasks import load_task
 
 
 def run(config: ReportConfig) -> Result:
-    """`results.json` and `report.html` in the run's folder, and the same table printed.
+    """`results.json` and `report.html` (with the `suffix`) in the run's folder, and the same table printed.
 
     Made anew each time from what the steps left; steps that are not complete are named and left out.
     """
     recipe = _recipe(config)
     results = collect_results(config, recipe)
     folder = Path(config.output)
-    write_text(folder / "results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-    write_text(folder / "report.html", _html(config, recipe, results))
-    print("\n" + text_report(config, results))
-    print(f"\nreport: {folder / 'report.html'}   numbers: {folder / 'results.json'}", flush=True)
-    return Result(folder, {"report": str(folder / "report.html")})
+    numbers, page = folder / f"results{config.suffix}.json", folder / f"report{config.suffix}.html"
+    write_text(numbers, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    write_text(page, _html(config, recipe, results))
+    print(f"\n{config.title}\n" if config.suffix and config.title else "")
+    print(text_report(config, results))
+    print(f"\nreport: {page}   numbers: {numbers}", flush=True)
+    return Result(folder, {"report": str(page)})
 
 
 def seed_table(config: ReportConfig, seed: int) -> str:
@@ -102,8 +104,8 @@ def _arm(config: ReportConfig, states: States, seeds: Sequence[int], arm: str) -
 
 
 def _solved(states: States, seed: int, name: str) -> dict[str, Any] | None:
-    """The solve rate of an evaluate step: the mean over its benchmarks."""
-    if (seed, name) not in states:
+    """The solve rate of an evaluate step, the mean over its benchmarks; None where no such step is complete."""
+    if (seed, name) not in states or states[seed, name][0].stage != "evaluate":
         return None
     metrics = states[seed, name][1]["metrics"]
     of = list(metrics["benchmarks"].values())

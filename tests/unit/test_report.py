@@ -3,7 +3,9 @@
 import pytest
 
 from rlt.config import ReportConfig
-from rlt.stages.report import headline, mean_and_interval, spearman, text_table
+from rlt.pipeline import run_recipe
+from rlt.recipe import Step, build_recipe
+from rlt.stages.report import _solved, headline, mean_and_interval, spearman, text_table
 
 
 def test_spearman_by_hand():
@@ -39,3 +41,20 @@ def test_an_arm_that_beats_ours_is_named():
 
 def test_columns_are_aligned():
     assert text_table(["a", "bb"], [["ccc", "d"]]) == "a    bb\n-------\nccc  d"
+
+
+def test_a_step_of_another_stage_that_has_an_arms_name_is_no_result(tmp_path):
+    step = Step("warmup", "warmup", 0, ReportConfig(output=tmp_path), ())
+    assert _solved({(0, "warmup"): (step, {"metrics": {"loss": 0.1}})}, 0, "warmup") is None
+
+
+def test_a_recipe_may_have_several_reports(tmp_path, capsys):
+    recipe = {
+        "name": "r", "folder": str(tmp_path), "p": {"stage": "problems", "task": "arithmetic", "count": 2},
+        "report": {}, "again": {"stage": "report", "suffix": "-again", "title": "The other table"},
+    }  # fmt: skip
+    run_recipe(build_recipe(recipe, "test"))
+    assert {"results.json", "report.html", "results-again.json", "report-again.html"} <= {
+        path.name for path in (tmp_path / "r").iterdir()
+    }
+    assert "The other table" in capsys.readouterr().out

@@ -1,0 +1,47 @@
+"""The small base model: words of every task that its phases mix, and nothing that is held out."""
+
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from rlt.config import BaseModelConfig
+from rlt.rows import write_rows
+from rlt.stages import base
+from rlt.tasks import arithmetic, countdown
+
+
+def config(folder: Path, **more: object) -> BaseModelConfig:
+    phase = {"options": {"steps": 1}, "problems": 4, "batch_size": 2, "max_steps": 1}
+    values = {
+        "output": folder, "format": "words", "task": "arithmetic",
+        "model": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}, "phases": [phase], **more,
+    }  # fmt: skip
+    return BaseModelConfig.model_validate(values)
+
+
+def test_tokenizer_has_the_words_of_every_task_mixed_in(tmp_path: Path) -> None:
+    small = base._words(arithmetic, {"arithmetic": arithmetic})
+    both = base._words(arithmetic, {"countdown": countdown, "arithmetic": arithmetic})
+    assert small == arithmetic.vocabulary()
+    assert both[: len(small)] == small  # the first task's words keep their places
+    assert {"make", "99", "..."} <= set(both)
+    assert len(both) == len(set(both))
+
+
+def test_a_phase_learns_from_every_task_in_it_but_from_no_excluded_question(tmp_path: Path, monkeypatch) -> None:
+    held_out = tmp_path / "heldout.jsonl"
+    options = {"numbers": 2, "largest": 3}
+    everything = [p.question for p in countdown.generate(6, 1, options)]
+    write_rows(held_out, [{"question": question} for question in everything[:4]])
+    learned: list[str] = []
+    monkeypatch.setattr(
+        base, "train_supervised",
+        lambda folder, model, tokenizer, examples, *_, **__: learned.extend(tokenizer.decode(e.ids) for e in examples),
+    )  # fmt: skip
+    phase = {"options": {"steps": 1}, "problems": 3, "also": {"countdown": {"options": options, "problems": 2}}}
+    base.run(config(tmp_path / "base", phases=[phase], exclude=[held_out]))
+    assert len(learned) == 5
+    assert sum("make" in text for text in learned) == 2
+    assert not any(question in text for text in learned for question in everything[:4])
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base")
+    assert not any(tokenizer.unk_token in text for text in learned)
