@@ -15,6 +15,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from rlt.adapters import save_whole
 from rlt.config import DataConfig, ModelOptions
 from rlt.errors import ConfigError, DataError
+from rlt.formats import Format, Rendered
 from rlt.rows import read_rows
 from rlt.runs import StageFolder, write_text
 
@@ -40,6 +41,7 @@ def trainer_arguments(kind: type, folder: StageFolder, options: Mapping[str, Any
         "save_total_limit": 2, **defaults,
     }  # fmt: skip
     if not torch.cuda.is_available():
+        # Not on a CPU: bfloat16 and checkpointed activations are TRL's defaults, and pinned memory is for GPUs.
         ours |= {"use_cpu": True, "bf16": False, "gradient_checkpointing": False, "dataloader_pin_memory": False}
     try:
         return kind(output_dir=str(folder.path), **{**ours, **options})
@@ -89,6 +91,20 @@ class Example:
     def labels(self) -> list[int]:
         """`(T,)` ids at learned positions, -100 elsewhere."""
         return [token if i in self.learned else -100 for i, token in enumerate(self.ids)]
+
+
+def taught_to_teacher(fmt: Format, text: Rendered) -> tuple[int, int]:
+    """The characters that a teacher learns: the explanation (not the padding its prompt ends with) and its closing tag."""
+    start, end = text.spans["explanation"]
+    return start + len(fmt.padding), end + len(fmt.tags.explanation.close)
+
+
+def taught_to_student(fmt: Format, text: Rendered) -> tuple[int, int]:
+    """The characters that a student learns: its whole response, from the thought's opening tag to the solution's closing."""
+    return (
+        text.spans["explanation"][0] - len(fmt.tags.thought.open),
+        text.spans["solution"][1] + len(fmt.tags.solution.close),
+    )
 
 
 def learned_span(

@@ -6,19 +6,27 @@ import dataclasses
 import random
 from typing import Any
 
+import torch
 from pydantic import Field
 from transformers import TrainerCallback
 
 from rlt.cards import write_model_card
 from rlt.config import BaseModelConfig, Config, validate
-from rlt.formats import load_format, render_student
+from rlt.formats import load_format, render_student, render_teacher
 from rlt.models import load_tokenizer
 from rlt.rows import read_rows
 from rlt.runs import Result, StageFolder, begin
 from rlt.sequences import tokenize
 from rlt.tasks import GeneratedTask, load_generated_task
 from rlt.tiny import tiny_llama, word_tokenizer
-from rlt.training import Example, learned_span, train_supervised
+from rlt.training import (
+    Example,
+    MetricsFile,
+    learned_span,
+    taught_to_student,
+    taught_to_teacher,
+    trainer_arguments,
+)
 
 
 class Part(Config):
@@ -37,6 +45,8 @@ class Phase(Part):
 
     also: dict[str, Part] = {}
     """Other tasks whose problems are mixed in, by name; their words join the tokenizer's."""
+    teacher_share: float = Field(0.0, ge=0, le=1)
+    """Share of the problems that are shown as a teacher sees them: solution first, then the explanation."""
     batch_size: int = Field(64, ge=1)
     """Problems in a step."""
     learning_rate: float = Field(5e-3, gt=0)
@@ -62,26 +72,20 @@ def run(config: BaseModelConfig) -> Result:
     numbers: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
     for number, phase in enumerate(phases, 1):
         rng = random.Random(f"base {config.seed} {number}")
-        rendered = []
+        rendered, learned = [], []
         for name, part in {config.task: phase, **phase.also}.items():
-            problems = tasks[name].generate(part.problems, 1000 * config.seed + number, part.options, excluded)
-            explained = [(p, tasks[name].explain(p, part.experts, rng)) for p in problems]
-            rendered += [render_student(fmt, tokenizer, p, fmt.thought_body(text)) for p, text in explained]
-        examples = []
-        for text, tokens in zip(rendered, tokenize(tokenizer, rendered), strict=True):
-            start = text.spans["explanation"][0] - len(fmt.tags.thought.open)
-            end = text.spans["solution"][1] + len(fmt.tags.solution.close)
-            examples.append(Example(tokens.ids, learned_span(tokens.ids, tokens.offsets, start, end, tokenizer)))
+            for problem in tasks[name].generate(part.problems, 1000 * config.seed + number, part.options, excluded):
+                body = fmt.thought_body(tasks[name].explain(problem, part.experts, rng))
+                as_teacher = rng.random() < phase.teacher_share
+                text = (render_teacher if as_teacher else render_student)(fmt, tokenizer, problem, body)
+                rendered.append(text)
+                learned.append(taught_to_teacher(fmt, text) if as_teacher else taught_to_student(fmt, text))
+        examples = [
+            Example(tokens.ids, learned_span(tokens.ids, tokens.offsets, *span, tokenizer))
+            for tokens, span in zip(tokenize(tokenizer, rendered), learned, strict=True)
+        ]
         stop = StopAtLoss(phase.until_loss)
-        phase_folder = _phase_folder(folder, number)
-        train_supervised(
-            phase_folder, model, tokenizer, examples, config.trainer, callbacks=[stop],
-            defaults={
-                "per_device_train_batch_size": phase.batch_size, "learning_rate": phase.learning_rate,
-                "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 10, "max_steps": phase.max_steps,
-                "logging_steps": 20, "weight_decay": 0.0,
-            },
-        )  # fmt: skip
+        _learn(_phase_folder(folder, number), model, examples, phase, config.trainer, stop)
         numbers |= {f"phase_{number}_loss": stop.loss, f"phase_{number}_steps": stop.steps}
     model.save_pretrained(folder.path)
     tokenizer.save_pretrained(folder.path)
@@ -93,6 +97,36 @@ def run(config: BaseModelConfig) -> Result:
 def _words(task: GeneratedTask, others: dict[str, GeneratedTask]) -> list[str]:
     """The words of `task`, then those that only the others have."""
     return list(dict.fromkeys(word for one in (task, *others.values()) for word in one.vocabulary()))
+
+
+def _learn(
+    folder: StageFolder, model: Any, examples: list[Example], phase: Phase, options: dict[str, Any], stop: StopAtLoss
+) -> None:
+    """One phase by transformers' plain Trainer: for a vocabulary of some dozens TRL's chunked loss costs a third more."""
+    from transformers import Trainer, TrainingArguments
+    from transformers.trainer_callback import PrinterCallback
+
+    defaults = {
+        "per_device_train_batch_size": phase.batch_size, "learning_rate": phase.learning_rate,
+        "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 10, "max_steps": phase.max_steps,
+        "logging_steps": 20, "save_strategy": "no", "remove_unused_columns": False,
+    }  # fmt: skip
+    arguments = trainer_arguments(TrainingArguments, folder, options, defaults)
+    rows = [{"input_ids": example.ids, "labels": example.labels()} for example in examples]
+    trainer = Trainer(
+        model, arguments, train_dataset=rows, data_collator=_collate, callbacks=[MetricsFile(folder.path), stop]
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+
+
+def _collate(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+    # Padded on the right: with causal attention no real token sees it, so no mask is needed.
+    width = max(len(row["input_ids"]) for row in rows)
+    return {
+        name: torch.tensor([row[name] + [fill] * (width - len(row[name])) for row in rows])
+        for name, fill in (("input_ids", 0), ("labels", -100))
+    }
 
 
 def _phase_folder(folder: StageFolder, number: int) -> StageFolder:

@@ -12,7 +12,7 @@ from rlt.formats import Format, check_template, load_format, render_student
 from rlt.models import context_length, load_config, load_tokenizer
 from rlt.runs import Result, begin
 from rlt.sequences import tokenize
-from rlt.training import Example, fit, learned_span, train_supervised
+from rlt.training import Example, fit, learned_span, taught_to_student, train_supervised
 
 # Published student SFT (SkyThought 4bb8f3e, which RLT's README names): learning rate 1e-5, cosine after 10% warm-up,
 # 3 epochs, global batch 96. The batch is the recipe's: it depends on the number of devices.
@@ -51,9 +51,7 @@ def _examples(problems: Problems, fmt: Format, tokenizer) -> list[tuple[str, Exa
     rendered = [render_student(fmt, tokenizer, p, fmt.thought_body(p.explanation or "")) for p in problems]
     rows = []
     for problem, text, tokens in zip(problems, rendered, tokenize(tokenizer, rendered), strict=True):
-        start = text.spans["explanation"][0] - len(fmt.tags.thought.open)
-        end = text.spans["solution"][1] + len(fmt.tags.solution.close)
-        learned = learned_span(tokens.ids, tokens.offsets, start, end, tokenizer)
+        learned = learned_span(tokens.ids, tokens.offsets, *taught_to_student(fmt, text), tokenizer)
         rows.append((problem.id, Example(tokens.ids, learned), len(tokens.spans["explanation"])))
     return rows
 

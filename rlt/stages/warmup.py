@@ -9,7 +9,7 @@ from rlt.formats import check_template, load_format, render_teacher
 from rlt.models import context_length, load_config, load_tokenizer
 from rlt.runs import Result, begin
 from rlt.sequences import tokenize
-from rlt.training import Example, fit, learned_span, train_supervised
+from rlt.training import Example, fit, learned_span, taught_to_teacher, train_supervised
 
 # Published warm-up (SakanaAI/RLT 86a3f5c): AdamW 0.9/0.95, weight decay 1e-4, cosine after 5% warm-up, clip 1.
 DEFAULTS = {
@@ -35,8 +35,7 @@ def run(config: WarmupConfig) -> Result:
     rendered = [render_teacher(fmt, tokenizer, p, fmt.thought_body(p.explanation or "")) for p in problems]
     examples = []
     for problem, text, tokens in zip(problems, rendered, tokenize(tokenizer, rendered), strict=True):
-        start, end = text.spans["explanation"]
-        learned = (start + len(fmt.padding), end + len(fmt.tags.explanation.close))
+        learned = taught_to_teacher(fmt, text)
         examples.append(
             (problem.id, Example(tokens.ids, learned_span(tokens.ids, tokens.offsets, *learned, tokenizer)))
         )
