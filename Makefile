@@ -9,7 +9,7 @@ quickstart: $(VENV)/installed  ## the whole method on two CPU cores, in minutes
 	$(RLT) run recipes/quickstart/recipe.yaml
 
 test: $(VENV)/installed-dev  ## all tests
-	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 install: $(VENV)/installed
 
