@@ -134,8 +134,12 @@ def _one_by_one(steps: list[Step], started: float, seed_done: Callable[[int], No
 
 
 def _side_by_side(steps: list[Step], jobs: int, started: float, seed_done: Callable[[int], None]) -> list[int]:
-    """Exit statuses; a step begins when those it waits for are done, earlier seeds first."""
-    waiting = list(steps)
+    """Exit statuses; a step begins when those it waits for are done.
+
+    The first seed goes first, so that its table is there early; of the others the step with most steps behind it.
+    """
+    behind = _longest_chains(steps)
+    waiting = sorted(steps, key=lambda step: (step.seed != steps[0].seed, -behind[step.seed, step.name]))
     running: dict[Future[Result], tuple[Step, bool]] = {}
     finished: set[tuple[int | None, str]] = set()
     wanted = {(step.seed, step.name) for step in steps}
@@ -188,6 +192,16 @@ def _side_by_side(steps: list[Step], jobs: int, started: float, seed_done: Calla
         for key, value in before.items():
             os.environ.pop(key, None) if value is None else os.environ.__setitem__(key, value)
     return statuses
+
+
+def _longest_chains(steps: list[Step]) -> dict[tuple[int | None, str], int]:
+    """How many steps of the same seed have to follow one another after each step."""
+    chains = {(step.seed, step.name): 0 for step in steps}
+    for step in reversed(steps):  # a recipe names what a step waits for before the step
+        for name in step.after:
+            if (step.seed, name) in chains:
+                chains[step.seed, name] = max(chains[step.seed, name], chains[step.seed, step.name] + 1)
+    return chains
 
 
 def _prepare_worker() -> None:
