@@ -326,7 +326,7 @@ def causal_lm(model: nn.Module) -> Any:
     while not hasattr(core, "get_output_embeddings") or hasattr(core, "peft_config"):
         inner = getattr(core, "module", None) or getattr(core, "_orig_mod", None)
         if inner is None and hasattr(core, "get_base_model"):
-            inner = core.get_base_model()
+            inner = core.get_base_model()  # type: ignore[operator]
         if inner is None or inner is core:
             break
         core = inner
