@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from byte_models import PLAIN, byte_tokenizer, published, tiny_model
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from rlt.config import AccuracyConfig, RewardOptions
@@ -103,6 +103,8 @@ def test_tags_that_merge_with_their_neighbours_leave_those_tokens_out():
 @given(text=st.text(max_size=40), solution=st.text(min_size=1, max_size=20), closed=st.booleans())
 @settings(max_examples=25, deadline=None)
 def test_any_unicode_text_is_scored_or_named(text, solution, closed):
+    # Blank solutions are refused before they get here, and the published search finds other blanks than theirs.
+    assume(solution.strip())
     row = {"question": "What?", "solution": solution, "completion": text + CLOSE * closed}
     (scored,) = ENGINE.score([item_of(row)])
     assert scored.parts.error is None
