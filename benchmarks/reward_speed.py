@@ -21,6 +21,7 @@ from typing import Any
 import plain
 import torch
 
+from rlt.allocator import keep_freed_memory
 from rlt.runs import versions
 
 RESULTS = Path(__file__).parent / "results" / "reward_speed.json"
@@ -33,6 +34,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=256, help="rows of the miniature case")
     parser.add_argument("--repeats", type=int, default=5, help="interleaved repetitions; medians are reported")
     arguments = parser.parse_args()
+    keep_freed_memory()  # as `rlt` does: it serves both ways
     cases = [
         against_plain("cpu, miniature (0.15M)", *plain.miniature(arguments.rows), arguments.repeats, 64),
         against_plain("cpu, 100M, vocabulary 151,936", *plain.large_vocabulary(2, 1000), min(3, arguments.repeats), 2),

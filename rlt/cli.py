@@ -15,6 +15,7 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from rlt import __version__
+from rlt.allocator import keep_freed_memory
 from rlt.config import STAGES, Config, validate
 from rlt.errors import ConfigError, RltError
 
@@ -62,6 +63,7 @@ def _dispatch(words: list[str]) -> int:
     if "-h" in rest or "--help" in rest:
         print(_help(command))
         return 0
+    keep_freed_memory()
     if command == "run":
         return _run(rest)
     if command == "plan":

@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 from rlt.errors import ScoringError
 
 # On a CPU, small enough that activations of a small model stay in its caches.
-DEFAULT_BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
+DEFAULT_BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
 # (positions, vocabulary) projected together. On a CPU, a tile that stays in its caches: folding it then costs little
 # beside the matrix product. On a GPU, what TRL uses.
 TILES = {"cpu": (1024, 1024), "cuda": (4096, 32768)}
@@ -167,24 +167,27 @@ def _over_batches(
 def _inputs(rows: Sequence[Row], packing: bool, device: torch.device) -> dict[str, Any]:
     # Right padding needs no attention mask: with causal attention no real token can see a later one.
     width = 0 if packing else max(row.read for row in rows)
-    ids, positions, sources, targets = [], [], [], []
-    begin = 0
+    ids: list[int] = []
+    positions: list[int] = []
+    sources: list[int] = []
+    targets: list[int] = []
     for row in rows:
-        text = torch.tensor(row.ids, dtype=torch.long)
-        ids.append(torch.nn.functional.pad(text[: row.read], (0, max(0, width - row.read))))
-        positions.append(torch.arange(len(ids[-1])))
+        begin = len(ids)
+        ids += row.ids[: row.read]
+        # With the row's own last token: whatever the weights of another one are, no row's numbers meet them.
+        ids += [row.ids[row.read - 1]] * (width - row.read)
+        positions += range(row.read)
         for span in row.keep:
-            sources.append(torch.arange(begin + span.start - 1, begin + span.stop - 1))
-            targets.append(text[span.start : span.stop])
-        begin += len(ids[-1])
+            sources += range(begin + span.start - 1, begin + span.stop - 1)
+            targets += row.ids[span.start : span.stop]
     shape = (1, -1) if packing else (len(rows), -1)
     inputs = {
-        "input_ids": torch.cat(ids).view(shape),
-        "rlt_rows": torch.cat(sources) if sources else torch.zeros(0, dtype=torch.long),
-        "rlt_targets": torch.cat(targets) if targets else torch.zeros(0, dtype=torch.long),
+        "input_ids": torch.tensor(ids, dtype=torch.long).view(shape),
+        "rlt_rows": torch.tensor(sources, dtype=torch.long),
+        "rlt_targets": torch.tensor(targets, dtype=torch.long),
     }
     if packing:
-        inputs["position_ids"] = torch.cat(positions).view(shape)  # their restarts separate the rows
+        inputs["position_ids"] = torch.tensor(positions, dtype=torch.long).view(shape)  # their restarts separate the rows
     return {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()}
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 
+from rlt.allocator import keep_freed_memory
 from rlt.config import ReportConfig, StageConfig
 from rlt.errors import RunError
 from rlt.recipe import ONCE, Recipe, Step
@@ -210,6 +211,7 @@ def _prepare_worker() -> None:
     import transformers
 
     torch.set_num_threads(1)
+    keep_freed_memory()
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     # What libraries print belongs to a log, not between the lines of steps that run side by side.
