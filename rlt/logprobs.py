@@ -7,6 +7,7 @@ layer, and TRL's chunked kernel projects those tile by tile.
 
 from __future__ import annotations
 
+import inspect
 import types
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -18,7 +19,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from rlt.errors import ScoringError
+from rlt.errors import ModelError
 
 # On a CPU, small enough that activations of a small model stay in its caches.
 DEFAULT_BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
@@ -57,10 +58,12 @@ def token_logprobs(
 ) -> list[torch.Tensor]:
     """For each row `(n_kept,)` float32 log-probs, in nats, of its kept tokens given all tokens before them.
 
-    `log softmax(logits / temperature)` of `model`, on the CPU, in the order of `rows`; no gradient. A row's numbers do
-    not depend on the rows beside it (to float tolerance). `batch_tokens`: padded tokens in one forward pass.
+    `log softmax(logits / temperature)` of `model`, on the CPU, in the order of `rows`; no gradient. The logits are the
+    model's own, in its type (bfloat16 weights give bfloat16 logits); all arithmetic on them is float32. A row's numbers
+    do not depend on the rows beside it (to float tolerance). `batch_tokens`: padded tokens in one forward pass.
     `packing` lays rows end to end in one sequence instead of padding them. `progress` is called after each batch
     with its numbers of rows and tokens. Where the model is sharded, every rank must call this, with any number of rows.
+    Raises ModelError for `packing` with a model whose layers carry anything from one row into the next.
     """
     columns = _over_batches(model, rows, "logprobs", temperature, batch_tokens, packing, progress)
     return [column.float().cpu() for column in columns]
@@ -80,16 +83,13 @@ def exact_kl(
     """`(N,)` KL(teacher || student), in nats, of whole next-token distributions, projected tile by tile.
 
     From `(N, H)` hidden states of both models at the same N places in a text (`hidden_states`) and both output layers
-    (`output_head`). Raises ScoringError where these have different sizes: then the distributions are not over
-    the same tokens.
+    (`output_head`), of models with one tokenizer. Families pad their output layers differently (Qwen2.5: 151,936 rows up
+    to 3B, 152,064 from 7B); both distributions are then over the tokens that both layers have.
     """
     from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 
-    if teacher.weight.shape[0] != student.weight.shape[0]:
-        raise ScoringError(
-            f"exact KL: the teacher's output layer has {teacher.weight.shape[0]} rows, the student's "
-            f"{student.weight.shape[0]}. Use the estimator k1 or k3."
-        )
+    tokens = min(teacher.weight.shape[0], student.weight.shape[0])
+    teacher, student = teacher.first(tokens), student.first(tokens)
     if teacher_hidden.shape[0] == 0:
         return torch.zeros(0)
     device = student.weight.device
@@ -140,6 +140,8 @@ def _over_batches(
             raise ValueError(
                 f"row {number}: kept positions must lie in 1..{len(row.ids) - 1}; nothing predicts the first token"
             )
+    if packing:
+        _check_packing(model)
     device = _device(model)
     add_scoring_forward(model)
     limit = batch_tokens or DEFAULT_BATCH_TOKENS.get(device.type, DEFAULT_BATCH_TOKENS["cpu"])
@@ -161,7 +163,26 @@ def _over_batches(
             model(**_inputs([Row([0, 0], [range(1, 2)])], packing, device), rlt_want=want, rlt_temperature=temperature)
     finally:
         model.train(was_training)
+    if packing:
+        # Masked or not, NaN times zero is NaN: one row's NaN reaches all that are packed with it. Alone, they are spared.
+        spoiled = [i for batch in batches if len(batch) > 1 for i in batch if not torch.isfinite(results[i]).all()]
+        alone = _over_batches(model, [rows[i] for i in spoiled], want, temperature, 1, False, None)
+        for i, column in zip(spoiled, alone, strict=True):
+            results[i] = column
     return results
+
+
+def _check_packing(model: nn.Module) -> None:
+    core = causal_lm(model)
+    layers = set(getattr(core.config.get_text_config(), "layer_types", None) or ["full_attention"])
+    recurrent = getattr(core, "_is_stateful", False) or any(
+        "attention" not in kind or "linear" in kind for kind in layers
+    )
+    if recurrent or "position_ids" not in inspect.signature(core.base_model.forward).parameters:
+        raise ModelError(
+            f"{type(core).__name__}: rows cannot be packed, because its layers would carry one row into the next. "
+            "Set `packing: false`."
+        )
 
 
 def _inputs(rows: Sequence[Row], packing: bool, device: torch.device) -> dict[str, Any]:
@@ -187,7 +208,9 @@ def _inputs(rows: Sequence[Row], packing: bool, device: torch.device) -> dict[st
         "rlt_targets": torch.tensor(targets, dtype=torch.long),
     }
     if packing:
-        inputs["position_ids"] = torch.tensor(positions, dtype=torch.long).view(shape)  # their restarts separate the rows
+        inputs["position_ids"] = torch.tensor(positions, dtype=torch.long).view(
+            shape
+        )  # their restarts separate the rows
     return {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()}
 
 
@@ -285,6 +308,10 @@ class Head:
     scale: float
     softcap: float | None
 
+    def first(self, tokens: int) -> Head:
+        """The output layer of the first `tokens` ids alone."""
+        return Head(self.weight[:tokens], None if self.bias is None else self.bias[:tokens], self.scale, self.softcap)
+
 
 def output_head(model: nn.Module) -> Head:
     """The whole output layer of a model, gathered from its shards where it has any (then every rank must call this)."""
@@ -316,7 +343,8 @@ def _head(model: nn.Module) -> Head:
     )  # fmt: skip
     if scale is None and getattr(config, "logits_scaling", None) is not None:
         scale = config.logits_scaling if config.model_type == "hyperclovax" else 1 / config.logits_scaling
-    return Head(weight, bias, 1.0 if scale is None else scale, getattr(config, "final_logit_softcapping", None))
+    cap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
+    return Head(weight, bias, 1.0 if scale is None else scale, cap)
 
 
 def _full(parameter: torch.Tensor) -> torch.Tensor:

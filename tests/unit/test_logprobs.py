@@ -1,10 +1,13 @@
 """Log-probs of chosen tokens against the logits of all positions."""
 
+import math
+
 import pytest
 import torch
 from byte_models import byte_tokenizer, tiny_model
 
-from rlt.logprobs import Row, plan_batches, token_logprobs
+from rlt.errors import ModelError
+from rlt.logprobs import Head, Row, exact_kl, plan_batches, token_logprobs
 
 TOKENIZER = byte_tokenizer()
 MODEL = tiny_model(TOKENIZER, 0)
@@ -34,11 +37,18 @@ def test_they_are_float32_whatever_the_weights_are():
     model = tiny_model(TOKENIZER, 0).to(torch.bfloat16)
     for row, column in zip(ROWS, token_logprobs(model, ROWS), strict=True):
         assert column.dtype == torch.float32
-        assert column.tolist() == pytest.approx(expected(model, row), abs=0.1)
+        assert column.tolist() == pytest.approx(expected(model, row), abs=0.02)
 
 
 def test_scaled_and_capped_logits_are_those_of_the_model():
-    from transformers import Cohere2Config, Cohere2ForCausalLM, Gemma2Config, Gemma2ForCausalLM
+    from transformers import (
+        Cohere2Config,
+        Cohere2ForCausalLM,
+        Gemma2Config,
+        Gemma2ForCausalLM,
+        RecurrentGemmaConfig,
+        RecurrentGemmaForCausalLM,
+    )
 
     small = {
         "vocab_size": 40,
@@ -51,6 +61,9 @@ def test_scaled_and_capped_logits_are_those_of_the_model():
     for model in (
         Gemma2ForCausalLM(Gemma2Config(**small, final_logit_softcapping=0.5, initializer_range=1.0)).eval(),
         Cohere2ForCausalLM(Cohere2Config(**small, logit_scale=0.3, initializer_range=1.0)).eval(),
+        RecurrentGemmaForCausalLM(
+            RecurrentGemmaConfig(**small, lru_width=16, logits_soft_cap=0.5, w_init_variance_scale=1.0)
+        ).eval(),
     ):
         for row, column in zip(ROWS, token_logprobs(model, ROWS), strict=True):
             assert column.tolist() == pytest.approx(expected(model, row), abs=1e-4)
@@ -71,3 +84,33 @@ def test_batches_hold_at_most_so_many_tokens_longest_first():
     assert plan_batches([3, 9, 4, 5], 10) == [[1], [3, 2], [0]]
     assert plan_batches([3, 9, 4, 5], 12, packing=True) == [[1], [3, 2, 0]]
     assert plan_batches([50], 10) == [[0]]
+
+
+@pytest.mark.parametrize("packing", [False, True], ids=["padded", "packed"])
+def test_nan_stays_in_its_row(packing):
+    model = tiny_model(TOKENIZER, 0)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[[0, 9]] = float("nan")  # 0: what padding might be
+    columns = token_logprobs(model, ROWS[:1] + [Row([9, 1], [range(1, 2)])] + ROWS[2:], packing=packing)
+    assert torch.isnan(columns[1]).all()
+    assert columns[2].tolist() == pytest.approx(expected(model, ROWS[2]), abs=1e-5)
+
+
+def test_rows_are_packed_only_where_layers_keep_them_apart():
+    from transformers import BloomConfig, BloomForCausalLM, MambaConfig, MambaForCausalLM
+
+    small = {"vocab_size": 40, "hidden_size": 16}
+    for model in (  # no positions; a state that runs on
+        BloomForCausalLM(BloomConfig(**small, n_layer=1, n_head=2)),
+        MambaForCausalLM(MambaConfig(**small, num_hidden_layers=1, state_size=4)),
+    ):
+        with pytest.raises(ModelError, match=r"cannot be packed.*`packing: false`"):
+            token_logprobs(model.eval(), ROWS, packing=True)
+
+
+def test_the_exact_kl_of_padded_output_layers_is_over_the_tokens_that_both_have():
+    # Logits 0 and ln 3 give (1/4, 3/4), logits 0 and 0 give (1/2, 1/2); the third row of the student is padding.
+    teacher = Head(torch.tensor([[0.0], [1.0]]), None, 1.0, None)
+    student = Head(torch.tensor([[0.0], [0.0], [7.0]]), None, 1.0, None)
+    kl = exact_kl(teacher, torch.tensor([[3.0]]).log(), student, torch.ones(1, 1), 1.0)
+    assert kl.tolist() == pytest.approx([0.25 * math.log(0.5) + 0.75 * math.log(1.5)])
