@@ -17,13 +17,15 @@ from pydantic import TypeAdapter
 from trl import GRPOConfig, SFTConfig
 
 from rlt.cli import SUMMARIES
-from rlt.config import STAGES
+from rlt.config import STAGES, BaseModelConfig, ProblemsConfig
 from rlt.launching import processes
 from rlt.planning import PlanConfig, plan
 from rlt.planning.machine import SHIPPED
 from rlt.recipe import Recipe, Step, load_recipe
 from rlt.runs import comparable
 from rlt.stages import coldstart, distill, train, warmup
+from rlt.stages.base import Phase
+from rlt.tasks import load_generated_task
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 RECIPES = sorted(path.parent.name for path in FOLDER.glob("*/recipe.yaml"))
@@ -53,6 +55,23 @@ def first_seed(recipe: Recipe) -> list[Step]:
 
 def test_the_recipes_of_every_size_are_there() -> None:
     assert {*LARGE, "quickstart"} <= set(RECIPES)
+
+
+@pytest.mark.parametrize("name", ["quickstart", "miniature"])
+def test_there_are_as_many_different_problems_as_a_recipe_asks_for(name: str) -> None:
+    steps = {step.name: step for step in first_seed(load(name))}
+    generated: dict[str, list[str]] = {}
+    for step in steps.values():
+        excluded = [q for path in getattr(step.config, "exclude", []) for q in generated[str(path)]]
+        if isinstance(step.config, ProblemsConfig):
+            config = step.config
+            problems = load_generated_task(config.task).generate(config.count, config.seed, config.options, excluded)
+            generated[str(config.output)] = [problem.question for problem in problems]
+        if isinstance(step.config, BaseModelConfig):
+            for number, phase in enumerate(step.config.phases):
+                whole = Phase.model_validate(phase)
+                for task, part in {step.config.task: whole, **whole.also}.items():
+                    load_generated_task(task).generate(part.problems, number, part.options, excluded)
 
 
 @pytest.mark.parametrize("name", RECIPES)
