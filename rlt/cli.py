@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 
 from rlt import __version__
 from rlt.allocator import keep_freed_memory
-from rlt.config import STAGES, Config, validate
+from rlt.config import STAGES, Config, ReportConfig, parse_yaml, validate
 from rlt.errors import ConfigError, RltError
 
 SUMMARIES = {
@@ -82,7 +82,7 @@ def _run(words: list[str]) -> int:
     from rlt.pipeline import run_recipe
     from rlt.recipe import load_recipe
 
-    return run_recipe(load_recipe(names[0], flags), restart=restart, only=only)
+    return run_recipe(load_recipe(names[0], flags), restart=restart, only=None if only is None else str(only))
 
 
 def _plan(words: list[str]) -> int:
@@ -110,7 +110,9 @@ def _stage(stage: str, words: list[str]) -> int:
     if not flags:
         print(_help(stage))
         return 2
-    config = validate(STAGES[stage], _with_parents(STAGES[stage], flags), f"rlt {stage}")
+    config = validate(STAGES[stage], flags, f"rlt {stage}")
+    if isinstance(config, ReportConfig) and _reported(config.output, [key for key in flags if key != "output"]):
+        return 0
     from rlt.pipeline import run_stage, summary
 
     print(f"{stage}: begins -> {config.output}", flush=True)
@@ -118,6 +120,24 @@ def _stage(stage: str, words: list[str]) -> int:
     if stage not in SAY_THEIR_END:
         print(f"{stage}: {summary(result)}", flush=True)
     return int(result.metrics.get("exit_status", 0))
+
+
+def _reported(folder: Path, others: list[str]) -> bool:
+    """Whether the run there has report steps of its own; they are made anew. Raises ConfigError for `others`, more flags."""
+    from rlt.pipeline import run_stage
+    from rlt.recipe import recipe_of_run
+
+    written = folder / "recipe.yaml"
+    steps = recipe_of_run(folder).steps if written.is_file() else ()
+    reports = [step for step in steps if step.stage == "report"]
+    if reports and others:
+        raise ConfigError(
+            f"rlt report: {folder} has reports of its own: {', '.join(step.name for step in reports)}. Change them: "
+            f"`rlt report {written} --{reports[0].name}.{others[0].replace('_', '-')} ...`; or give --output alone."
+        )
+    for step in reports:
+        run_stage("report", step.config)
+    return bool(reports)
 
 
 def _compare(words: list[str]) -> int:
@@ -167,14 +187,9 @@ def parse_flags(words: Sequence[str], recipe: bool = False) -> tuple[list[str], 
 
 def _value(text: str) -> Any:
     try:
-        value = yaml.safe_load(text)
+        value = parse_yaml(text)
     except yaml.YAMLError:
         return text
-    if isinstance(value, str) and value:
-        try:
-            return float(value)  # YAML 1.1 reads 1e-6 as text
-        except ValueError:
-            return value
     return text if value is None and text not in ("null", "~") else value
 
 
@@ -188,21 +203,6 @@ def _put(flags: dict[str, Any], path: list[str], value: Any) -> None:
         before = flags[last]
         value = [*(before if isinstance(before, list) else [before]), value]
     flags[last] = value
-
-
-def _with_parents(model: type[Config], flags: dict[str, Any]) -> dict[str, Any]:
-    # Numbers where a text is wanted (`--model 7b` is text, but `--data 3` is read as a number).
-    return {
-        key: str(value)
-        if isinstance(value, int | float) and not isinstance(value, bool) and _wants_text(model, key)
-        else value
-        for key, value in flags.items()
-    }
-
-
-def _wants_text(model: type[Config], key: str) -> bool:
-    field = model.model_fields.get(key)
-    return field is not None and str in (field.annotation, *typing.get_args(field.annotation))
 
 
 # -- help --------------------------------------------------------------------------------------------------------------------

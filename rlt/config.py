@@ -6,22 +6,43 @@ refused. TRL's and transformers' own training options go through `trainer` as th
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from rlt.errors import ConfigError
 
 
+class _Yaml(yaml.SafeLoader):
+    """YAML as people write it: PyYAML's YAML 1.1 reads 1e-6 as text."""
+
+
+_Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"), list("-+.0123456789")
+)
+
+
+def parse_yaml(text: str) -> Any:
+    """What a YAML text says, numbers such as 1e-6 included; raises yaml.YAMLError. For every YAML that a user writes."""
+    return yaml.load(text, _Yaml)
+
+
 class Config(BaseModel):
     """Base of every configuration: frozen, no unknown keys, help texts under the fields."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+    # A number where a text is wanted is that text: `name: 2`, `--model 7`.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, coerce_numbers_to_str=True
+    )
 
 
 def _as_list(value: Any) -> Any:
     """One value, or several with commas between, where a list is wanted."""
+    if isinstance(value, int | float):
+        return [value]
     if isinstance(value, str):
         return [item.strip() for item in value.split(",") if item.strip()]
     return value
@@ -115,13 +136,15 @@ class EngineOptions(RayOptions):
     api_key_env: str | None = None
     """Name of the environment variable that holds the server's key. The key itself is never written anywhere."""
     max_in_flight: int = Field(64, ge=1)
-    """Most requests under way at once at a server."""
+    """Most requests under way at once at a server, of all Ray workers together."""
     send_seeds: bool | None = None
-    """Send each request's seed to the server; null: unless it is vLLM on a CPU, which ends on seeds (see rlt.engines)."""
+    """Give vLLM each request's seed; null: unless it is on a CPU, where it ends on seeds (see rlt.engines). It decides what
+    is sampled, so a run goes on only with the same value."""
     timeout: float = Field(600.0, gt=0)
-    """Seconds after which one request is given up and tried again."""
-    retries: int = Field(5, ge=0)
-    """How often a request is tried again after 429, 5xx, a time-out or a broken connection."""
+    """Seconds after which one request to a server is given up and tried again, and for each token that it may write a
+    quarter of a second more (16,384: 4,696 in all), slower than which no server is taken to be."""
+    retry_for: float = Field(300.0, ge=0)
+    """Seconds for which a request is tried again after 429, 5xx, a time-out or a broken connection: a server's restart."""
     batch_size: int = Field(64, ge=1)
     """Prompts generated together by the `transformers` engine."""
     engine_options: dict[str, Any] = {}
@@ -193,18 +216,32 @@ class StudentOptions(Config):
     student: Names = []
     """Folder or hub name of the student whose understanding is the reward; several for several students. An http(s)
     address is a vLLM server; `#FOLDER` after it names its tokenizer, where the server's own path is not readable here."""
-    student_placement: str = "same"
-    """`same` device as the policy, a device such as `cuda:1`, `offload` (on the CPU between uses), or `sharded` (over all
-    ranks). A student behind a server is placed by its address in `student`."""
+    student_placement: str = Field("same", pattern=r"^(same|offload|sharded|cpu|cuda(:\d+)?)$")
+    """`same` device as the policy, a device (`cpu`, `cuda`, `cuda:1`), `offload` (on the CPU between uses), or `sharded`
+    (over all ranks). A student behind a server is placed by its address in `student`."""
+    served_model: str | None = None
+    """The name under which a student's server knows it; null: the server's only model."""
+    student_api_key_env: str | None = None
+    """Name of the environment variable that holds the key of a student's server; null sends none."""
+    max_in_flight: int = Field(64, ge=1)
+    """Most requests under way at once at a student's server."""
+    timeout: float = Field(600.0, gt=0)
+    """Seconds after which one request to a student's server is given up and tried again."""
+    retry_for: float = Field(300.0, ge=0)
+    """Seconds for which such a request is tried again after 429, 5xx, a time-out or a broken connection."""
     batch_tokens: int | None = Field(None, ge=1)
     """Tokens, padding counted, that one forward pass of scoring may have; null: by the device."""
     packing: bool = False
     """Score rows laid end to end in one sequence instead of padded ones."""
 
 
-class TrainerPassthrough(Config):
+class TrainerOptions(Config):
     trainer: dict[str, Any] = {}
-    """Options of TRL's trainer (SFTConfig or GRPOConfig), passed on as they are."""
+    """Options of TRL's trainer (SFTConfig or GRPOConfig), passed on as they are; `model_init_kwargs` join rlt's own. With
+    `push_to_hub` the finished folder is uploaded, with its card (the token is the environment's)."""
+
+
+class TrainerPassthrough(TrainerOptions):
     peft: dict[str, Any] | None = None
     """LoRA: arguments of peft.LoraConfig; null trains all weights."""
     launch: str | None = None
@@ -230,7 +267,7 @@ class ProblemsConfig(StageConfig):
     """Files whose questions must not be made again (held-out problems)."""
 
 
-class BaseModelConfig(StageConfig, FormatOptions, TrainerPassthrough):
+class BaseModelConfig(StageConfig, FormatOptions, TrainerOptions):
     """Make a small model from nothing that can do a task's clean problems: the miniature's pretrained model."""
 
     task: str
@@ -266,25 +303,32 @@ class TrainConfig(StageConfig, ModelOptions, FormatOptions, StudentOptions, Rewa
     """In each step, so many explanations are also scored against an empty and another question's explanation."""
     keep_samples: int = Field(4, ge=0)
     """In each step, so many explanations are kept with their parts in `samples.jsonl`."""
-    sync_threshold: float | None = Field(1.0, gt=0)
-    """With vLLM: stop when sampler and trainer disagree by more nats a token than this after a weight sync."""
+    sync_threshold: float | None = Field(0.1, gt=0)
+    """With vLLM: stop when sampler and trainer disagree about what was sampled by more than this after a weight sync: the
+    mean difference of their log-probs, in nats, each token weighted by its probability; null: never. We assume that bfloat16
+    alone makes 0.01 to 0.05 (not measured); raise it for quantised samplers."""
 
 
-class CollectConfig(StageConfig, ModelOptions, FormatOptions, EngineOptions, SamplingOptions):
-    """The teacher's raw explanations for a set of problems; resumable."""
+class CollectConfig(StageConfig, ModelOptions, FormatOptions, EngineOptions, SamplingOptions, StudentOptions):
+    """The teacher's raw explanations for a set of problems, and which of them students get; resumable."""
 
     model: str
     """Folder or hub name of the teacher (for engine `openai`: whose tokenizer and chat template to use)."""
     data: Data
-    """Problems to explain."""
+    """Problems to explain. A problem whose prompt fills the context is an error, or left out, as `on_invalid` says."""
+    served_model: str | None = None
+    """The name under which the teacher's server knows it; null: its only model. A student's server must have one model."""
     samples: int = Field(1, ge=1)
     """Explanations for each problem."""
     file_format: Literal["jsonl", "parquet"] = "jsonl"
     """Format of the files with explanations."""
-    select: Literal["all", "random", "reward"] = "all"
-    """Of the explanations that fit the student, keep of each problem all, a random one, or the best by reward."""
-    student: str | None = None
-    """Student whose context and tokenizer decide what fits (and who scores, for `select: reward`)."""
+    select: Literal["all", "closed", "random", "reward"] = "all"
+    """What students get. `all`: every explanation, as the paper's students do. `closed`: those that close their tag and
+    hold no tag of the format. `random`, `reward`: of these, one of each problem, drawn or of the highest reward. With a
+    `student` only what fits its context."""
+    student: Names = []
+    """Students whose context and tokenizer decide what fits (and who score, for `select: reward`); folders, hub names, or
+    addresses of vLLM servers."""
     student_context: int | None = Field(None, ge=1)
     """Tokens that the student's text may have; null: the student's own context."""
     reward: RewardOptions = RewardOptions()
@@ -292,9 +336,9 @@ class CollectConfig(StageConfig, ModelOptions, FormatOptions, EngineOptions, Sam
 
     @model_validator(mode="after")
     def _selection_has_its_student(self) -> CollectConfig:
-        if self.student is None and self.select == "reward":
+        if not self.student and self.select == "reward":
             raise ValueError("`select: reward` needs `student`, the model whose understanding is the reward")
-        if self.student is None and self.student_context is not None:
+        if not self.student and self.student_context is not None:
             raise ValueError("`student_context` needs `student`, whose tokenizer counts the tokens")
         return self
 
@@ -372,6 +416,12 @@ class ScoreConfig(StageConfig, ModelOptions, FormatOptions, StudentOptions, Rewa
     """Short for `score_temperature`."""
     placebos: bool = False
     """Also score an empty and another question's explanation, and report the lift over them."""
+
+    @model_validator(mode="after")
+    def _written_as_rows(self) -> ScoreConfig:
+        if self.output.suffix not in (".jsonl", ".parquet"):
+            raise ValueError(f"`output` {self.output} must be a .jsonl or .parquet file")
+        return self
 
     @model_validator(mode="after")
     def _one_temperature(self) -> ScoreConfig:

@@ -9,20 +9,23 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
-import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 from rlt.allocator import keep_freed_memory
 from rlt.config import ReportConfig, StageConfig
 from rlt.errors import RunError
-from rlt.recipe import ONCE, Recipe, Step
-from rlt.runs import Result, comparable, read_state, state_file_of, write_text
+from rlt.recipe import ONCE, Recipe, Step, recipe_of_run
+from rlt.runs import Result, check_free, differences, read_state, remove_output, write_text
 
-DONE_BEFORE = "complete before"
+HEARTBEAT = 20.0  # seconds without a line after which it is said what runs side by side
+SHOWN = 6  # differences that an error lists
 
 
 def run_stage(stage: str, config: StageConfig) -> Result:
@@ -30,6 +33,7 @@ def run_stage(stage: str, config: StageConfig) -> Result:
     if getattr(config, "launch", None) and "LOCAL_RANK" not in os.environ:
         from rlt.launching import launch_stage
 
+        check_free(config.output)  # of a launcher that was killed the processes may still be at work
         return launch_stage(stage, config)
     return importlib.import_module(f"rlt.stages.{stage}").run(config)
 
@@ -37,30 +41,34 @@ def run_stage(stage: str, config: StageConfig) -> Result:
 def run_recipe(recipe: Recipe, *, restart: bool = False, only: str | None = None) -> int:
     """Exit status after running the recipe's steps (`only`: that step, its variants, or that stage).
 
-    Raises RunError when the run's folder belongs to something else, or to another recipe of this name.
+    Complete steps are not run, and need nothing that they were made from. `restart` first removes what the steps left,
+    and what later steps made from it. Raises RunError when the run's folder belongs to something else or to another
+    recipe of this name, when an input is missing, or when another process is at work on one of the steps.
     """
     steps = [step for step in recipe.steps if only is None or _is(step, only)]
     if not steps:
         names = dict.fromkeys(step.name.split("/")[0] for step in recipe.steps)
         raise RunError(f"{recipe.head.name}: no step `{only}`; steps are {', '.join(names)}.")
-    if recipe.head.needs_gpu:
-        _check_gpu(recipe)
-    _claim(recipe, steps, restart)
-    print(f"{recipe.head.name}: {recipe.head.description or len(steps)}", flush=True)
-    print(
-        f"  {len(steps)} steps, {len(recipe.head.seeds)} seed(s), {recipe.head.jobs} at a time -> {recipe.folder}",
-        flush=True,
-    )
     once = [step for step in steps if step.stage in ONCE]
     rest = [step for step in steps if step.stage not in ONCE]
-    started = time.monotonic()
-    seed_done = _seed_reporter(recipe, once, started)
-    if recipe.head.jobs > 1 and len(rest) > 1:
-        statuses = _side_by_side(rest, recipe.head.jobs, started, seed_done)
+    todo = [step for step in rest if restart or not _complete(step)]
+    if recipe.head.needs_gpu and todo:
+        _check_gpu(recipe)
+    _claim(recipe, rest, todo, restart, whole=only is None)
+    print(f"{recipe.head.name}: {recipe.head.description or len(steps)}", flush=True)
+    print(
+        f"  {len(steps)} steps, {len(recipe.head.seeds)} seed(s), {recipe.head.jobs} at a time -> {recipe.folder}"
+        + (f"; {len(rest) - len(todo)} complete before" if len(rest) > len(todo) else ""),
+        flush=True,
+    )
+    statuses = [_status((read_state(step.config.output) or {}).get("metrics", {})) for step in rest if step not in todo]
+    progress = Progress(len(todo) + len(once))
+    seed_done = _seed_reporter(recipe, once, progress)
+    if recipe.head.jobs > 1 and len(todo) > 1:
+        statuses += _side_by_side(todo, recipe, progress, seed_done)
     else:
-        statuses = _one_by_one(rest, started, seed_done)
-    for step in once:
-        run_stage(step.stage, step.config)
+        statuses += _one_by_one(todo, progress, seed_done)
+    statuses += _one_by_one(once, progress, lambda seed: None)
     return max(statuses, default=0)
 
 
@@ -68,42 +76,83 @@ def _is(step: Step, only: str) -> bool:
     return only in (step.name, step.name.split("/")[0], step.stage)
 
 
+def _status(metrics: Mapping[str, Any]) -> int:
+    return int(metrics.get("exit_status", 0))
+
+
+def _complete(step: Step) -> bool:
+    return bool((read_state(step.config.output) or {}).get("complete"))
+
+
 # -- the run's folder --------------------------------------------------------------------------------------------------
 
 
-def _claim(recipe: Recipe, steps: list[Step], restart: bool) -> None:
+def _claim(recipe: Recipe, steps: list[Step], todo: list[Step], restart: bool, *, whole: bool) -> None:
+    """Refuse what cannot go on, remove what is to be made anew, and only then write `recipe.yaml`."""
     folder, written = recipe.folder, recipe.folder / "recipe.yaml"
     if folder.exists() and not written.exists() and any(folder.iterdir()):
         raise RunError(f"{folder}: holds files that are no run of rlt. Choose another `--name`, or move them away.")
+    made = [step for step in (recipe_of_run(folder).steps if written.exists() else ()) if step.stage not in ONCE]
+    outputs = {step.config.output for step in recipe.steps}
+    orphans = [step for step in made if step.config.output not in outputs and read_state(step.config.output)]
+    removed = []
     if restart:
-        for step in steps:
-            _remove(step)
-    for step in steps:
-        state = None if step.stage in ONCE else read_state(step.config.output)
-        if state is None:
-            continue
-        ours, theirs = comparable(step.config.model_dump(mode="json")), comparable(state["config"])
-        changed = [key for key in sorted({*ours, *theirs}) if ours.get(key) != theirs.get(key)]
-        if changed:
-            listed = "; ".join(
-                f"`{step.name}.{key}`: {theirs.get(key)!r} there, {ours.get(key)!r} now" for key in changed
-            )
-            raise RunError(
-                f"{folder}: made with another recipe: {listed}. Keep it and write elsewhere: "
-                f"rlt run RECIPE --name {recipe.head.name}-2. Or start over: rlt run RECIPE --restart."
-            )
+        removed = [step for step in _with_dependants(recipe, steps) if read_state(step.config.output)]
+        removed += orphans if whole else []
+    _refuse_changes(recipe, made, [] if restart and whole else orphans, removed)
+    _refuse_missing_inputs(recipe, todo)
+    for step in [*todo, *removed]:
+        check_free(step.config.output)
+    for step in removed:
+        remove_output(step.config.output)
+    if removed:
+        print(f"removed: {', '.join(dict.fromkeys(step.name for step in removed))}", flush=True)
+        later = dict.fromkeys(step.name for step in removed if step not in steps and not whole)
+        if later:
+            print(f"  made from it, so made anew by the next `rlt run`: {', '.join(later)}", flush=True)
     write_text(written, recipe.dump())
 
 
-def _remove(step: Step) -> None:
-    output = Path(step.config.output)
-    if step.stage in ONCE or read_state(output) is None:
-        return  # nothing there, or nothing that rlt made
-    if output.is_dir():
-        shutil.rmtree(output)
-    else:
-        output.unlink(missing_ok=True)
-        state_file_of(output).unlink()
+def _with_dependants(recipe: Recipe, steps: Iterable[Step]) -> list[Step]:
+    """These steps and all that were made from what they make."""
+    names = {(step.seed, step.name) for step in steps}
+    for step in recipe.steps:  # each after those it waits for
+        if step.stage not in ONCE and any((step.seed, name) in names for name in step.after):
+            names.add((step.seed, step.name))
+    return [step for step in recipe.steps if (step.seed, step.name) in names]
+
+
+def _refuse_changes(recipe: Recipe, made: list[Step], orphans: list[Step], removed: list[Step]) -> None:
+    """Raises RunError where any step, to be run or not, is not what this recipe would make: `recipe.yaml` is of them all."""
+    changes = []
+    seeds = [*dict.fromkeys(step.seed for step in made)]
+    if orphans and seeds != recipe.head.seeds:
+        changes.append(f"`seeds`: {seeds} there, {recipe.head.seeds} now")
+    if orphans:
+        changes.append(f"not in this recipe: {', '.join(dict.fromkeys(str(step.config.output) for step in orphans))}")
+    for step in recipe.steps:
+        state = None if step.stage in ONCE or step in removed else read_state(step.config.output)
+        if state is not None:
+            changes += [f"{step.name} {change}" for change in differences(state, step.config)]
+    if changes:
+        changes = list(dict.fromkeys(changes))
+        more = f"; and {len(changes) - SHOWN} more" if len(changes) > SHOWN else ""
+        raise RunError(
+            f"{recipe.folder}: made with another recipe: {'; '.join(changes[:SHOWN])}{more}. Keep it and write elsewhere: "
+            f"rlt run RECIPE --name {recipe.head.name}-2. Or start over: rlt run RECIPE --restart (and `--only STEP`: that "
+            "step and what was made from it)."
+        )
+
+
+def _refuse_missing_inputs(recipe: Recipe, todo: list[Step]) -> None:
+    known = {(step.seed, step.name): step for step in recipe.steps}
+    wanted = {(step.seed, step.name) for step in todo}
+    for step in todo:
+        for name in step.after:
+            if (step.seed, name) not in wanted and not _complete(known[step.seed, name]):
+                raise RunError(
+                    f"{step.key}: its input `{name}` is not complete. Run the whole recipe, or `--only {name}` first."
+                )
 
 
 def _check_gpu(recipe: Recipe) -> None:
@@ -119,31 +168,54 @@ def _check_gpu(recipe: Recipe) -> None:
 # -- running -----------------------------------------------------------------------------------------------------------
 
 
-def _one_by_one(steps: list[Step], started: float, seed_done: Callable[[int], None]) -> list[int]:
-    statuses, left = [], {seed: sum(step.seed == seed for step in steps) for seed in {step.seed for step in steps}}
-    for number, step in enumerate(steps, 1):
-        before = _complete(step)
-        if not before:
-            _say(started, f"{step.key} ...", number, len(steps))
+class Progress:
+    """Lines with the time since the start, steps done of all, and about how long the rest will take."""
+
+    def __init__(self, total: int) -> None:
+        self.started, self.done, self.total = time.monotonic(), 0, total
+
+    def say(self, text: str) -> None:
+        elapsed, left = time.monotonic() - self.started, ""
+        if 2 < self.done < self.total and elapsed > 5:
+            left = f", about {clock(elapsed / self.done * (self.total - self.done))} left"
+        print(f"[{clock(elapsed)} {self.done}/{self.total}{left}] {text}", flush=True)
+
+    def end(self, step: Step, result: Result) -> None:
+        self.done += 1
+        self.say(f"{step.key}: {summary(result)}")
+
+
+def clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def _one_by_one(steps: Sequence[Step], progress: Progress, seed_done: Callable[[int], None]) -> list[int]:
+    statuses, left = [], Counter(step.seed for step in steps)
+    for step in steps:
+        progress.say(f"{step.key} ...")
         result = run_stage(step.stage, step.config)
-        _say(started, f"{step.key}: {DONE_BEFORE if before else summary(result)}", number, len(steps))
-        statuses.append(int(result.metrics.get("exit_status", 0)))
+        progress.end(step, result)
+        statuses.append(_status(result.metrics))
         left[step.seed] -= 1
-        if not left[step.seed] and step.seed is not None:
+        if step.seed is not None and not left[step.seed]:
             seed_done(step.seed)
     return statuses
 
 
-def _side_by_side(steps: list[Step], jobs: int, started: float, seed_done: Callable[[int], None]) -> list[int]:
-    """Exit statuses; a step begins when those it waits for are done.
+def _side_by_side(
+    steps: Sequence[Step], recipe: Recipe, progress: Progress, seed_done: Callable[[int], None]
+) -> list[int]:
+    """Exit statuses; a step begins when those it waits for are done. What it prints goes to its log.
 
-    The first seed goes first, so that its table is there early; of the others the step with most steps behind it.
+    The first seed goes first, so that its table is there early; of the others the step with most steps behind it. When
+    one fails no other begins, those that run are waited for, and its error is raised.
     """
     behind = _longest_chains(steps)
     waiting = sorted(steps, key=lambda step: (step.seed != steps[0].seed, -behind[step.seed, step.name]))
-    running: dict[Future[Result], tuple[Step, bool]] = {}
-    finished: set[tuple[int | None, str]] = set()
-    wanted = {(step.seed, step.name) for step in steps}
+    unfinished = {(step.seed, step.name) for step in steps}
+    left = Counter(step.seed for step in steps)
+    running: dict[Future[Result], tuple[Step, float]] = {}
+    failed: BaseException | None = None
     statuses: list[int] = []
     # One thread each: two processes of two threads starve each other (see docs/experiments.md).
     environment = {
@@ -155,47 +227,55 @@ def _side_by_side(steps: list[Step], jobs: int, started: float, seed_done: Calla
     before = {key: os.environ.get(key) for key in environment}
     os.environ.update(environment)
     try:
+        jobs = recipe.head.jobs
         with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_prepare_worker) as pool:
-            while waiting or running:
-                ready = [
-                    s for s in waiting if all((s.seed, a) in finished or (s.seed, a) not in wanted for a in s.after)
-                ]
+            while running or (waiting and failed is None):
+                ready = [s for s in waiting if failed is None and not any((s.seed, a) in unfinished for a in s.after)]
                 for step in ready[: jobs - len(running)]:
                     waiting.remove(step)
-                    done_before = _complete(step)
-                    if not done_before:
-                        _say(started, f"{step.key} ...", len(finished), len(steps))
-                    future = pool.submit(run_stage, step.stage, step.config)
-                    running[future] = (step, done_before)
-                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                    progress.say(f"{step.key} ...")
+                    future = pool.submit(_run_logged, step.stage, step.config, log_of(recipe, step))
+                    running[future] = (step, time.monotonic())
+                done, _ = wait(running, timeout=HEARTBEAT, return_when=FIRST_COMPLETED)
+                if not done:
+                    now = time.monotonic()
+                    progress.say("running: " + ", ".join(f"{s.key} ({now - at:.0f} s)" for s, at in running.values()))
                 for future in done:
-                    step, done_before = running.pop(future)
-                    try:
-                        result = future.result()
-                    except BaseException:
-                        pool.shutdown(wait=False, cancel_futures=True)
-                        raise
-                    finished.add((step.seed, step.name))
-                    statuses.append(int(result.metrics.get("exit_status", 0)))
-                    _say(
-                        started,
-                        f"{step.key}: {DONE_BEFORE if done_before else summary(result)}",
-                        len(finished),
-                        len(steps),
-                    )
-                    if (
-                        step.seed is not None
-                        and not any(s.seed == step.seed for s in waiting)
-                        and not any(s.seed == step.seed for s, _ in running.values())
-                    ):
+                    step, _ = running.pop(future)
+                    error = future.exception()
+                    if error is not None:
+                        failed = failed or error
+                        others = ", ".join(s.key for s, _ in running.values())
+                        progress.say(
+                            f"{step.key}: failed: {_first_line(error)} (its log: {log_of(recipe, step)})"
+                            + (f"; waiting for {others}" if others else "")
+                        )
+                        continue
+                    unfinished.discard((step.seed, step.name))
+                    result = future.result()
+                    progress.end(step, result)
+                    statuses.append(_status(result.metrics))
+                    left[step.seed] -= 1
+                    if step.seed is not None and not left[step.seed]:
                         seed_done(step.seed)
     finally:
         for key, value in before.items():
             os.environ.pop(key, None) if value is None else os.environ.__setitem__(key, value)
+    if isinstance(failed, BrokenProcessPool):
+        raise RunError(
+            f"{recipe.head.name}: a step's process was killed, often for want of memory. The same command goes on where it "
+            f"was; with `--jobs 1` it needs less memory."
+        ) from failed
+    if failed is not None:
+        raise failed
     return statuses
 
 
-def _longest_chains(steps: list[Step]) -> dict[tuple[int | None, str], int]:
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _longest_chains(steps: Sequence[Step]) -> dict[tuple[int | None, str], int]:
     """How many steps of the same seed have to follow one another after each step."""
     chains = {(step.seed, step.name): 0 for step in steps}
     for step in reversed(steps):  # a recipe names what a step waits for before the step
@@ -203,6 +283,11 @@ def _longest_chains(steps: list[Step]) -> dict[tuple[int | None, str], int]:
             if (step.seed, name) in chains:
                 chains[step.seed, name] = max(chains[step.seed, name], chains[step.seed, step.name] + 1)
     return chains
+
+
+def log_of(recipe: Recipe, step: Step) -> Path:
+    """Where what the step prints is kept when steps run side by side."""
+    return recipe.folder / "logs" / (step.key.replace(" ", "-").replace("/", "-") + ".log")
 
 
 def _prepare_worker() -> None:
@@ -214,12 +299,18 @@ def _prepare_worker() -> None:
     keep_freed_memory()
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
-    # What libraries print belongs to a log, not between the lines of steps that run side by side.
-    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
-def _complete(step: Step) -> bool:
-    return bool((read_state(step.config.output) or {}).get("complete"))
+def _run_logged(stage: str, config: StageConfig, log: Path) -> Result:
+    """run_stage, in a worker process whose standard output, its own children's included, goes to the end of `log`."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8") as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+    print(f"-- {time.strftime('%Y-%m-%d %H:%M:%S')} {stage} -> {config.output}", flush=True)
+    try:
+        return run_stage(stage, config)
+    finally:
+        sys.stdout.flush()
 
 
 def summary(result: Result) -> str:
@@ -239,24 +330,14 @@ def _number(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:.3g}"
 
 
-def _say(started: float, text: str, done: int, total: int) -> None:
-    elapsed = time.monotonic() - started
-    left = f", about {_clock(elapsed / done * (total - done))} left" if 2 < done < total and elapsed > 5 else ""
-    print(f"[{_clock(elapsed)} {done}/{total}{left}] {text}", flush=True)
-
-
-def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
-
-
-def _seed_reporter(recipe: Recipe, once: list[Step], started: float) -> Callable[[int], None]:
+def _seed_reporter(recipe: Recipe, once: list[Step], progress: Progress) -> Callable[[int], None]:
     reports = [step.config for step in once if isinstance(step.config, ReportConfig)]
 
     def seed_done(seed: int) -> None:
         if reports and len(recipe.head.seeds) > 1:
             from rlt.stages.report import seed_table
 
-            print(f"\nseed {seed} is complete after {_clock(time.monotonic() - started)}:", flush=True)
+            print(f"\nseed {seed} is complete after {clock(time.monotonic() - progress.started)}:", flush=True)
             print(seed_table(reports[0], seed), flush=True)
 
     return seed_done

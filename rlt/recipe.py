@@ -5,7 +5,7 @@
     jobs: 2                          # steps that run side by side (default: 1)
     defaults: {distill: {...}}       # keys for every step of a stage
     warmup: {model: ..., data: ...}  # a step; its stage is its name, or the key `stage`
-    train: {model: "@warmup", ...}   # "@step" is the output of that step, of the same seed
+    train: {model: "@warmup", ...}   # "@step" is the output of that earlier step, of the same seed
     distill:
       each: {a: {data: x}, b: {data: y}}   # variants: distill/a and distill/b; `each: "@collect"` takes that step's
       model: "@warmup"                     # "{each}" and "{seed}" in a text are replaced
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,8 +25,9 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BeforeValidator, Field
 
-from rlt.config import STAGES, Config, StageConfig, validate
+from rlt.config import STAGES, Config, ReportConfig, StageConfig, parse_yaml, validate
 from rlt.errors import ConfigError
+from rlt.tasks import load_task
 
 FILE_STAGES = ("problems", "score", "grade")  # their output is one file of rows, not a folder
 ONCE = ("report",)  # run once, over all seeds
@@ -76,7 +77,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe with every step expanded. `values` is the YAML's content with overrides applied."""
+    """A recipe with every step expanded, in an order in which each stands after those it waits for.
+
+    `values` is the YAML's content with overrides applied.
+    """
 
     head: RecipeHead
     steps: tuple[Step, ...]
@@ -88,11 +92,30 @@ class Recipe:
         return self.head.folder / self.head.name
 
     def dump(self) -> str:
-        """YAML that repeats this run: what was written in the recipe, with the overrides in it."""
-        return yaml.safe_dump(self.values, sort_keys=False, allow_unicode=True, width=120)
+        """YAML that repeats this run, in other versions of rlt too: its steps, overrides included, and in `defaults` every
+        default of their stages.
+        """
+        steps = {key: value for key, value in self.values.items() if key not in RecipeHead.model_fields}
+        defaults = {
+            stage: deep_merge(_defaults_of(stage), self.head.defaults.get(stage, {}))
+            for stage in dict.fromkeys(step.stage for step in self.steps)
+        }
+        head = self.head.model_dump(mode="json")
+        return yaml.safe_dump({**head, "defaults": defaults, **steps}, sort_keys=False, allow_unicode=True, width=120)
 
     def of_seed(self, seed: int) -> Iterator[Step]:
         return (step for step in self.steps if step.seed == seed)
+
+
+def _defaults_of(stage: str) -> dict[str, Any]:
+    # A recipe gives each step its output, and its seed where it has none of its own.
+    return STAGES[stage].model_construct(output=Path()).model_dump(mode="json", exclude={"output", "seed"})
+
+
+def recipe_of_run(folder: Path) -> Recipe:
+    """The recipe that a run was made with, for the folder where the run stands now. Raises ConfigError as load_recipe."""
+    folder = folder if folder.name else folder.resolve()
+    return load_recipe(folder / "recipe.yaml", {"folder": str(folder.parent), "name": folder.name})
 
 
 def load_recipe(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Recipe:
@@ -103,7 +126,7 @@ def load_recipe(path: Path | str, overrides: Mapping[str, Any] | None = None) ->
     """
     path = Path(path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such recipe.") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -123,7 +146,7 @@ def load_recipe(path: Path | str, overrides: Mapping[str, Any] | None = None) ->
 
 
 def build_recipe(values: dict[str, Any], where: str) -> Recipe:
-    """The recipe with this content; `where` names it in errors."""
+    """The recipe with this content; `where` names it in errors. Raises ConfigError as load_recipe."""
     head_values = {key: value for key, value in values.items() if key in RecipeHead.model_fields}
     head_values.setdefault("name", Path(where).parent.name or "run")
     head: RecipeHead = validate(RecipeHead, head_values, where)
@@ -137,6 +160,9 @@ def build_recipe(values: dict[str, Any], where: str) -> Recipe:
             _step(name, raw, head, seed, expanded, where) for name, raw in expanded.items() if raw["stage"] not in ONCE
         ]
     steps += [_step(name, raw, head, None, expanded, where) for name, raw in expanded.items() if raw["stage"] in ONCE]
+    for step in steps:
+        if isinstance(step.config, ReportConfig):
+            _check_report(step.config, expanded, f"{where}: step `{step.name}`")
     return Recipe(head, tuple(steps), values)
 
 
@@ -187,12 +213,19 @@ def _step(
     stage = raw["stage"]
     after: list[str] = []
 
+    names = list(expanded)
+    earlier, stages = names[: names.index(name)], {one: its["stage"] for one, its in expanded.items()}
+
     def path_of(other: str, part: str | None) -> str:
-        known = [candidate for candidate in expanded if candidate == other or candidate.startswith(f"{other}/")]
+        known = [one for one in names if (one == other or one.startswith(f"{other}/")) and stages[one] not in ONCE]
         if not known or other == name:
             near = difflib.get_close_matches(other, expanded, n=2)
             hint = f" (did you mean {' or '.join('@' + n for n in near)}?)" if near else ""
             raise ConfigError(f"{where}: step `{name}`: @{other} is no other step of this recipe{hint}.")
+        if not set(known) <= set(earlier):
+            raise ConfigError(
+                f"{where}: step `{name}`: @{other} is a later step. Steps run in order: write `{other}` before `{name}`."
+            )
         after.extend(known)
         path = output_of(head, other, expanded.get(other, {}).get("stage"), seed)
         return str(path / part) if part else str(path)
@@ -203,7 +236,50 @@ def _step(
     config = validate(STAGES[stage], values, f"{where}: step `{name}`")
     if stage in ONCE:
         after = [other for other, its in expanded.items() if its["stage"] not in ONCE]
-    return Step(name, stage, seed, config, tuple(dict.fromkeys(after)))
+    return Step(name, stage, seed, config, tuple(one for one in names if one in after))
+
+
+def _check_report(config: ReportConfig, expanded: Mapping[str, dict[str, Any]], where: str) -> None:
+    """Raises ConfigError for a name in a report that is no step, variant or arm: it would be missing without a word."""
+
+    def check(key: str, name: str, known: Collection[str]) -> None:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+            hint = f" Did you mean {near[0]}?" if near else f" There are: {', '.join(known) or 'none'}."
+            raise ConfigError(f"{where}: `{key}`: {name!r} is no step or variant of that kind.{hint}")
+
+    def of_stage(stage: str) -> dict[str, None]:
+        return dict.fromkeys(name for name, raw in expanded.items() if raw["stage"] == stage)
+
+    def heads(stage: str) -> dict[str, None]:
+        return dict.fromkeys(name.split("/")[0] for name in of_stage(stage))
+
+    def variants(step: str) -> dict[str, None]:
+        return dict.fromkeys(name.removeprefix(f"{step}/") for name in expanded if name.startswith(f"{step}/"))
+
+    evaluated = of_stage("evaluate")
+    arms = {**variants(config.sampled), **evaluated}
+    if config.bands or not set(config.arms) <= set(evaluated):
+        check("sampled", config.sampled, heads("evaluate"))
+    for key, stage in (("greedy", "evaluate"), ("explained", "collect"), ("scored", "score")):
+        step = getattr(config, key)
+        if step is not None:
+            check(key, step, heads(stage))
+            for teacher in config.teachers if key != "greedy" else ():
+                check("teachers", teacher, variants(step))
+    if config.trained is not None:
+        check("trained", config.trained, expanded)
+    for arm in config.arms:
+        check("arms", arm, arms)
+    for band in config.bands:
+        check("bands", band, variants(config.sampled))
+    for arm in config.headline:
+        check("headline", arm, config.arms or evaluated)
+    for key in ("teachers", "headline"):
+        if len(getattr(config, key)) not in (0, 2):
+            raise ConfigError(f"{where}: `{key}`: must be two names, or none.")
+    if config.task is not None and not hasattr(load_task(config.task), "inspect"):
+        raise ConfigError(f"{where}: `task`: {config.task} cannot inspect explanations; leave the key out.")
 
 
 def output_of(head: RecipeHead, name: str, stage: str | None, seed: int | None) -> Path:

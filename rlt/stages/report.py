@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from importlib import resources
@@ -15,10 +16,11 @@ from typing import Any
 
 from rlt.config import ReportConfig
 from rlt.errors import RunError
-from rlt.recipe import Recipe, Step, load_recipe
+from rlt.recipe import Recipe, Step, recipe_of_run
 from rlt.rows import read_rows
 from rlt.runs import Result, read_state, versions, write_text
 from rlt.statistics import student_t
+from rlt.tables import text_table
 from rlt.tasks import load_task
 
 
@@ -27,6 +29,7 @@ def run(config: ReportConfig) -> Result:
 
     Made anew each time from what the steps left; steps that are not complete are named and left out.
     """
+    started = time.monotonic()
     recipe = _recipe(config)
     results = collect_results(config, recipe)
     folder = Path(config.output)
@@ -36,7 +39,7 @@ def run(config: ReportConfig) -> Result:
     print(f"\n{config.title}\n" if config.suffix and config.title else "")
     print(text_report(config, results))
     print(f"\nreport: {page}   numbers: {numbers}", flush=True)
-    return Result(folder, {"report": str(page)})
+    return Result(folder, {"report": str(page), "seconds": time.monotonic() - started})
 
 
 def seed_table(config: ReportConfig, seed: int) -> str:
@@ -46,10 +49,9 @@ def seed_table(config: ReportConfig, seed: int) -> str:
 
 
 def _recipe(config: ReportConfig) -> Recipe:
-    written = Path(config.output) / "recipe.yaml"
-    if not written.is_file():
+    if not (config.output / "recipe.yaml").is_file():
         raise RunError(f"{config.output}: no recipe.yaml; a report is made of a run's folder. Use `rlt report RECIPE`.")
-    return load_recipe(written)
+    return recipe_of_run(config.output)
 
 
 # -- numbers -----------------------------------------------------------------------------------------------------------
@@ -135,7 +137,9 @@ def _teacher(config: ReportConfig, states: States, seed: int) -> dict[str, Any] 
             values = [score[name] for score in scores if score.get(name) is not None]
             if values:
                 row[f"{name}_{when}"] = fmean(values)
-        row[f"kl_max_{when}"] = max(score["explanation_kl_max"] for score in scores)
+        highest = [score["explanation_kl_max"] for score in scores if score.get("explanation_kl_max") is not None]
+        if highest:  # without a teacher nothing is known of the KL
+            row[f"kl_max_{when}"] = max(highest)
         row |= {f"{name}_{when}": value for name, value in _inspected(config, states, seed, variant).items()}
     return row if len(row) > 1 else None
 
@@ -146,6 +150,8 @@ def _inspected(config: ReportConfig, states: States, seed: int, variant: str) ->
     if explained is None:
         return {}
     rows = [row for _, row in read_rows(explained[0].config.output)]
+    if not rows:
+        return {}
     shares = {"unclosed_rate": fmean(not row.get("closed", True) for row in rows)}
     if config.task:
         seen = [load_task(config.task).inspect(row["explanation"], row["question"]) for row in rows]  # type: ignore[attr-defined]
@@ -180,16 +186,23 @@ def _seconds(states: States) -> dict[str, float]:
     return {name: round(seconds, 1) for name, seconds in total.items()}
 
 
+def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """The 95 % t interval of the mean over seeds; None with one seed."""
+    if len(values) < 2:
+        return None
+    half = student_t(0.95, len(values) - 1) * stdev(values) / math.sqrt(len(values))
+    return fmean(values) - half, fmean(values) + half
+
+
 def mean_and_interval(values: Sequence[float], bounds: tuple[float, float] | None = None) -> tuple[float, str]:
     """The mean over seeds, and its 95 % t interval in words; with one seed there is none."""
-    mean = fmean(values)
-    if len(values) < 2:
-        return mean, "one seed"
-    half = student_t(0.95, len(values) - 1) * stdev(values) / math.sqrt(len(values))
-    low, high = mean - half, mean + half
+    interval = mean_interval(values)
+    if interval is None:
+        return fmean(values), "one seed"
+    low, high = interval
     if bounds is not None:
         low, high = max(low, bounds[0]), min(high, bounds[1])
-    return mean, f"[{low:.2f}, {high:.2f}]"
+    return fmean(values), f"[{low:.2f}, {high:.2f}]"
 
 
 # -- words -------------------------------------------------------------------------------------------------------------
@@ -220,21 +233,27 @@ def headline(config: ReportConfig, results: dict[str, Any]) -> list[str]:
         return []
     ours, other = config.headline
     key = _keys(results)[0]
-    rates = {arm: {row["seed"]: row[key] for row in value["seeds"]} for arm, value in results["arms"].items()}
+    rates = {arm: {row["seed"]: row[key] for row in value["seeds"] if key in row} for arm, value in results["arms"].items()}
     sentences = []
     for arm in [other, *[a for a in rates if a not in (ours, other)]]:
         both = sorted(set(rates[ours]) & set(rates[arm]))
         differences = [rates[ours][seed] - rates[arm][seed] for seed in both]
         if not differences:
             continue
-        mean, interval = mean_and_interval(differences)
-        won = sum(difference > 0 for difference in differences)
-        verdict = "better" if mean > 0 else "WORSE"
-        sentences.append(
-            f"{ours} against {arm}: {abs(mean):.2f} {verdict} at {_label(key)} "
-            f"(95 % interval over seeds {interval}; ahead in {won} of {len(both)} seeds)."
-        )
+        sentences.append(_against(ours, arm, differences, _label(key)))
     return ["\n".join(sentences)]
+
+
+def _against(ours: str, other: str, differences: Sequence[float], label: str) -> str:
+    mean, interval = fmean(differences), mean_interval(differences)
+    size = f"{abs(mean):.2f}"
+    verdict = "equal" if size == "0.00" else f"{size} better" if mean > 0 else f"{size} WORSE"
+    surely = "one seed, so no interval"
+    if interval is not None:
+        low, high = interval
+        surely = f"95 % interval over seeds [{low:.2f}, {high:.2f}]" + (", 0 included" if low <= 0 <= high else "")
+    won = sum(difference > 0 for difference in differences)
+    return f"{ours} against {other}: {verdict} at {label} ({surely}; ahead in {won} of {len(differences)} seeds)."
 
 
 def _keys(results: dict[str, Any]) -> list[str]:
@@ -302,14 +321,6 @@ def _short(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns aligned with spaces, a line under the head."""
-    widths = [max(len(str(row[i])) for row in [head, *rows]) for i in range(len(head))]
-    lines = ["  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-             for row in [head, *rows]]  # fmt: skip
-    return "\n".join([lines[0], "-" * (sum(widths) + 2 * len(widths) - 2), *lines[1:]])
-
-
 # -- the page ----------------------------------------------------------------------------------------------------------
 
 
@@ -359,6 +370,7 @@ def _pictures(config: ReportConfig, recipe: Recipe, results: dict[str, Any]) -> 
     try:
         import matplotlib
     except ImportError:
+        print("report: no pictures, because matplotlib is not installed: pip install 'rlt[report]'", flush=True)
         return []
     import markupsafe
 
@@ -428,8 +440,10 @@ def _draw_curves(config: ReportConfig, recipe: Recipe) -> str | None:
             drawn = True
     axes.set_xlabel("step of teacher RL")
     axes.set_ylabel("reward (nats)")
+    if not drawn:
+        return None
     axes.legend(frameon=False)
-    return _svg(figure) if drawn else None
+    return _svg(figure)
 
 
 def _draw_bands(results: dict[str, Any]) -> str | None:

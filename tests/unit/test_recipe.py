@@ -2,6 +2,7 @@
 
 import pytest
 
+from rlt.config import parse_yaml
 from rlt.errors import ConfigError
 from rlt.recipe import build_recipe, deep_merge, load_recipe
 
@@ -82,6 +83,15 @@ def test_merging_replaces_everything_but_mappings():
             "@bace is no other step of this recipe (did you mean @base?)",
         ),
         ({"warmup": {"model": "@warmup", "data": "d"}}, "@warmup is no other step"),
+        (
+            {"warmup": {"model": "@base", "data": "d"}, "base": {"task": "arithmetic"}},
+            "step `warmup`: @base is a later step. Steps run in order: write `base` before `warmup`.",
+        ),
+        (
+            {"distill": {"model": "m", "each": {"a": {"data": "@distill/b"}, "b": {"data": "d"}}}},
+            "step `distill/a`: @distill/b is a later step",
+        ),
+        ({"report": {}, "warmup": {"model": "@report", "data": "d"}}, "@report is no other step"),
         ({"warmup": 3}, "must be a mapping"),
         ({"evaluate": {"each": "@distill", "model": "m"}}, "no earlier step of that name has variants"),
         ({"defaults": {"dstill": {}}, "warmup": {"model": "m", "data": "d"}}, "`defaults.dstill`"),
@@ -93,6 +103,62 @@ def test_mistakes_are_told_with_step_key_and_fix(steps, message):
         recipe(**steps)
     assert message in str(caught.value)
     assert "r.yaml" in str(caught.value)
+
+
+STUDIED = {
+    "collect": {"each": {"before": {}, "after": {}}, "model": "m", "data": "d"},
+    "score": {"each": "@collect", "data": "@collect/{each}", "student": "s", "output": "s{each}.jsonl"},
+    "train": {"model": "m", "student": "s", "data": "d"},
+    "evaluate": {"each": ["original", "rlt"], "model": "m", "benchmark": "math500"},
+}
+REPORT = {"arms": ["original", "evaluate/rlt"], "bands": ["rlt"], "teachers": ["before", "after"], "explained": "collect",
+          "scored": "score", "trained": "train", "headline": ["evaluate/rlt", "original"], "task": "arithmetic"}  # fmt: skip
+
+
+def test_a_report_names_steps_and_variants_of_the_recipe():
+    assert recipe(**STUDIED, report=REPORT).steps[-1].config.arms == ["original", "evaluate/rlt"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("arms", ["orignal"], "`arms`: 'orignal' is no step or variant of that kind. Did you mean original?"),
+        ("arms", ["collect/before"], "`arms`: 'collect/before'"),
+        ("bands", ["quarter1"], "`bands`: 'quarter1' is no step or variant of that kind. There are: original, rlt."),
+        ("teachers", ["before", "aftr"], "`teachers`: 'aftr'"),
+        ("teachers", ["before"], "`teachers`: must be two names, or none"),
+        ("sampled", "evalute", "`sampled`: 'evalute' is no step or variant of that kind. Did you mean evaluate?"),
+        ("greedy", "collect", "`greedy`: 'collect'"),
+        ("explained", "explain", "`explained`: 'explain'"),
+        ("scored", "scores", "`scored`: 'scores' is no step or variant of that kind. Did you mean score?"),
+        ("trained", "trian", "`trained`: 'trian' is no step or variant of that kind. Did you mean train?"),
+        ("headline", ["rlt", "original"], "`headline`: 'rlt' is no step or variant of that kind. Did you mean"),
+        ("headline", ["original"], "`headline`: must be two names, or none"),
+        ("task", "math", "`task`: math cannot inspect explanations"),
+        ("task", "maths", "did you mean math"),
+    ],
+)
+def test_a_misspelt_name_in_a_report_is_refused(key, value, message):
+    with pytest.raises(ConfigError) as caught:
+        recipe(**STUDIED, report={**REPORT, key: value})
+    assert message in str(caught.value)
+
+
+def test_a_recipes_numbers_are_read_as_people_write_them(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("name: r\nwarmup: {model: m, data: d.jsonl, trainer: {learning_rate: 1e-6}}\n")
+    assert step(load_recipe(path), "warmup").config.trainer == {"learning_rate": 1e-6}
+
+
+def test_what_a_run_keeps_has_every_default_and_the_references():
+    rank = {"data": "d.jsonl", "scores": "s.jsonl"}
+    kept = parse_yaml(
+        recipe(defaults={"rank": {"by": "r_ss"}}, rank=rank, distill={"model": "m", "data": "@rank"}).dump()
+    )
+    assert kept["defaults"]["rank"] == {"by": "r_ss", "bands": 4}
+    assert kept["defaults"]["distill"]["token_budget"] is None
+    assert kept["distill"] == {"model": "m", "data": "@rank"}
+    assert kept["seeds"] == [0]
 
 
 def test_a_missing_recipe_is_one_clear_line(tmp_path):

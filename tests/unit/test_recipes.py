@@ -22,7 +22,7 @@ from rlt.launching import processes
 from rlt.planning import PlanConfig, plan
 from rlt.planning.machine import SHIPPED
 from rlt.recipe import Recipe, Step, load_recipe
-from rlt.runs import comparable
+from rlt.runs import changed_keys
 from rlt.stages import coldstart, distill, train, warmup
 from rlt.stages.base import Phase
 from rlt.tasks import load_generated_task
@@ -186,12 +186,19 @@ def test_scripts_are_valid_and_call_commands_that_exist(script: str) -> None:
 
 
 def test_a_run_goes_on_with_its_servers_at_other_addresses() -> None:
-    def config(host: str) -> dict[str, Any]:
+    def config(host: str, model: str = "Qwen/Qwen2.5-32B-Instruct") -> dict[str, Any]:
         trainer = {"max_steps": 5, "vllm_server_base_url": f"http://{host}:8000"}
-        return comparable(
-            {"student": [f"http://{host}:8001/v1#Qwen/Qwen2.5-32B-Instruct", "local"], "trainer": trainer}
-        )
+        return {"student": [f"http://{host}:8001/v1#{model}", "local"], "trainer": trainer}
 
-    assert config("node7") == config("node9")
-    assert config("node7")["student"] == ["served#Qwen/Qwen2.5-32B-Instruct", "local"]
-    assert config("node7")["trainer"] == {"max_steps": 5}
+    assert changed_keys(config("node7"), config("node9")) == []
+    assert len(changed_keys(config("node7"), config("node9", "other"))) == 1
+    assert changed_keys(config("node7"), config("node7") | {"trainer": {"max_steps": 6}}) == [
+        "`trainer.max_steps`: 5 there, 6 now"
+    ]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_what_a_run_keeps_of_a_recipe_makes_the_same_steps(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(load(name).dump(), encoding="utf-8")
+    assert load_recipe(path).steps == load(name).steps
