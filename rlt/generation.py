@@ -45,9 +45,10 @@ class Completion:
     `logprob_sum` is in nats under the model itself (temperature 1, nothing truncated), as servers report it, so that it
     means the same with every engine. Both are None where a server gives only text. `finish_reason` is `stop` (a stop
     string or the end of the turn) or `length` (`max_tokens`, or what the context leaves; a prompt that fills the
-    context alone has 0 completion tokens).
+    context alone has 0 completion tokens). `seed` is the request's where it was used: None if decoding was greedy, or
+    the engine draws without seeds.
 
-    Example: Completion("3/0", "five</explanation>", "stop", 12, 2, (7, 9), -0.81)
+    Example: Completion("3/0", "five</explanation>", "stop", 12, 2, (7, 9), -0.81, seed=1234)
     """
 
     key: str
@@ -57,6 +58,7 @@ class Completion:
     completion_tokens: int
     token_ids: tuple[int, ...] | None = None
     logprob_sum: float | None = None
+    seed: int | None = None
 
 
 class Engine(Protocol):
@@ -66,10 +68,10 @@ class Engine(Protocol):
     """Tokens that prompt and completion may have together, where known."""
 
     name: str
-    """Engine and version, for the rows that it writes."""
+    """Engine and version, and for a server which model it serves, for the rows that it writes."""
 
-    seeded: bool
-    """Whether the requests' seeds are used."""
+    window: int
+    """Requests that it may draw before it gives the first completion."""
 
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
         """Completions as they are finished, in any order. Requests are drawn lazily, so millions cost no memory."""
@@ -123,6 +125,11 @@ def budget(prompt_tokens: int, sampling: Sampling, context_length: int | None) -
     if context_length is None:
         return sampling.max_tokens
     return max(0, min(sampling.max_tokens, context_length - prompt_tokens))
+
+
+def empty(request: Request, prompt_tokens: int, ids: bool = True) -> Completion:
+    """The completion of a prompt that fills the context; `ids`: whether the engine gives token ids."""
+    return Completion(request.key, "", "length", prompt_tokens, 0, () if ids else None, 0.0 if ids else None)
 
 
 def cut(

@@ -13,7 +13,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from rlt.config import EngineOptions
 from rlt.errors import ConfigError
-from rlt.generation import Completion, Request, Sampling, budget, cut, decode
+from rlt.generation import Completion, Request, Sampling, budget, cut, decode, empty
 from rlt.logprobs import Row, token_logprobs
 from rlt.models import context_length, load_model, load_tokenizer
 
@@ -71,7 +71,7 @@ class LocalEngine:
     ) -> None:
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
         self.continuous: dict[str, Any] | None = {} if continuous is True else continuous or None
-        self.seeded = self.continuous is None
+        self.window = batch_size * SORTED_BATCHES
         self.context_length = context_length(model.config)
         self.name = f"transformers {transformers.__version__}"
         self.end_ids = end_ids(model, tokenizer)
@@ -80,13 +80,13 @@ class LocalEngine:
         """See `rlt.generation.Engine`; completions come batch by batch."""
         source = iter(requests)
         write = self._write if self.continuous is None else self._write_continuously
-        while window := list(islice(source, self.batch_size * SORTED_BATCHES)):
+        while window := list(islice(source, self.window)):
             encoded = self.tokenizer([r.prompt for r in window], add_special_tokens=False, verbose=False)["input_ids"]
             prompts = [
                 _Prompt(request, ids, budget(len(ids), sampling, self.context_length))
                 for request, ids in zip(window, encoded, strict=True)
             ]
-            yield from (Completion(p.request.key, "", "length", len(p.ids), 0, (), 0.0) for p in prompts if p.room == 0)
+            yield from (empty(p.request, len(p.ids)) for p in prompts if p.room == 0)
             # Longest first, so that what does not fit in memory fails at the beginning.
             ready = sorted((p for p in prompts if p.room > 0), key=lambda p: -len(p.ids))
             together = self.batch_size if self.continuous is None else max(1, len(ready))
@@ -162,7 +162,8 @@ class LocalEngine:
         kept, text, stopped = cut(self.tokenizer, ids, sampling.stop, self.end_ids)
         total = None if logprobs is None else float(logprobs[: len(kept)].double().sum())
         reason = "stop" if stopped else "length"
-        return Completion(prompt.request.key, text, reason, len(prompt.ids), len(kept), tuple(kept), total)
+        seed = prompt.request.seed if self.continuous is None and sampling.temperature > 0 else None
+        return Completion(prompt.request.key, text, reason, len(prompt.ids), len(kept), tuple(kept), total, seed)
 
     # -- continuous batching -----------------------------------------------------------------------------------------
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from rlt.config import EngineOptions
 from rlt.errors import ServerError
-from rlt.generation import Completion, Request, Sampling, budget, cut
+from rlt.generation import Completion, Request, Sampling, budget, cut, empty
 from rlt.models import load_tokenizer
-from rlt.server import Server
+from rlt.server import PROBE, Server, check_tokenizer, served_model
 
-# Rare words, digits, spaces and scripts: two tokenizers that agree on all of it are one.
-PROBE = "Two tokenizers: 31415 + 9265 =\n\n  'π' naïve  <|im_end|> Übergröße 東京 </think>"
+# Tokens a second of the slowest sequence of a full server. One that is gone breaks the connection; a request's time limit
+# is for one that hangs.
+SLOWEST = 4.0
 
 
 class ServedEngine:
@@ -24,40 +28,40 @@ class ServedEngine:
 
     A vLLM server gets token ids and gives token ids and log-probs. Another server gets and gives text: its completions
     have neither, and stop strings are looked for here, since such a server leaves them out of what it returns.
+
+    Raises ServerError for a server that is absent, serves another model than `model` (unless `served_model` names it),
+    or has another tokenizer.
     """
 
     def __init__(self, options: EngineOptions, model: str, *, trust_remote_code: bool = False) -> None:
         self.tokenizer = load_tokenizer(model, trust_remote_code)
-        self.max_in_flight = options.max_in_flight
+        self.window, self.timeout = options.max_in_flight, options.timeout
         self.server = Server(
-            options.url or "", options.api_key_env, timeout=options.timeout, retries=options.retries,
+            options.url or "", options.api_key_env, timeout=options.timeout, retry_for=options.retry_for,
             max_in_flight=options.max_in_flight,
         )  # fmt: skip
         try:
-            served = self._served_model(options.served_model)
+            served = served_model(self.server, options.served_model)
             self.model: str = served["id"]
+            if options.served_model is None:
+                self._check_model(model, served.get("root"))
             self.ids = served.get("owned_by") == "vllm"
             self.context_length: int | None = served.get("max_model_len")
             if self.ids:
-                self._check_tokenizer(model)
-            wanted = options.send_seeds
-            self.seeded: bool = wanted if wanted is not None else not (self.ids and self._on_cpu())
+                check_tokenizer(self.server, self.model, self.tokenizer.encode(PROBE, add_special_tokens=False), model)
+            self.seeded = options.send_seeds
+            if self.seeded is None:
+                self.seeded = not (self.ids and self._on_cpu())
+                if not self.seeded:
+                    self._say("is vLLM on a CPU: requests are sent without seeds (see `send_seeds`).")
         except BaseException:
             self.server.close()
             raise
-        self.name = "openai (vllm)" if self.ids else "openai (text only)"
+        self.name = f"openai ({'vllm' if self.ids else 'text only'}): {self.server.clean(self.model)}"
         eos = self.tokenizer.eos_token_id
         self.end_ids = set() if eos is None else {eos}
-        if not self.seeded:
-            print(
-                f"{self.server.url} is vLLM on a CPU: requests are sent without seeds (see `send_seeds`).",
-                file=sys.stderr,
-            )
         if not self.ids:
-            print(
-                f"{self.server.url} gives text only, no token ids: rows say `text_only` and have no `logprob_sum`.",
-                file=sys.stderr,
-            )
+            self._say("gives text only, no token ids: rows say `text_only` and have no `logprob_sum`.")
 
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
         """See `rlt.generation.Engine`. When one request fails for good, those under way still come, then an error."""
@@ -68,7 +72,7 @@ class ServedEngine:
         exhausted = False
         try:
             while True:
-                while failure is None and not exhausted and len(flying) < self.max_in_flight:
+                while failure is None and not exhausted and len(flying) < self.window:
                     request = next(source, None)
                     if request is None:
                         exhausted = True
@@ -76,9 +80,10 @@ class ServedEngine:
                     ids = self.tokenizer.encode(request.prompt, add_special_tokens=False, verbose=False)
                     room = budget(len(ids), sampling, self.context_length)
                     if room == 0:
-                        yield Completion(request.key, "", "length", len(ids), 0, () if self.ids else None)
+                        yield empty(request, len(ids), self.ids)
                         continue
-                    future = self.server.submit("POST", "completions", self.body(request, ids, room, sampling))
+                    body, limit = self.body(request, ids, room, sampling), self.timeout + room / SLOWEST
+                    future = self.server.submit("POST", "completions", body, timeout=limit)
                     flying.add(future)
                     future.add_done_callback(partial(_put, done, request, len(ids)))
                 if not flying:
@@ -121,69 +126,119 @@ class ServedEngine:
         self, request: Request, prompt_tokens: int, answer: dict[str, Any], sampling: Sampling
     ) -> Completion:
         try:
-            choice = answer["choices"][0]
-            reason, text = choice["finish_reason"], choice["text"]
-            usage = answer.get("usage") or {}
-            counted = usage.get("prompt_tokens", prompt_tokens)
-            ids = choice["token_ids"] if self.ids else None
-            logprobs = choice["logprobs"]["token_logprobs"] if self.ids else []
-        except (KeyError, IndexError, TypeError) as error:
+            written = _written(answer, self.ids)
+        except ValueError as error:
             raise ServerError(
-                f"{self.server.url}: the answer is no completion (no {error}). Is this address an OpenAI interface?"
+                f"{self.server.url}: the answer is no completion ({error}). Is this address an OpenAI interface?"
             ) from error
         # One more is the beginning-of-text token that a server puts before a text.
-        if counted - prompt_tokens not in ((0,) if self.ids else (0, 1)):
+        if written.prompt_tokens is not None and written.prompt_tokens - prompt_tokens not in (
+            0,
+            *(() if self.ids else (1,)),
+        ):
             raise ServerError(
-                f"{self.server.url}: counts {counted} tokens in a prompt of {prompt_tokens}: it serves another model "
-                "than the tokenizer's. Give the served model's folder as `model`."
+                f"{self.server.url}: counts {written.prompt_tokens} tokens in a prompt of {prompt_tokens}: it serves "
+                "another model than the tokenizer's. Give the served model's folder as `model`."
             )
-        if reason not in ("stop", "length"):
+        if written.reason not in ("stop", "length"):
+            reason = self.server.clean(written.reason)
             raise ServerError(f"{self.server.url}: ended a completion with {reason!r}; run the command again.")
-        if ids is None:
+        seed = request.seed if self.seeded and sampling.temperature > 0 else None
+        text, reason = written.text, written.reason
+        if written.ids is None:
             ends = [text.find(tag) + len(tag) for tag in sampling.stop if tag in text]
             text, reason = (text[: min(ends)], "stop") if ends else (text, reason)
-            return Completion(request.key, text, reason, prompt_tokens, usage.get("completion_tokens", 0))
-        if len(ids) != len(logprobs):
-            raise ServerError(f"{self.server.url}: {len(ids)} token ids and {len(logprobs)} log-probs in one answer.")
+            return Completion(request.key, text, reason, prompt_tokens, written.completion_tokens, seed=seed)
         # The server may know further end tokens; its reason is then `stop`, and its last token is one of them.
-        ended = (reason == "stop" and choice.get("stop_reason") is None) or isinstance(choice.get("stop_reason"), int)
-        kept, text, stopped = cut(self.tokenizer, ids, sampling.stop, {*self.end_ids, *(ids[-1:] if ended else ())})
-        total = float(sum(logprobs[: len(kept)]))
-        return Completion(
-            request.key, text, "stop" if stopped else reason, prompt_tokens, len(kept), tuple(kept), total
-        )
+        ended = (reason == "stop" and written.stop_reason is None) or isinstance(written.stop_reason, int)
+        ends_here = {*self.end_ids, *(written.ids[-1:] if ended else ())}
+        kept, text, stopped = cut(self.tokenizer, written.ids, sampling.stop, ends_here)
+        total, reason = float(sum(written.logprobs[: len(kept)])), "stop" if stopped else reason
+        return Completion(request.key, text, reason, prompt_tokens, len(kept), tuple(kept), total, seed)
 
-    def _served_model(self, wanted: str | None) -> dict[str, Any]:
-        models = self.server.request("GET", "models").get("data")
-        if not isinstance(models, list) or not models or not all(isinstance(m, dict) and "id" in m for m in models):
-            raise ServerError(
-                f"{self.server.url}: lists no models. Is this address an OpenAI interface (ending in /v1)?"
-            )
-        names = [model["id"] for model in models]
-        if wanted is None and len(names) > 1:
-            raise ServerError(f"{self.server.url}: serves {', '.join(names)}. Name one as `served_model`.")
-        if wanted is not None and wanted not in names:
-            raise ServerError(f"{self.server.url}: serves {', '.join(names)}, not {wanted!r}. Change `served_model`.")
-        return models[0 if wanted is None else names.index(wanted)]
+    def _check_model(self, model: str, root: str | None) -> None:
+        """Raise ServerError where a server that says what it was started with was not started with `model`.
+
+        A server of an earlier step that still holds the port has the same tokenizer, so nothing else would tell.
+        """
+        if root is None or any(same_model(model, name) for name in (root, self.model)):
+            return
+        root = self.server.clean(root)
+        raise ServerError(
+            f"{self.server.url}: serves {root}, not {model}. Start a server with that model; if it is that one under another "
+            f"name, say so: `served_model: {self.server.clean(self.model)}`."
+        )
 
     def _on_cpu(self) -> bool:
         """Whether the vLLM server runs on a CPU, which it does not say: there alone blocks have 128 tokens by default."""
-        metrics = self.server.text(f"{self._root}/metrics")
+        metrics = self.server.text(f"{self.server.url.removesuffix('/v1')}/metrics")
         info = next((line for line in metrics.splitlines() if line.startswith("vllm:cache_config_info{")), "")
         return 'block_size="128"' in info and 'user_specified_block_size="False"' in info
 
-    @property
-    def _root(self) -> str:
-        return self.server.url.removesuffix("/v1")
+    def _say(self, text: str) -> None:
+        print(f"{self.server.url} {text}", file=sys.stderr)
 
-    def _check_tokenizer(self, model: str) -> None:
-        body = {"model": self.model, "prompt": PROBE, "add_special_tokens": False}
-        theirs = self.server.request("POST", f"{self._root}/tokenize", body).get("tokens")
-        if theirs != self.tokenizer.encode(PROBE, add_special_tokens=False):
-            raise ServerError(
-                f"{self.server.url}: serves {self.model}, whose tokenizer is not that of {model}. Give the served "
-                "model's folder as `model`, or another server."
-            )
+
+def same_model(asked: str, served: str) -> bool:
+    """Whether a server's name or path means the model `asked`: the same text, or the same folder seen from elsewhere.
+
+    Example: "runs/x/train" is "/data/runs/x/train", where one is relative; "runs/x/warmup" is another.
+    """
+    if asked == served:
+        return True
+    ours, theirs = Path(asked).expanduser(), Path(served).expanduser()
+    if ours.exists() and theirs.exists():
+        return ours.samefile(theirs)
+    if ours.is_absolute() and theirs.is_absolute():
+        return ours == theirs
+    shorter, longer = sorted((ours.parts, theirs.parts), key=len)
+    return bool(shorter) and longer[-len(shorter) :] == shorter
+
+
+# -- reading an answer -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """What an answer says, each part of the type that it must have. `ids` is None for a server that gives only text."""
+
+    text: str
+    reason: str
+    prompt_tokens: int | None
+    completion_tokens: int
+    ids: list[int] | None
+    logprobs: list[float]
+    stop_reason: int | str | None
+
+
+def _written(answer: dict[str, Any], with_ids: bool) -> _Written:
+    """Raises ValueError, naming the field, for an answer that is none."""
+    choices = _part(answer, "choices", list)
+    if not choices or type(choices[0]) is not dict:
+        raise ValueError("`choices` has no object in it")
+    choice = choices[0]
+    usage = _part(answer, "usage", dict, optional=True) or {}
+    text, reason = _part(choice, "text", str), _part(choice, "finish_reason", str)
+    prompt_tokens = _part(usage, "prompt_tokens", int, optional=True)
+    completion_tokens = _part(usage, "completion_tokens", int, optional=True) or 0
+    if not with_ids:
+        return _Written(text, reason, prompt_tokens, completion_tokens, None, [], None)
+    ids = _part(choice, "token_ids", list)
+    logprobs = _part(_part(choice, "logprobs", dict), "token_logprobs", list)
+    if not all(type(token) is int and 0 <= token < 2**31 for token in ids):
+        raise ValueError("`token_ids` are not all ids")
+    if not all(type(value) in (int, float) and math.isfinite(value) for value in logprobs):
+        raise ValueError("`token_logprobs` are not all numbers")
+    if len(ids) != len(logprobs):
+        raise ValueError(f"{len(ids)} token ids and {len(logprobs)} log-probs")
+    return _Written(text, reason, prompt_tokens, completion_tokens, ids, logprobs, choice.get("stop_reason"))
+
+
+def _part(holder: dict[str, Any], name: str, kind: type, optional: bool = False) -> Any:
+    value = holder.get(name)
+    if type(value) is kind or (optional and value is None):
+        return value
+    raise ValueError(f"`{name}` is {'missing or null' if value is None else f'a {type(value).__name__}'}")
 
 
 def _put(done: Any, request: Request, prompt_tokens: int, future: Future[dict[str, Any]]) -> None:

@@ -30,7 +30,8 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        self.answer(200, {"data": [{"id": "tiny", "owned_by": "someone"}]})
+        server: Any = self.server
+        self.answer(200, {"data": [{"id": "tiny", "owned_by": "someone", **server.model}]})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -71,7 +72,7 @@ class Loopback(ThreadingHTTPServer):
 
     def __init__(self, tokenizer: Any, misbehave: Callable[[Handler, int], bool | None]) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.tokenizer, self.misbehave = tokenizer, misbehave
+        self.tokenizer, self.misbehave, self.model = tokenizer, misbehave, {}
         self.lock, self.posts, self.flying, self.most = threading.Lock(), 0, 0, 0
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
@@ -107,14 +108,15 @@ def loopback(model: str) -> Iterator[Callable[..., Loopback]]:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rlt.server.FIRST_WAIT", 0.01)
+    monkeypatch.setattr("rlt.server.LONGEST_WAIT", 0.1)
 
 
 def config(folder: Path, model: str, url: str, **options: Any) -> CollectConfig:
     data = folder / "problems.jsonl"
     data.write_text("".join(json.dumps({"question": f"{i}+1?", "solution": str(i + 1)}) + "\n" for i in range(20)))
     return CollectConfig(
-        output=folder / "out", model=model, data=str(data), engine="openai", url=url, max_tokens=8,
-        **{"max_in_flight": 4, **options},
+        output=folder / "out", model=model, data=str(data), engine="openai", url=url,
+        **{"max_tokens": 8, "max_in_flight": 4, **options},
     )  # fmt: skip
 
 
@@ -146,9 +148,10 @@ def test_it_is_never_asked_for_more_at_once_than_allowed(loopback, model, tmp_pa
 
 
 def test_errors_for_a_while_are_survived(loopback, model, tmp_path):
-    server = loopback(lambda handler, number: number <= 9 and handler.answer(500 + number % 4, "down"))
-    collect.run(config(tmp_path, model, server.url))
+    server = loopback(lambda handler, number: number <= 60 and handler.answer(500 + number % 4, "down"))
+    collect.run(config(tmp_path, model, server.url, retry_for=30))
     assert explanations(tmp_path) == ALL
+    assert server.posts == 80
 
 
 def test_connections_broken_half_way_are_survived(loopback, model, tmp_path):
@@ -174,22 +177,33 @@ def test_too_many_requests_waits_as_long_as_the_server_asks(loopback, model, tmp
     assert explanations(tmp_path) == ALL
 
 
-def test_a_request_that_takes_too_long_is_sent_again(loopback, model, tmp_path):
+def drip(handler: Handler, what: bytes) -> None:
+    """A byte every now and then, so that no single read times out."""
+    for byte in what:
+        handler.wfile.write(bytes([byte]))
+        handler.wfile.flush()
+        time.sleep(0.1)
+    handler.close_connection = True
+
+
+@pytest.mark.parametrize("part", ["headers", "body"])
+def test_a_request_that_takes_too_long_is_sent_again(loopback, model, tmp_path, part):
     def misbehave(handler: Handler, number: int) -> bool:
         if number != 2:
             return False
-        # Something every now and then, so that no single read times out.
-        handler.send_response(200)
-        handler.send_header("content-length", "1000")
-        handler.end_headers()
-        for _ in range(20):
-            handler.wfile.write(b" ")
-            handler.wfile.flush()
-            time.sleep(0.1)
+        if part == "body":
+            handler.send_response(200)
+            handler.send_header("content-length", "1000")
+            handler.end_headers()
+        drip(handler, b"HTTP/1.1 200 OK\r\nx-very-slow-indeed: 1" if part == "headers" else b" " * 40)
         return True
 
-    collect.run(config(tmp_path, model, loopback(misbehave).url, timeout=0.5))
+    started = time.monotonic()
+    server = loopback(misbehave)
+    collect.run(config(tmp_path, model, server.url, timeout=0.3, max_tokens=1))
     assert explanations(tmp_path) == ALL
+    assert server.posts == 21
+    assert time.monotonic() - started < 3  # what drips takes four seconds
 
 
 # -- clear errors ----------------------------------------------------------------------------------------
@@ -197,7 +211,7 @@ def test_a_request_that_takes_too_long_is_sent_again(loopback, model, tmp_path):
 
 def fails(folder: Path, model: str, url: str, **options: Any) -> str:
     with pytest.raises(ServerError) as error:
-        collect.run(config(folder, model, url, retries=2, **options))
+        collect.run(config(folder, model, url, retry_for=0.1, **options))
     message = str(error.value)
     assert "\n" not in message
     assert url in message
@@ -205,7 +219,14 @@ def fails(folder: Path, model: str, url: str, **options: Any) -> str:
 
 
 def test_a_server_that_is_not_there(model, tmp_path):
-    assert "3 tries" in fails(tmp_path, model, "http://127.0.0.1:9/v1")
+    assert "Connection refused (" in fails(tmp_path, model, "http://127.0.0.1:9/v1")
+    assert not (tmp_path / "out" / "stage.json").exists()  # the corrected command may use the folder
+
+
+def test_a_server_that_never_answered_is_not_waited_for_as_one_that_restarts(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("rlt.server.ABSENT_AFTER", 0.2)
+    with pytest.raises(ServerError, match=r"tries in \d s"):
+        collect.run(config(tmp_path, model, "http://127.0.0.1:9/v1", retry_for=600))
 
 
 def test_a_server_that_stops_half_way_loses_nothing(loopback, model, tmp_path):
@@ -224,9 +245,58 @@ def test_a_server_that_answers_garbage(loopback, model, tmp_path):
     assert "no JSON object" in fails(tmp_path, model, server.url)
 
 
-def test_a_server_that_answers_other_json(loopback, model, tmp_path):
-    server = loopback(lambda handler, number: handler.answer(200, {"choices": []}))
-    assert "no completion" in fails(tmp_path, model, server.url)
+GOOD = {"text": CLOSED, "finish_reason": "stop"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ({"choices": []}, "`choices` has no object in it"),
+        ({"choices": None}, "`choices` is missing or null"),
+        ({"choices": ["text"]}, "`choices` has no object in it"),
+        ({"choices": [{**GOOD, "text": None}]}, "`text` is missing or null"),
+        ({"choices": [{**GOOD, "text": ["so"]}]}, "`text` is a list"),
+        ({"choices": [{**GOOD, "finish_reason": None}]}, "`finish_reason` is missing or null"),
+        ({"choices": [GOOD], "usage": [1]}, "`usage` is a list"),
+        ({"choices": [GOOD], "usage": {"prompt_tokens": "7"}}, "`prompt_tokens` is a str"),
+        ({"choices": [{**GOOD, "finish_reason": f"content {KEY}"}]}, "ended a completion with 'content ***'"),
+    ],
+)
+def test_a_server_that_answers_other_json(loopback, model, tmp_path, monkeypatch, answer, said):
+    monkeypatch.setenv("MY_KEY", KEY)
+    server = loopback(lambda handler, number: handler.answer(200, answer))
+    assert said in fails(tmp_path, model, server.url, api_key_env="MY_KEY")
+
+
+def test_a_count_that_is_null_is_no_count(loopback, model, tmp_path):
+    usage = {"prompt_tokens": None, "completion_tokens": None}
+    server = loopback(lambda handler, number: handler.answer(200, {"choices": [GOOD], "usage": usage}))
+    collect.run(config(tmp_path, model, server.url))
+    assert explanations(tmp_path) == ALL
+
+
+@pytest.mark.parametrize("model_of_server", [{"id": 7}, {"id": None}, {"root": 5}, {"max_model_len": "512"}])
+def test_a_server_whose_list_of_models_is_none(loopback, model, tmp_path, model_of_server):
+    server = loopback()
+    server.model = model_of_server
+    assert "lists no models" in fails(tmp_path, model, server.url)
+
+
+def test_a_server_of_an_earlier_step_that_still_holds_the_port(loopback, model, tmp_path):
+    server = loopback()
+    server.model = {"root": "runs/x/warmup"}
+    said = fails(tmp_path, model, server.url)
+    assert f"serves runs/x/warmup, not {model}" in said
+    assert "`served_model: tiny`" in said
+    collect.run(config(tmp_path, model, server.url, served_model="tiny"))
+    (row, *_) = [row for _, row in read_rows(tmp_path / "out")]
+    assert row["engine"] == "openai (text only): tiny"
+
+
+def test_a_server_that_says_it_has_the_teacher_is_used(loopback, model, tmp_path):
+    server = loopback()
+    server.model = {"root": model}
+    assert collect.run(config(tmp_path, model, server.url)).metrics["engines"] == ["openai (text only): tiny"]
 
 
 def test_a_server_that_counts_other_tokens_has_another_model(loopback, model, tmp_path):
