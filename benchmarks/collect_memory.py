@@ -43,11 +43,11 @@ def peak(problems: int) -> int:
     from rlt.tiny import tiny_llama, word_tokenizer
 
     class FakeEngine:
-        context_length, name, seeded = None, "fake", True
+        context_length, name, window = None, "fake", 1
 
         def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
             for request in requests:
-                yield Completion(request.key, "so " * 700 + sampling.stop[0], "stop", 20, 701, (), -1.0)
+                yield Completion(request.key, "so " * 700 + sampling.stop[0], "stop", 20, 701, (), -1.0, request.seed)
 
         def close(self) -> None:
             pass
@@ -61,7 +61,8 @@ def peak(problems: int) -> int:
         with data.open("w") as file:
             for number in range(problems):
                 file.write(json.dumps({"question": f"{number} ?", "solution": "2 " * 50}) + "\n")
-        collect.run(CollectConfig(output=Path(folder) / "out", model=folder, data=str(data), format="words"))
+        options = {"model": folder, "data": str(data), "format": "words", "max_tokens": 64}
+        collect.run(CollectConfig(output=Path(folder) / "out", **options))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,13 +34,14 @@ COLUMNS = {
 
 
 def explanation_row(
-    fmt: Format, problem: Problem, sample: int, samples: int, seed: int | None, completion: Completion, engine: str
+    fmt: Format, problem: Problem, sample: int, samples: int, completion: Completion, engine: str
 ) -> dict[str, Any]:
     """The row of one explanation, with all of `COLUMNS`.
 
     `completion` is what the teacher wrote, to the letter. `explanation` is that up to the closing tag, without the one
     padding that belongs before the tag, where it is there: a student's text is padding + explanation + padding. `id` is
-    the problem's, with `/sample` behind it where a problem has several. `text_only`: the server gave no token ids.
+    the problem's, with `/sample` behind it where a problem has several. `seed` is null where none was used. `engine`:
+    who wrote it, and for a server which model it served. `text_only`: the server gave no token ids.
     """
     text, closed = fmt.parse_completion(completion.text)
     return {
@@ -48,7 +49,7 @@ def explanation_row(
         "question": problem.question, "solution": problem.solution, "answer": problem.answer, "system": problem.system,
         "explanation": text.removesuffix(fmt.padding), "completion": completion.text, "closed": closed,
         "finish_reason": completion.finish_reason, "prompt_tokens": completion.prompt_tokens,
-        "completion_tokens": completion.completion_tokens, "logprob_sum": completion.logprob_sum, "seed": seed,
+        "completion_tokens": completion.completion_tokens, "logprob_sum": completion.logprob_sum, "seed": completion.seed,
         "engine": engine, "text_only": completion.token_ids is None,
     }  # fmt: skip
 
@@ -56,11 +57,21 @@ def explanation_row(
 class Shards:
     """The explanations of one folder: `add` rows as they come, in any order; whole shards appear as they are complete.
 
-    `problems` of them, numbered by their place in the data, have `samples` rows each.
+    `problems` of them, numbered by their place in the data, have `samples` rows each, but for those `left_out`, which
+    have none.
     """
 
-    def __init__(self, folder: Path, state: Path, problems: int, samples: int, file_format: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        state: Path,
+        problems: int,
+        samples: int,
+        file_format: str,
+        left_out: Collection[int] = frozenset(),
+    ) -> None:
         self.folder, self.state, self.problems, self.samples = Path(folder), Path(state), problems, samples
+        self.left_out = left_out
         self.file_format = file_format
         self.per_shard = max(1, SHARD_ROWS // samples)
         self._open: dict[int, tuple[JsonlWriter, set[tuple[int, int]]]] = {}
@@ -89,7 +100,7 @@ class Shards:
             if len(done) == self._size(shard):
                 self._seal(shard)
                 continue
-            for position in range(shard * self.per_shard, min((shard + 1) * self.per_shard, self.problems)):
+            for position in self._positions(shard):
                 yield from ((position, sample) for sample in range(self.samples) if (position, sample) not in done)
 
     def add(self, position: int, row: dict[str, Any]) -> None:
@@ -112,8 +123,12 @@ class Shards:
             journal.close()
         self._open.clear()
 
+    def _positions(self, shard: int) -> list[int]:
+        whole = range(shard * self.per_shard, min((shard + 1) * self.per_shard, self.problems))
+        return [position for position in whole if position not in self.left_out]
+
     def _size(self, shard: int) -> int:
-        return (min((shard + 1) * self.per_shard, self.problems) - shard * self.per_shard) * self.samples
+        return len(self._positions(shard)) * self.samples
 
     def _journal_path(self, shard: int) -> Path:
         return self.state / f"journal-{shard:05d}.jsonl"
@@ -131,11 +146,11 @@ class Shards:
     def _seal(self, shard: int) -> None:
         journal, _ = self._journal(shard)
         path = self._journal_path(shard)
-        lines = sorted(
-            (line for _, line in read_rows(path)), key=lambda line: (line["position"], line["row"]["sample"])
-        )
+        rows: dict[tuple[int, int], dict[str, Any]] = {}
+        for _, line in read_rows(path):
+            rows.setdefault((line["position"], line["row"]["sample"]), line["row"])
         write_rows(
-            self.path(shard), (line["row"] for line in lines), schema() if self.file_format == "parquet" else None
+            self.path(shard), (rows[key] for key in sorted(rows)), schema() if self.file_format == "parquet" else None
         )
         journal.close()
         del self._open[shard]

@@ -22,21 +22,18 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 Choose = Callable[[Sequence[Row]], Sequence[Row]]
-# Problems looked at together, so that rewards are computed in full batches.
-CHUNK = 64
 
 
 @dataclass(frozen=True)
 class Fits:
     """What keeps an explanation from being a student's example: `reason(row)` is None where nothing does.
 
-    With a `tokenizer`, the student's whole text (system prompt, question, thought, solution, end of turn) is rendered
-    in the student's format and counted to the token against `context`.
+    For each of `students`, its tokenizer and its context in tokens: the student's whole text (system prompt, question,
+    thought, solution, end of turn) is rendered in the student's format and counted to the token.
     """
 
     fmt: Format
-    tokenizer: PreTrainedTokenizerBase | None = None
-    context: int | None = None
+    students: Sequence[tuple[PreTrainedTokenizerBase, int | None]] = ()
 
     def reason(self, row: Row) -> str | None:
         """Why the row is left out, in words that are counted, or None."""
@@ -44,17 +41,15 @@ class Fits:
             return "the explanation never closes its tag"
         if self.fmt.tag_inside(row["explanation"]) is not None:
             return "the explanation contains a tag of the format"
-        if self.tokenizer is not None and self.context is not None and self.tokens(row) > self.context:
-            return "the student's text is longer than its context"
+        for tokenizer, context in self.students:
+            if context is not None and self.tokens(tokenizer, row) > context:
+                return "the student's text is longer than its context"
         return None
 
-    def tokens(self, row: Row) -> int:
+    def tokens(self, tokenizer: PreTrainedTokenizerBase, row: Row) -> int:
         """Tokens of the student's text."""
-        assert self.tokenizer is not None
         body = self.fmt.thought_body(row["explanation"])
-        return len(
-            tokenize(self.tokenizer, [render_student(self.fmt, self.tokenizer, problem_of_row(row), body)])[0].ids
-        )
+        return len(tokenize(tokenizer, [render_student(self.fmt, tokenizer, problem_of_row(row), body)])[0].ids)
 
 
 @dataclass
@@ -75,52 +70,33 @@ class Report:
 
 
 def select(
-    rows: Iterable[Row],
-    fits: Fits,
+    judged: Iterable[tuple[Row, str | None]],
     choose: Choose,
-    score: Callable[[Sequence[Row]], Sequence[tuple[float | None, str | None]]] | None = None,
     on_drop: Callable[[Row, str], None] | None = None,
     report: Report | None = None,
 ) -> Iterator[Row]:
-    """The rows that students get, in the order of `rows`, which have each problem's explanations side by side.
+    """The rows that students get, in their order; each problem's rows come side by side.
 
-    Rows that do not fit are dropped. `score` gives each of the others its `(reward, error)`; a row with an error is
-    dropped too. Then `choose` takes of each problem's rest. `on_drop` sees each dropped row with the reason; numbers
-    gather in `report`.
+    `judged`: each row with the reason for which it is dropped, or None (`Fits.reason`). Of each problem's others `choose`
+    takes its choice. `on_drop` sees each dropped row with the reason; numbers gather in `report`.
     """
     report = Report() if report is None else report
-    for chunk in _chunks(groupby(rows, key=lambda row: row["problem"])):
-        dropped: dict[int, str] = {}
-        flat = [row for group in chunk for row in group]
-        for i, row in enumerate(flat):
-            if (reason := fits.reason(row)) is not None:
-                dropped[i] = reason
-        if score is not None:
-            live = [i for i in range(len(flat)) if i not in dropped]
-            for i, (reward, error) in zip(live, score([flat[i] for i in live]), strict=True):
-                flat[i] = {**flat[i], "reward": reward}
-                if reward is None:
-                    dropped[i] = f"it cannot be scored: {error}"
-        start = 0
-        for group in chunk:
-            indices = range(start, start + len(group))
-            start += len(group)
-            rest = [flat[i] for i in indices if i not in dropped]
-            chosen = [row["id"] for row in choose(rest)] if rest else []
-            for i in indices:
-                if i not in dropped and flat[i]["id"] not in chosen:
-                    dropped[i] = "another explanation of its problem was chosen"
-            report.problems += 1
-            report.problems_without += not chosen
-        for i, row in enumerate(flat):
+    for _, group in groupby(judged, key=lambda pair: pair[0]["problem"]):
+        pairs = list(group)
+        rest = [row for row, reason in pairs if reason is None]
+        chosen = {row["id"] for row in choose(rest)} if rest else set()
+        report.problems += 1
+        report.problems_without += not chosen
+        for row, reason in pairs:
             report.rows += 1
-            if i in dropped:
-                report.dropped[dropped[i].partition(":")[0]] += 1
-                if on_drop is not None:
-                    on_drop(row, dropped[i])
-            else:
+            if reason is None and row["id"] in chosen:
                 report.kept += 1
                 yield row
+                continue
+            reason = reason or "another explanation of its problem was chosen"
+            report.dropped[reason.partition(":")[0]] += 1
+            if on_drop is not None:
+                on_drop(row, reason)
 
 
 def choose_all(rows: Sequence[Row]) -> Sequence[Row]:
@@ -145,14 +121,3 @@ def choose_best(rows: Sequence[Row]) -> Sequence[Row]:
 def problem_of_row(row: Row) -> Problem:
     """The problem that an explanation row is about."""
     return Problem(row["problem"], row["question"], row["solution"], row.get("answer"), system=row.get("system"))
-
-
-def _chunks(groups: Iterable[tuple[str, Iterable[Row]]]) -> Iterator[list[list[Row]]]:
-    chunk: list[list[Row]] = []
-    for _, group in groups:
-        chunk.append(list(group))
-        if len(chunk) == CHUNK:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk

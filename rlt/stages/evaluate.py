@@ -261,7 +261,7 @@ def _generate(asked: _Asked, rows: dict[str, dict[str, Any] | None], generate: A
             ) as bar:
                 for completion in generate(requests, asked.sampling):
                     position, sample = pending.pop(completion.key)
-                    row = _row(part, position, sample, asked.seed, completion)
+                    row = _row(part, position, sample, completion)
                     writer.write([row])
                     rows[completion.key] = row
                     bar.update()
@@ -279,7 +279,7 @@ def _seed(seed: int, part: _Set, position: int, sample: int) -> int:
     return request_seed(seed, part.benchmark.name, part.questions[position].id, sample)
 
 
-def _row(part: _Set, position: int, sample: int, seed: int, completion: Completion) -> dict[str, Any]:
+def _row(part: _Set, position: int, sample: int, completion: Completion) -> dict[str, Any]:
     question, benchmark = part.questions[position], part.benchmark
     return {
         "key": completion.key,
@@ -287,7 +287,7 @@ def _row(part: _Set, position: int, sample: int, seed: int, completion: Completi
         "version": benchmark.version,
         "question_id": question.id,
         "sample": sample,
-        "seed": _seed(seed, part, position, sample),
+        "seed": completion.seed,
         "prompt_sha256": _sha256(part.prompts[position]),
         "question_sha256": _sha256(question.question),
         **({} if benchmark.private else {"question": question.question}),

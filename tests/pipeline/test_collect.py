@@ -33,7 +33,6 @@ class FakeEngine:
 
     context_length = None
     name = "fake"
-    seeded = True
 
     def __init__(self, pause: float = 0.0, started: int | None = None) -> None:
         self.pause, self.started, self.random = pause, started, random.Random(os.getpid())
@@ -48,7 +47,8 @@ class FakeEngine:
                     self.started = None
                 time.sleep(self.pause)
                 text = f"{request.seed} " * (1 + request.seed % 5) + (CLOSE if request.seed % 3 else "")
-                yield Completion(request.key, text, "stop" if request.seed % 3 else "length", 9, 4, (1, 2), -0.5)
+                reason = "stop" if request.seed % 3 else "length"
+                yield Completion(request.key, text, reason, 9, 4, (1, 2), -0.5, request.seed)
 
     def close(self) -> None:
         pass

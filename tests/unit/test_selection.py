@@ -17,12 +17,16 @@ TOKENIZER = byte_tokenizer()
 
 def row(problem: str, sample: int, text: str) -> dict:
     made = Problem(problem, f"What is {problem}?", "It is 5.")
-    return explanation_row(FORMAT, made, sample, 3, 7, Completion("k", text, "stop", 3, 2, (1, 2), -0.5), "fake")
+    return explanation_row(FORMAT, made, sample, 3, Completion("k", text, "stop", 3, 2, (1, 2), -0.5, 7), "fake")
 
 
-def selected(rows, fits, choose, score=None):
+def selected(rows, fits, choose):
+    return chosen([(r, fits.reason(r)) for r in rows], choose)
+
+
+def chosen(judged, choose):
     report, dropped = Report(), {}
-    kept = list(select(rows, fits, choose, score, lambda r, why: dropped.update({r["id"]: why}), report))
+    kept = list(select(judged, choose, lambda r, why: dropped.update({r["id"]: why}), report))
     return [r["id"] for r in kept], dropped, report
 
 
@@ -43,8 +47,11 @@ def test_what_fits_is_counted_to_the_token():
     made = row("a", 0, f"one\n\n{CLOSE}")
     text = render_student(FORMAT, TOKENIZER, problem_of_row(made), FORMAT.thought_body("one")).text
     length = len(TOKENIZER.encode(text, add_special_tokens=False))
-    assert Fits(FORMAT, TOKENIZER, length).reason(made) is None
-    assert Fits(FORMAT, TOKENIZER, length - 1).reason(made) == "the student's text is longer than its context"
+    assert Fits(FORMAT, [(TOKENIZER, length)]).reason(made) is None
+    assert Fits(FORMAT, [(TOKENIZER, length - 1)]).reason(made) == "the student's text is longer than its context"
+    assert (
+        Fits(FORMAT, [(TOKENIZER, None), (TOKENIZER, length - 1)]).reason(made) is not None
+    )  # it must fit every student
 
 
 def test_unclosed_explanations_and_those_with_tags_inside_are_left_out():
@@ -60,8 +67,10 @@ def test_unclosed_explanations_and_those_with_tags_inside_are_left_out():
 def test_of_those_that_fit_the_best_by_reward_is_kept():
     rows = [row(p, s, f"x {CLOSE}") for p in "ab" for s in range(3)]
     rewards = {"a/0": -3.0, "a/1": -1.0, "a/2": -2.0, "b/0": -1.0, "b/1": None, "b/2": -5.0}
-    score = lambda some: [(rewards[r["id"]], None if rewards[r["id"]] is not None else "too long") for r in some]  # noqa: E731
-    kept, dropped, report = selected(rows, Fits(FORMAT), choose_best, score)
+    judged = [
+        ({**r, "reward": rewards[r["id"]]}, "it cannot be scored: too long" if r["id"] == "b/1" else None) for r in rows
+    ]
+    kept, dropped, report = chosen(judged, choose_best)
     assert kept == ["a/1", "b/0"]
     assert dropped["b/1"] == "it cannot be scored: too long"
     assert report.dropped == {"another explanation of its problem was chosen": 3, "it cannot be scored": 1}
