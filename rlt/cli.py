@@ -232,8 +232,8 @@ def _help(command: str) -> str:
         return (
             "usage: rlt run RECIPE [--restart] [--only STEP] [--KEY VALUE ...] [--STEP.KEY VALUE ...]\n\n"
             f"{SUMMARIES['run']}.\n\n"
-            "  --restart      remove what earlier runs of this recipe's steps left, and start over\n"
-            "  --only STEP    run only that step (or all steps of that stage)\n"
+            "  --restart      remove what these steps left, and what was made from it, and start over\n"
+            "  --only STEP    run only that step (or all steps of that stage); its inputs must be complete\n"
             "  --STEP.KEY V   override a key of a step, for example --train.kl-coef 2\n" + _fields(RecipeHead)
         )
     if command == "plan":

@@ -2,7 +2,7 @@
 
 A stage's output is a folder (or one file of rows). Beside its results stands `stage.json` (for a file:
 `FILE.stage.json`): the resolved configuration, versions, whether the stage is complete, and which outputs of other
-stages it was made from. While a process writes an output it holds the lock `stage.lock` there.
+stages it was made from. While a process writes an output it holds the lock `.stage.lock` there.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def _begin(stage: str, config: StageConfig) -> StageFolder:
 
 def _refuse_foreign(output: Path) -> None:
     # A partial state is our own: the process died while it wrote the first one.
-    ours = (".stage.json.", "stage.lock")
+    ours = (".stage.json.", ".stage.lock")
     if output.is_dir() and any(not file.name.startswith(ours) for file in output.iterdir()):
         raise RunError(
             f"{output}: holds files that rlt did not make. Choose another --output, or empty the folder first."
@@ -249,7 +249,8 @@ def state_file_of(output: Path) -> Path:
 
 
 def _lock_file_of(output: Path) -> Path:
-    return state_file_of(output).with_suffix(".lock")
+    state = state_file_of(output)
+    return state.with_name(f".{state.stem}.lock")
 
 
 def _folder_of(output: Path) -> Path:
@@ -261,8 +262,8 @@ def files_of(output: Path) -> list[Path]:
     output = Path(output)
     if output.suffix not in ROW_FILES:
         return [output] if output.exists() else []
-    beside = [output.with_name(f"{output.name}.{ending}") for ending in ("rows.jsonl", "stage.json", "stage.lock")]
-    return [file for file in [output, *beside] if file.exists()]
+    rows = output.with_name(f"{output.name}.rows.jsonl")  # of a Parquet file that is not complete
+    return [file for file in (output, rows, state_file_of(output), _lock_file_of(output)) if file.exists()]
 
 
 def remove_output(output: Path) -> None:
