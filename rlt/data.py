@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections import Counter
@@ -93,25 +94,39 @@ def problem_of(row: dict[str, Any], where: str, default_id: str, columns: dict[s
     """The problem in one row: by the mapping `columns` (ours -> the file's), else by the schema that the row has.
 
     Known without a mapping: question/solution (+ answer, explanation, system, id), Bespoke-Stratos (`system`,
-    `conversations`), GSM8K (`question`, `answer` with `####`), MATH (`problem`, `solution`). Raises DataError.
+    `conversations`), GSM8K (`question`, `answer` with `####`), MATH (`problem`, `solution`). Texts are taken as they
+    are; an `answer` may be a number. Raises DataError, naming the column, for whatever else stands there.
     """
     values = _mapped(row, where, columns) if columns else _known_schema(row, where)
-    values.setdefault("id", row.get("id", default_id))
     for column in ("question", "solution"):
         text = values.get(column)
-        if not isinstance(text, str) or not text.strip():
-            state = (
-                "missing"
-                if text is None
-                else "empty"
-                if isinstance(text, str)
-                else f"a {type(text).__name__}, not text"
-            )
+        if text is None or (isinstance(text, str) and not text.strip()):
+            state = "missing" if text is None else "empty"
             raise DataError(f"{where}: column `{column}` is {state}; every problem needs a {column}. Drop the row.")
-    for column in ("answer", "explanation", "system"):
-        if values.get(column) is not None and not isinstance(values[column], str):
-            values[column] = str(values[column])
-    return Problem(**{key: str(value) if key == "id" else value for key, value in values.items()})
+    answer, key = values.get("answer"), values.get("id", row.get("id"))
+    if isinstance(answer, int) or (isinstance(answer, float) and math.isfinite(answer)):
+        values["answer"] = str(answer)
+    values["id"] = default_id if key is None else str(key)
+    return Problem(**{column: text_of(value, where, column) for column, value in values.items()})  # type: ignore[arg-type]
+
+
+def text_of(value: Any, where: str, column: str) -> str | None:
+    """The text in a column, or None where there is none; raises DataError for a value that is no text, or not all of it."""
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise DataError(f"{where}: column `{column}` is a {type(value).__name__}, not text. Mend or drop the row.")
+    if half := re.search("[\ud800-\udfff]", value):
+        raise DataError(
+            f"{where}: column `{column}` has half a character (a lone surrogate, {half[0]!a}) at position "
+            f"{half.start()}. Mend or drop the row."
+        )
+    return value
+
+
+def _columns(row: dict[str, Any]) -> str:
+    # A name may hold a lone surrogate too, which no terminal could show.
+    return ", ".join(sorted(row)).encode("utf-8", "backslashreplace").decode()
 
 
 def _mapped(row: dict[str, Any], where: str, columns: dict[str, str]) -> dict[str, Any]:
@@ -120,24 +135,22 @@ def _mapped(row: dict[str, Any], where: str, columns: dict[str, str]) -> dict[st
         raise DataError(f"`columns`: {unknown[0]!r} is no column of ours; those are {', '.join(COLUMNS)}.")
     for ours, theirs in columns.items():
         if theirs not in row:
-            raise DataError(
-                f"{where}: column `{theirs}` (mapped to `{ours}`) is missing; the row has {', '.join(sorted(row))}."
-            )
+            raise DataError(f"{where}: column `{theirs}` (mapped to `{ours}`) is missing; the row has {_columns(row)}.")
     rest = {column: row[column] for column in COLUMNS if column in row and column not in columns}
     return {**rest, **{ours: row[theirs] for ours, theirs in columns.items()}}
 
 
 def _known_schema(row: dict[str, Any], where: str) -> dict[str, Any]:
-    if "conversations" in row:
+    if "conversations" in row and (row.get("question") is None or row.get("solution") is None):
         return _stratos(row, where)
     if "problem" in row and "question" not in row:
         row = {**row, "question": row["problem"]}
     if "question" not in row:
         raise DataError(
-            f"{where}: column `question` is missing; the row has {', '.join(sorted(row))}. Name the right one with "
+            f"{where}: column `question` is missing; the row has {_columns(row)}. Name the right one with "
             "`columns: {question: THEIRS, solution: THEIRS}`."
         )
-    if "solution" not in row and isinstance(row.get("answer"), str) and "####" in row["answer"]:
+    if row.get("solution") is None and isinstance(row.get("answer"), str) and "####" in row["answer"]:
         return _gsm8k(row)
     return {column: row[column] for column in COLUMNS if column in row}
 
@@ -147,7 +160,8 @@ def _gsm8k(row: dict[str, Any]) -> dict[str, Any]:
     steps, _, answer = row["answer"].rpartition("####")
     answer = answer.strip().replace(",", "")
     steps = re.sub(r"<<[^>]*>>", "", steps).strip()
-    return {"question": row["question"], "solution": f"{steps}\nThe answer is {answer}.", "answer": answer}
+    rest = {column: row[column] for column in COLUMNS if column in row}
+    return {**rest, "solution": f"{steps}\nThe answer is {answer}.", "answer": answer}
 
 
 _STRATOS = re.compile(
@@ -158,11 +172,11 @@ _STRATOS = re.compile(
 
 def _stratos(row: dict[str, Any], where: str) -> dict[str, Any]:
     turns = row["conversations"]
-    texts: dict[str, str] = {}
+    texts: dict[str, Any] = {}
     for turn in turns if isinstance(turns, list) else []:
-        texts.setdefault(
-            {"human": "user", "gpt": "assistant"}.get(turn.get("from"), turn.get("from")), turn.get("value")
-        )
+        if isinstance(turn, dict):
+            who = str(turn.get("from"))
+            texts.setdefault({"human": "user", "gpt": "assistant"}.get(who, who), turn.get("value"))
     if not isinstance(texts.get("user"), str) or not isinstance(texts.get("assistant"), str):
         raise DataError(
             f"{where}: column `conversations` needs a `user` and an `assistant` turn with `from` and `value`."

@@ -125,7 +125,7 @@ class JsonlWriter:
 
     def write(self, rows: Iterable[dict[str, Any]]) -> None:
         """Append the rows in one write, so that they arrive together or the file is cut back to before them."""
-        data = b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
+        data = b"".join(_line(row) for row in rows)
         position = self._file.seek(0, os.SEEK_END)
         try:
             written = 0
@@ -176,11 +176,18 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]], schema: pyarrow.Schem
     return count
 
 
+def _line(row: dict[str, Any]) -> bytes:
+    try:
+        return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:  # a lone surrogate, which JSON has only as an escape
+        return json.dumps(row).encode() + b"\n"
+
+
 def _write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     count = 0
     with path.open("wb") as file:
         for count, row in enumerate(rows, 1):  # noqa: B007
-            file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+            file.write(_line(row))
     return count
 
 

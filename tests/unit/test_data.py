@@ -33,6 +33,24 @@ def test_gsm8k_answers_are_split_at_the_marks(tmp_path):
     assert problem.answer == "1005"
 
 
+def test_gsm8k_rows_keep_their_other_columns(tmp_path):
+    row = {"id": "a", "question": "q", "answer": "5 eggs\n#### 5", "explanation": "e", "system": "s"}
+    (problem,) = load(write(tmp_path, row))
+    assert problem == Problem("a", "q", "5 eggs\nThe answer is 5.", answer="5", explanation="e", system="s")
+
+
+def test_conversations_beside_question_and_solution_are_another_column(tmp_path):
+    row = {"question": "q", "solution": "s", "explanation": "e", "conversations": [{"from": "user", "value": "no"}]}
+    assert list(load(write(tmp_path, row))) == [Problem("0", "q", "s", explanation="e")]
+
+
+def test_numbers_are_answers_and_a_row_without_id_has_its_number(tmp_path):
+    rows = [{"question": "q", "solution": "s", "answer": answer, "id": None} for answer in (5, 0.5, None, 10**400)]
+    loaded = list(load(write(tmp_path, *rows)))
+    assert [problem.answer for problem in loaded] == ["5", "0.5", None, str(10**400)]
+    assert [problem.id for problem in loaded] == ["0", "1", "2", "3"]
+
+
 def test_math_calls_its_question_problem(tmp_path):
     (problem,) = load(write(tmp_path, {"problem": "q", "solution": "s"}))
     assert problem.question == "q"
@@ -59,7 +77,17 @@ def test_a_mapping_names_other_columns(tmp_path):
         ([{"question": "q", "solution": "s"}, {"question": "q"}], {}, "d.jsonl line 2: column `solution` is missing"),
         ([{"question": "q", "solution": "  "}], {}, "line 1: column `solution` is empty"),
         ([{"question": ["q"], "solution": "s"}], {}, "column `question` is a list, not text"),
+        ([{"question": "q", "solution": "s", "explanation": float("nan")}], {}, "`explanation` is a float, not text"),
+        (
+            [{"question": "q", "solution": "s", "explanation": ["e"]}],
+            {},
+            "line 1: column `explanation` is a list, not text",
+        ),
+        ([{"question": "q", "solution": "s", "answer": float("nan")}], {}, "column `answer` is a float, not text"),
+        ([{"question": "q", "solution": "s", "system": 5}], {}, "column `system` is a int, not text"),
+        ([{"conversations": ["hello"]}], {}, "column `conversations` needs a `user`"),
         ([{"prompt": "q"}], {}, "column `question` is missing; the row has prompt"),
+        ([{"prompt\ud83d": "q"}], {}, "the row has prompt\\ud83d"),
         ([{"question": "q"}], {"columns": {"solution": "gold"}}, "column `gold` (mapped to `solution`) is missing"),
         ([{"question": "q"}], {"columns": {"solutoin": "gold"}}, "is no column of ours"),
         ([{"id": 1, "question": "q", "solution": "s"}] * 2, {}, "column `id` repeats"),
@@ -70,6 +98,17 @@ def test_bad_rows_are_named(tmp_path, rows, options, message):
     with pytest.raises(DataError) as caught:
         load(write(tmp_path, *rows), **options)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("column", ["id", "question", "solution", "answer", "explanation", "system"])
+def test_half_a_character_is_an_invalid_row_in_any_column(tmp_path, column):
+    row = {name: "fine" for name in ("id", "question", "solution", "answer", "explanation", "system")}
+    path = write(tmp_path, {**row, column: "caf\u00e9 \ud83d"}, row)
+    with pytest.raises(DataError) as caught:
+        load(path)
+    assert f"d.jsonl line 1: column `{column}` has half a character (a lone surrogate, '\\ud83d')" in str(caught.value)
+    str(caught.value).encode()  # can be printed
+    assert len(load(path, on_invalid="skip")) == 1
 
 
 def test_a_needed_column_is_asked_for(tmp_path):
