@@ -221,11 +221,13 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) 
             "with `teacher_system_prompt` and `student_system_prompt` null, or another template."
         ) from error
     start = text.rfind(messages[-1]["content"])
-    if start < 0:
+    # What else a message holds may lose the blanks around it, as in many templates; explanation and solution may not.
+    lost = [m for m in messages[:-1] if m["content"].strip() not in text] + ([messages[-1]] if start < 0 else [])
+    if lost:
         raise ModelError(
-            f"the chat template of {name} rewrites the assistant's message, so "
-            "that explanation and solution cannot be scored. Use another template (a `chat_template.jinja` in the "
-            "model's folder) or another format.\n" + _difference(messages[-1]["content"], text)
+            f"the chat template of {name} drops or rewrites the {lost[0]['role']}'s message, so that what the model reads "
+            "is not what the format says. Use another template (a `chat_template.jinja` in the model's folder) or "
+            "another format.\n" + _difference(lost[0]["content"], text)
         )
     return text, start
 
@@ -238,16 +240,17 @@ def _difference(written: str, rendered: str) -> str:
 
 
 def check_template(fmt: Format, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Render a probe once for teacher and student; raise ModelError where the template loses any of it.
+    """Render a probe once for teacher and student; raise ModelError where the template loses any message of it.
 
     Done before a model's weights are loaded. The error shows the difference between what was written and rendered.
+    Where the student's system prompt is the rows' own, it is checked as each row is rendered.
     """
     if tokenizer.chat_template is None:
         raise ModelError(
             f"{tokenizer.name_or_path or 'the tokenizer'} has no chat template. Put a `chat_template.jinja` into its "
             "folder, or use an instruction-tuned model."
         )
-    probe = Problem(id="probe", question="What is 2 + 3?", solution="It is 5.", system="Answer.")
+    probe = Problem(id="probe", question="What is 2 + 3?", solution="It is 5.")
     body = fmt.thought_body("Add three to two,\n\nwhich gives five.")
     render_student(fmt, tokenizer, probe, body)
     render_teacher(fmt, tokenizer, probe, body)
