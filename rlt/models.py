@@ -49,7 +49,7 @@ def load_model(
     """The causal language model of a folder or hub name, from safetensors only, in evaluation mode, on `device`.
 
     `dtype` `auto` is float32 where the device is a CPU and the checkpoint's own type elsewhere; `device` None is the
-    first GPU, or the CPU where there is none. Raises ModelError.
+    first GPU, or the CPU where there is none. Raises ModelError, and ConfigError for a GPU that is not there.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -58,6 +58,10 @@ def load_model(
     logging.disable_progress_bar()  # a bar for each file of weights says nothing
     load_config(model, trust_remote_code)
     place = torch.device(device) if device is not None else default_device()
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"{model}: is to be placed on {place}, and this machine has {torch.cuda.device_count()} GPUs."
+        )
     kind: Any = "auto" if dtype == "auto" else getattr(torch, dtype)
     if dtype == "auto" and place.type == "cpu":
         kind = torch.float32
