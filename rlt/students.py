@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from rlt import logprobs, models
 from rlt.config import ModelOptions, RewardOptions, StudentOptions
-from rlt.errors import ConfigError, ServerError
+from rlt.errors import ConfigError, RltError, ScoringError, ServerError
 from rlt.formats import Format, check_template
 from rlt.logprobs import Head, Progress, Row
-from rlt.server import Server
+from rlt.server import PROBE, Server, check_tokenizer, served_model
+from rlt.tasks import load_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -33,8 +36,14 @@ class Scorer(Protocol):
     def check(self, options: RewardOptions) -> None:
         """Raise ConfigError for a choice this scorer cannot make."""
 
-    def logprobs(self, rows: Sequence[Row], temperature: float, progress: Progress | None = None) -> list[torch.Tensor]:
-        """For each row `(n_kept,)` float32 log-probs, in nats, of its kept tokens; NaN where the model gave NaN."""
+    def logprobs(
+        self, rows: Sequence[Row], temperature: float, progress: Progress | None = None
+    ) -> Sequence[torch.Tensor | RltError]:
+        """For each row `(n_kept,)` float32 log-probs, in nats, of its kept tokens; NaN where the model gave NaN.
+
+        A row that this scorer cannot read has a ScoringError in its place; from the row on at which it was lost for good,
+        all have the ServerError.
+        """
 
     def engine(self) -> Engine:
         """What continues prompts with this model, for the accuracy reward."""
@@ -89,9 +98,9 @@ class LocalModel:
         )  # fmt: skip
 
     def check(self, options: RewardOptions) -> None:
-        """Raises ConfigError for `exact` with a sharded model: ranks with different lengths would wait for each other."""
-        if self.placement == "sharded" and options.resolved().estimator == "exact":
-            raise ConfigError(f"{self.name}: the estimator `exact` needs a student that is whole; use `k1` or `k3`.")
+        """Raises ConfigError for what a sharded model cannot do."""
+        if self.placement == "sharded":
+            check_sharded(self.name, options)
 
     def logprobs(self, rows: Sequence[Row], temperature: float, progress: Progress | None = None) -> list[torch.Tensor]:
         """For each row `(n_kept,)` float32 log-probs of its kept tokens, on the CPU."""
@@ -141,25 +150,42 @@ class ServedStudent:
     """
 
     def __init__(
-        self, server: Server, tokenizer: PreTrainedTokenizerBase, model: str, *, context: int | None = None
+        self,
+        server: Server,
+        tokenizer: PreTrainedTokenizerBase,
+        model: str,
+        options: StudentOptions,
+        *,
+        name: str | None = None,
+        context: int | None = None,
     ) -> None:
         self.server, self.tokenizer, self.model, self.context = server, tokenizer, model, context
-        self.name = server.url
+        self.name, self.options = name or server.url, options
+        self._pool = ThreadPoolExecutor(options.max_in_flight, thread_name_prefix="rlt-student")
+        self._engine: Engine | None = None
 
     @classmethod
-    def connect(cls, address: str, fmt: Format, options: ModelOptions) -> ServedStudent:
-        """The first model of the server at `address`; raises ServerError where there is none.
+    def connect(cls, address: str, fmt: Format, model: ModelOptions, options: StudentOptions) -> ServedStudent:
+        """The student at an address, once its server was found to be vLLM and to have the tokenizer by which rows are read.
 
-        The key of a server that wants one comes from the environment variable OPENAI_API_KEY.
+        Raises ServerError where it is not, or serves several models and `options.served_model` names none of them.
         """
         url, _, path = address.partition("#")
-        server = Server(url, "OPENAI_API_KEY" if os.environ.get("OPENAI_API_KEY") else None)
-        served = server.request("GET", "models").get("data")
-        if not served:
-            raise ServerError(f"{url}: the server has no model.")
-        model = served[0]["id"]
-        tokenizer = checked_tokenizer(path or served[0].get("root") or model, fmt, options)
-        return cls(server, tokenizer, model, context=served[0].get("max_model_len"))
+        server = Server(
+            url, options.student_api_key_env, timeout=options.timeout, retry_for=options.retry_for,
+            max_in_flight=options.max_in_flight,
+        )  # fmt: skip
+        try:
+            served = served_model(server, options.served_model)
+            if served.get("owned_by") != "vllm":
+                raise ServerError(f"{url}: the server of a student must be vLLM; others give no `prompt_logprobs`.")
+            path = path or served.get("root") or served["id"]
+            tokenizer = checked_tokenizer(path, fmt, model)
+            check_tokenizer(server, served["id"], tokenizer.encode(PROBE, add_special_tokens=False), path)
+        except BaseException:
+            server.close()
+            raise
+        return cls(server, tokenizer, served["id"], options, name=address, context=served.get("max_model_len"))
 
     def check(self, options: RewardOptions) -> None:
         """Raise ConfigError for a temperature other than 1 and for `exact`, with the reason."""
@@ -175,44 +201,80 @@ class ServedStudent:
                 "gives. Use `k1` or `k3`, or load the student from a folder."
             )
 
-    def logprobs(self, rows: Sequence[Row], temperature: float, progress: Progress | None = None) -> list[torch.Tensor]:
-        """For each row `(n_kept,)` float32 log-probs of its kept tokens; many requests are under way at once."""
-        asked = []
-        for row in rows:
-            # One token must be generated. vLLM leaves its prefix cache aside where prompt log-probs are asked for.
-            body = {"model": self.model, "prompt": list(row.ids[: row.read + 1]), "max_tokens": 1, "prompt_logprobs": 0}
-            asked.append(self.server.submit("POST", "completions", body))
-        results = []
-        for row, future in zip(rows, asked, strict=True):
-            results.append(self._kept(row, future.result()))
-            if progress is not None:
-                progress(1, row.read)
+    def logprobs(
+        self, rows: Sequence[Row], temperature: float, progress: Progress | None = None
+    ) -> Sequence[torch.Tensor | RltError]:
+        """See `Scorer.logprobs`; many requests are under way at once. An interrupted call closes the connections."""
+        results: list[torch.Tensor | RltError] = []
+        waiting: deque[Future[torch.Tensor]] = deque()
+        rest = iter(rows)
+        try:
+            for row in rows:
+                more = islice(rest, 2 * self.options.max_in_flight - len(waiting))
+                waiting.extend(self._pool.submit(self._ask, wanted) for wanted in more)
+                try:
+                    results.append(waiting.popleft().result())
+                except ServerError as error:
+                    if not self._answers():
+                        results += [error] * (len(rows) - len(results))
+                        break
+                    results.append(ScoringError(str(error)))
+                if progress is not None:
+                    progress(1, row.read)
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            for future in waiting:
+                future.cancel()
         return results
 
-    def _kept(self, row: Row, answer: dict[str, Any]) -> torch.Tensor:
-        given = (answer.get("choices") or [{}])[0].get("prompt_logprobs")
-        if given is None or len(given) != row.read + 1:
-            raise ServerError(f"{self.name}: no `prompt_logprobs` in its answer; the server of a student must be vLLM.")
+    def _answers(self) -> bool:
+        """Whether the server is still there: then a request that failed is about its row."""
+        return bool(self.server.text(f"{self.server.url}/models"))
+
+    def _ask(self, row: Row) -> torch.Tensor:
+        # One token must be generated. vLLM leaves its prefix cache aside where prompt log-probs are asked for.
+        ids = list(row.ids[: row.read + 1])
+        body = {"model": self.model, "prompt": ids, "max_tokens": 1, "prompt_logprobs": 0}
+        answer = self.server.request("POST", "completions", body)
         values = []
-        for position in (position for span in row.keep for position in span):
-            entry = given[position].get(str(row.ids[position]))
-            if entry is None:
-                raise ServerError(f"{self.name}: it gives log-probs of other tokens than those that were sent.")
-            values.append(float("nan") if entry["logprob"] is None else entry["logprob"])
+        try:
+            given = answer["choices"][0]["prompt_logprobs"]
+            if len(given) != len(ids):
+                raise ValueError(f"{len(given)} for {len(ids)} tokens")
+            for position in (position for span in row.keep for position in span):
+                entry = given[position].get(str(ids[position]))
+                if entry is None:
+                    raise ServerError(f"{self.name}: it gives log-probs of other tokens than those that were sent.")
+                values.append(float("nan") if entry["logprob"] is None else float(entry["logprob"]))
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+            raise ServerError(
+                f"{self.name}: its answer has no `prompt_logprobs` that can be read ({type(error).__name__}: {error}); the "
+                "server of a student must be vLLM."
+            ) from error
         return torch.tensor(values, dtype=torch.float32)
 
     def engine(self) -> Engine:
-        """Continues prompts with the served model."""
+        """Continues prompts with the served model; made once, and closed with this student."""
         from rlt.config import EngineOptions
         from rlt.generation import build_engine
 
-        key = "OPENAI_API_KEY" if os.environ.get("OPENAI_API_KEY") else None
-        options = EngineOptions(engine="openai", url=self.name, served_model=self.model, api_key_env=key)
-        return build_engine(options, self.tokenizer.name_or_path)
+        if self._engine is None:
+            own = self.options
+            options = EngineOptions(
+                engine="openai", url=self.server.url, served_model=self.model, api_key_env=own.student_api_key_env,
+                max_in_flight=own.max_in_flight, timeout=own.timeout, retry_for=own.retry_for,
+            )  # fmt: skip
+            self._engine = build_engine(options, self.tokenizer.name_or_path)
+        return self._engine
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections; requests under way are given up."""
         self.server.close()
+        self._pool.shutdown(cancel_futures=True)
+        if self._engine is not None:
+            self._engine.close()
 
 
 def is_url(student: str) -> bool:
@@ -247,16 +309,32 @@ def open_students(
     repeated = [path for path in options.student if options.student.count(path) > 1]
     if repeated:
         raise ConfigError(f"`student`: {repeated[0]} is named twice.")
-    found: Opened = {
-        path: ServedStudent.connect(path, fmt, model) if is_url(path) else checked_tokenizer(path, fmt, model)
-        for path in options.student
-    }
-    for path, student in found.items():
-        if isinstance(student, ServedStudent):
-            student.check(reward.resolved())
-        elif teacher is not None:
-            check_estimator(path, student, teacher, reward.resolved())
+    options_of_reward = reward.resolved()
+    if options_of_reward.accuracy is not None:
+        load_task(options_of_reward.accuracy.task)
+    found: Opened = {}
+    try:
+        for path in options.student:
+            if is_url(path):
+                found[path] = served = ServedStudent.connect(path, fmt, model, options)
+                served.check(options_of_reward)
+                continue
+            if options.student_placement == "sharded":
+                check_sharded(path, options_of_reward)
+            found[path] = tokenizer = checked_tokenizer(path, fmt, model)
+            if teacher is not None:
+                check_estimator(path, tokenizer, teacher, options_of_reward)
+    except BaseException:
+        close_students(found.values())
+        raise
     return found
+
+
+def close_students(students: Iterable[object]) -> None:
+    """Close the connections of those that are served; requests under way are given up."""
+    for student in students:
+        if isinstance(student, ServedStudent):
+            student.close()
 
 
 def load_students(opened: Opened, model: ModelOptions, options: StudentOptions) -> list[Scorer]:
@@ -265,6 +343,20 @@ def load_students(opened: Opened, model: ModelOptions, options: StudentOptions) 
         student if isinstance(student, ServedStudent) else LocalModel.from_tokenizer(path, student, model, options)
         for path, student in opened.items()
     ]
+
+
+def check_sharded(name: str, options: RewardOptions) -> None:
+    """Raise ConfigError for what a student that is sharded over ranks cannot do.
+
+    Each rank has its own number of tokens to compare or to sample, and would wait for the others for ever.
+    """
+    if options.resolved().estimator == "exact":
+        raise ConfigError(f"{name}: the estimator `exact` needs a student that is whole; use `k1` or `k3`.")
+    if options.accuracy is not None:
+        raise ConfigError(
+            f"{name}: the accuracy reward needs a student that is whole; set `student_placement` to `same` or `offload`, "
+            "or serve the student."
+        )
 
 
 def check_estimator(
