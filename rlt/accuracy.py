@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rlt.config import AccuracyConfig
+from rlt.errors import ScoringError
 from rlt.formats import Format, render_student
-from rlt.generation import Request, Sampling, request_seed
+from rlt.generation import Completion, Request, Sampling, request_seed
 from rlt.grading import GraderPool
 
 if TYPE_CHECKING:
@@ -21,34 +22,68 @@ if TYPE_CHECKING:
 
 
 def student_accuracy(
-    student: Scorer, fmt: Format, items: Sequence[ScoreItem], config: AccuracyConfig, seed: int = 0
-) -> list[float]:
+    student: Scorer,
+    fmt: Format,
+    items: Sequence[ScoreItem],
+    config: AccuracyConfig,
+    graders: GraderPool,
+    seed: int = 0,
+) -> list[float | ScoringError]:
     """For each item the share, in [0, 1], of right ones among `config.samples` solutions that the student samples.
 
-    The student's prompt is its text up to the opened solution: question and explanation, closed as for scoring. Every
-    problem needs an `answer`. Samples depend on `seed`, question and explanation, not on the other items.
+    The student's prompt is its text up to the opened solution: question and explanation, closed as for scoring. Samples
+    depend on `seed`, question and explanation, not on the other items. In place of a share stands why there is none: no
+    `answer`, or one that cannot be graded; a solution that the end of the context cut off, or whose grader failed.
     """
-    prompts = []
-    for item in items:
-        rendered = render_student(fmt, student.tokenizer, item.problem, item.body)
-        prompts.append(rendered.text[: rendered.spans["solution"][0]])
+    errors = _answer_errors(items, graders)
+    prompts = {}
+    for i, item in enumerate(items):
+        if i not in errors:
+            rendered = render_student(fmt, student.tokenizer, item.problem, item.body)
+            prompts[i] = rendered.text[: rendered.spans["solution"][0]]
     requests = [
-        Request(f"{i}", prompt, request_seed(seed, item.problem.question, item.body, sample))
-        for i, (item, prompt) in enumerate(zip(items, prompts, strict=True))
+        Request(f"{i}", prompt, request_seed(seed, items[i].problem.question, items[i].body, sample))
+        for i, prompt in prompts.items()
         for sample in range(config.samples)
     ]
     tags = fmt.tags.solution
     sampling = Sampling(config.max_tokens, config.temperature, stop=(tags.close,))
-    engine = student.engine()
-    written: dict[int, list[str]] = defaultdict(list)
-    for completion in engine.generate(requests, sampling):
-        written[int(completion.key)].append(tags.open + completion.text)
+    written: dict[int, list[Completion]] = defaultdict(list)
+    for completion in student.engine().generate(requests, sampling):
+        written[int(completion.key)].append(completion)
+    for i in prompts:
+        # Fewer tokens than were asked for: that is no verdict on the explanation.
+        short = [c for c in written[i] if c.finish_reason == "length" and c.completion_tokens < config.max_tokens]
+        if short:
+            errors[i] = (
+                f"the student's context ends after {short[0].completion_tokens} tokens of a solution; set "
+                f"`accuracy.max_tokens`, {config.max_tokens}, so that prompt and solution fit"
+            )
+    whole = [i for i in prompts if i not in errors]
     responses = [
-        (response, item.problem.answer or "", item.problem.question)
-        for i, item in enumerate(items)
-        for response in written[i]
+        (tags.open + completion.text, items[i].problem.answer or "", items[i].problem.question)
+        for i in whole
+        for completion in written[i]
     ]
-    with GraderPool(config.task) as graders:
-        verdicts = graders.grade(responses, fmt)
-    right = [verdict.correct for verdict in verdicts]
-    return [sum(right[i : i + config.samples]) / config.samples for i in range(0, len(right), config.samples)]
+    verdicts = iter(graders.grade(responses, fmt))
+    shares: dict[int, float] = {}
+    for i in whole:
+        own = [next(verdicts) for _ in written[i]]
+        failed = next((verdict.error for verdict in own if verdict.error is not None), None)
+        if failed is not None:
+            errors[i] = f"a solution could not be graded: {failed}"
+        shares[i] = sum(verdict.correct for verdict in own) / len(own)
+    return [ScoringError(errors[i]) if i in errors else shares[i] for i in range(len(items))]
+
+
+def _answer_errors(items: Sequence[ScoreItem], graders: GraderPool) -> dict[int, str]:
+    errors = {
+        i: "the accuracy reward needs the column `answer`"
+        for i, item in enumerate(items)
+        if not (item.problem.answer or "").strip()
+    }
+    asked = [(i, item.problem.answer or "", item.problem.question) for i, item in enumerate(items) if i not in errors]
+    reasons = graders.check([(answer, question) for _, answer, question in asked])
+    return errors | {
+        i: f"column `answer`: {reason}" for (i, _, _), reason in zip(asked, reasons, strict=True) if reason is not None
+    }

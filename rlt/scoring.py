@@ -10,18 +10,20 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from rlt.accuracy import student_accuracy
 from rlt.config import AccuracyConfig, RewardOptions
-from rlt.errors import ConfigError, ModelError, ScoringError
+from rlt.errors import ConfigError, ModelError, RltError, ScoringError, ServerError
 from rlt.formats import Format, Rendered, render_student, render_teacher
-from rlt.logprobs import Head, Progress, Row, exact_kl, project
+from rlt.grading import GraderPool
+from rlt.logprobs import Head, Progress, Row, exact_kl, is_sharded, project
 from rlt.reward import divergence, reward_parts, stretch_sums
 from rlt.sequences import Tokenized, aligned, tokenize
-from rlt.students import LocalModel, Scorer, check_estimator, same_tokens
+from rlt.students import LocalModel, Scorer, check_estimator, close_students, same_tokens
 from rlt.types import Problem, RewardParts
 
 if TYPE_CHECKING:
@@ -64,13 +66,16 @@ class ScoreItem:
 class ScoredRow:
     """The reward of one explanation: `parts` over all students, and of each student where there are several.
 
-    `accuracy` is the share of right solutions among those that the students sampled. The lifts are `r_ss` minus what it
-    is with an empty explanation, and with another question's: near 0 means that any text would earn this reward.
+    `accuracy` is the share of right solutions among those that the students sampled: their mean, or that of the student
+    whose parts these are (`aggregate` `min`); `accuracies` are each one's where there are several. The lifts are `r_ss`
+    minus what it is with an empty explanation, and with another question's: near 0 means that any text would earn this
+    reward.
     """
 
     parts: RewardParts
     students: dict[str, RewardParts] = field(default_factory=dict)
     accuracy: float | None = None
+    accuracies: dict[str, float] = field(default_factory=dict)
     lift_over_empty: float | None = None
     lift_over_shuffled: float | None = None
 
@@ -87,8 +92,19 @@ class ScoredRow:
             if (value := getattr(self, name)) is not None
         }
         if self.students:
-            more["students"] = {name: parts.to_row() for name, parts in self.students.items()}
+            more["students"] = {
+                name: parts.to_row() | ({"accuracy": self.accuracies[name]} if self.accuracies else {})
+                for name, parts in self.students.items()
+            }
         return {**self.parts.to_row(), **more}
+
+
+class StudentLost(ServerError):
+    """A student's server is gone. `rows`: those that were scored before, from the first on."""
+
+    def __init__(self, message: str, rows: Sequence[ScoredRow] = ()) -> None:
+        super().__init__(message)
+        self.rows = list(rows)
 
 
 def item_of_explanation(fmt: Format, problem: Problem, explanation: str) -> ScoreItem:
@@ -106,7 +122,8 @@ class RewardEngine:
     """Scores explanations for `students` under `options`; `r_kl` where a teacher's side is known.
 
     `teacher` computes that side; `teacher_tokenizer` is enough where items bring it along. Raises ConfigError for what
-    a student cannot do (a served one: temperature, `exact`), or for `exact` between different tokenizers.
+    a student cannot do (a served one: temperature, `exact`), for `exact` between different tokenizers, and for two
+    students of one name. `close` ends what it holds beside models: connections and graders.
     """
 
     def __init__(
@@ -122,6 +139,10 @@ class RewardEngine:
         self.seed = seed
         self.temperature, self.estimator = self.options.score_temperature or 1.0, self.options.estimator or "k1"
         theirs = teacher.tokenizer if teacher is not None else teacher_tokenizer
+        names = [student.name for student in self.students]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"students must have names of their own; these are {', '.join(names)}.")
+        self._graders: GraderPool | None = None
         self._same_tokens = [theirs is not None and same_tokens(theirs, student.tokenizer) for student in students]
         for student in self.students:
             student.check(self.options)
@@ -141,35 +162,50 @@ class RewardEngine:
         """The reward of each item, in order; what cannot be scored has an `error` and no numbers.
 
         A row's numbers do not depend on the rows beside it. `teacher_head`: the policy's output layer, for the exact KL
-        where items bring hidden states along. `progress` gets, for each model, numbers of rows and tokens read.
+        where items bring hidden states along. `progress` gets, for each model, numbers of rows and tokens read. Raises
+        StudentLost, with the rows before, where the server of a student answers no longer.
         """
         errors: list[str | None] = [None] * len(items)
         prepared = [self._prepare(student, items, errors) for student in self.students]
         teachers = self._prepare_teacher(items, errors)
-        accuracy = self.options.accuracy
-        if accuracy is not None:
-            _require_answers(items, errors)
         live = [i for i in range(len(items)) if errors[i] is None]
-        with self._in_place():
+        accuracy = self.options.accuracy
+        with self.in_place():
             if accuracy is not None and accuracy.only:
-                parts: dict[int, list[RewardParts | str]] = {i: self._penalties(items[i]) for i in live}
+                parts: dict[int, list[RewardParts | RltError]] = {i: self._penalties(items[i]) for i in live}
             elif self.estimator == "exact" and any(teachers):
                 parts = self._score_exactly(items, prepared, teachers, live, teacher_head, progress)
             else:
                 parts = self._score_sampled(items, prepared, teachers, live, progress)
+            lost = {i: part for i in live for part in parts[i] if isinstance(part, ServerError)}
+            if lost and accuracy is not None:
+                raise StudentLost(str(lost[min(lost)]))
             shares = self._accuracies([items[i] for i in live], accuracy)
         share_of = dict(zip(live, zip(*shares, strict=True), strict=True)) if shares else {}
-        return [
+        rows = [
             ScoredRow.failed(error) if error is not None else self._combined(parts[i], share_of.get(i))
             for i, error in enumerate(errors)
         ]
+        if lost:
+            raise StudentLost(str(lost[min(lost)]), rows[: min(lost)])
+        return rows
 
-    def _accuracies(self, items: Sequence[ScoreItem], accuracy: AccuracyConfig | None) -> list[list[float]]:
+    def _accuracies(
+        self, items: Sequence[ScoreItem], accuracy: AccuracyConfig | None
+    ) -> list[list[float | ScoringError]]:
         if accuracy is None or not items:
             return []
-        return [student_accuracy(student, self.fmt, items, accuracy, self.seed) for student in self.students]
+        if self._graders is None:
+            self._graders = GraderPool(accuracy.task)
+        return [student_accuracy(s, self.fmt, items, accuracy, self._graders, self.seed) for s in self.students]
 
-    def _penalties(self, item: ScoreItem) -> list[RewardParts | str]:
+    def close(self) -> None:
+        """Close the connections to served students, and end the graders' processes."""
+        close_students(self.students)
+        if self._graders is not None:
+            self._graders.close()
+
+    def _penalties(self, item: ScoreItem) -> list[RewardParts | RltError]:
         penalty = self._penalty(item)
         return [RewardParts(reward=penalty, format_penalty=penalty) for _ in self.students]
 
@@ -183,13 +219,16 @@ class RewardEngine:
         teachers: list[Tokenized | Side | None],
         live: list[int],
         progress: Progress | None,
-    ) -> dict[int, list[RewardParts | str]]:
+    ) -> dict[int, list[RewardParts | RltError]]:
         sides = self._teacher_sides(teachers, live, progress)
-        parts: dict[int, list[RewardParts | str]] = {i: [] for i in live}
+        parts: dict[int, list[RewardParts | RltError]] = {i: [] for i in live}
         for student, texts, same in zip(self.students, prepared, self._same_tokens, strict=True):
             rows = [_row(_known(texts[i]), both=sides[i] is not None) for i in live]
             columns = student.logprobs(rows, self.temperature, progress)
             for i, column in zip(live, columns, strict=True):
+                if isinstance(column, RltError):
+                    parts[i].append(column)
+                    continue
                 text, side = _known(texts[i]), sides[i]
                 kl, tokens = None, len(text.spans["explanation"])
                 if side is not None:
@@ -207,14 +246,14 @@ class RewardEngine:
         live: list[int],
         teacher_head: Head | None,
         progress: Progress | None,
-    ) -> dict[int, list[RewardParts | str]]:
+    ) -> dict[int, list[RewardParts | RltError]]:
         if teacher_head is None:
             if self.teacher is None:
                 raise ConfigError(
                     "the estimator `exact` needs the teacher's output layer and hidden states, not log-probs."
                 )
             teacher_head = self.teacher.head()
-        parts: dict[int, list[RewardParts | str]] = {i: [] for i in live}
+        parts: dict[int, list[RewardParts | RltError]] = {i: [] for i in live}
         for group in _groups(live, [len(_known(prepared[0][i]).ids) for i in live]):
             sides = self._hidden_sides([teachers[i] for i in group], progress)
             for student, texts in zip(self.students, prepared, strict=True):
@@ -244,61 +283,96 @@ class RewardEngine:
 
     def _parts(
         self, item: ScoreItem, solution: torch.Tensor, kl: torch.Tensor | None, explanation_tokens: int
-    ) -> RewardParts | str:
+    ) -> RewardParts | RltError:
         options, penalty = self.options, self._penalty(item)
+        written = item.body.removeprefix(self.fmt.padding).removesuffix(self.fmt.padding)
+        if kl is not None and kl.numel() == 0 and written:
+            # Without tokens r_kl would be 0, its best value: right for an empty explanation only.
+            return ScoringError(
+                "no token of the explanation can be compared with the teacher's; all of them merge with the tags"
+            )
         try:
             return reward_parts(
                 solution, kl, alpha=options.alpha, alpha_kl=options.alpha_kl, mean_coef=options.mean_coef,
                 kl_coef=options.kl_coef, format_penalty=penalty, explanation_tokens=explanation_tokens,
             )  # fmt: skip
         except ScoringError as error:
-            return str(error)
+            return error
 
-    def _combined(self, parts: list[RewardParts | str], shares: Sequence[float] | None) -> ScoredRow:
+    def _combined(
+        self, parts: list[RewardParts | RltError], shares: Sequence[float | ScoringError] | None
+    ) -> ScoredRow:
         names = [student.name for student in self.students]
-        failed = [f"{name}: {part}" for name, part in zip(names, parts, strict=True) if isinstance(part, str)]
-        if failed:
-            return ScoredRow.failed("; ".join(failed))
         known = [part for part in parts if isinstance(part, RewardParts)]
-        if shares is not None and self.options.accuracy is not None:
+        right = [share for share in shares or [] if isinstance(share, float)]
+        if len(known) < len(parts) or len(right) < len(shares or []):
+            each = [(name, part) for result in (parts, shares or []) for name, part in zip(names, result, strict=False)]
+            return ScoredRow.failed("; ".join(f"{name}: {part}" for name, part in each if isinstance(part, RltError)))
+        if right and self.options.accuracy is not None:
             weight = self.options.accuracy.weight
             known = [
                 replace(part, reward=(part.reward or 0.0) + weight * share)
-                for part, share in zip(known, shares, strict=True)
+                for part, share in zip(known, right, strict=True)
             ]
-        total = combine(known, self.options.aggregate)
+        total, smallest = combine(known, self.options.aggregate), _smallest(known)
+        if right:  # with `min` the accuracy too is that student's
+            accuracy = right[smallest] if self.options.aggregate == "min" else sum(right) / len(right)
+        else:
+            accuracy = None
         if self.options.floor is not None and total.reward is not None:
             total = replace(total, reward=max(total.reward, self.options.floor))
-        several = dict(zip(names, known, strict=True)) if len(known) > 1 else {}
-        if shares is None:
-            return ScoredRow(total, several)
-        return ScoredRow(total, several, min(shares) if self.options.aggregate == "min" else sum(shares) / len(shares))
+        if len(known) == 1:
+            return ScoredRow(total, accuracy=accuracy)
+        each_right = dict(zip(names, right, strict=True)) if right else {}
+        return ScoredRow(total, dict(zip(names, known, strict=True)), accuracy, each_right)
 
     # -- placebos ----------------------------------------------------------------------------------------------------
 
     def placebos(
-        self, items: Sequence[ScoreItem], scored: Sequence[ScoredRow], chosen: Sequence[int] | None = None
+        self,
+        items: Sequence[ScoreItem],
+        scored: Sequence[ScoredRow],
+        chosen: Sequence[int] | None = None,
+        *,
+        others: Callable[[int], Iterator[str]] | None = None,
+        progress: Progress | None = None,
     ) -> list[ScoredRow]:
-        """`scored` with `lift_over_empty` and `lift_over_shuffled` in the rows `chosen` (None: all).
+        """`scored` with `lift_over_empty` and `lift_over_shuffled` in the rows `chosen` (None: all) that have an `r_ss`.
 
-        The empty explanation is the paddings alone. The other question's explanation is that of the next of `items`
-        whose question differs (round the end); there is no such lift where all items have one question.
+        The empty explanation is the paddings alone. The other question's is the first of `others(i)` (bodies) that the
+        students can read with the question of row i; None: those of the next of `items` (round the end) that have an `r_ss`
+        and another question. A lift is None where none of them can be read.
         """
+        others = others or partial(_next_bodies, items, scored)
         considered = range(len(items)) if chosen is None else chosen
         wanted = [i for i in considered if scored[i].parts.r_ss is not None]
-        others = {i: other for i in wanted if (other := _next_question(items, i)) is not None}
-        empty = [replace(items[i], body=self.fmt.thought_body(""), teacher=None) for i in wanted]
-        shuffled = [replace(items[i], body=items[other].body, teacher=None) for i, other in others.items()]
+        bodies = {i: others(i) for i in wanted}
+        asked = [(i, "empty", self.fmt.thought_body("")) for i in wanted]
+        asked += [(i, "shuffled", body) for i in wanted if (body := next(bodies[i], None)) is not None]
         # Without a teacher, and without sampling: r_ss is all that is compared.
         plain = RewardEngine(self.students, self.fmt, self.options.model_copy(update={"accuracy": None}))
-        placebo = [row.parts.r_ss for row in plain.score([*empty, *shuffled])]
-        without = dict(zip(wanted, placebo[: len(wanted)], strict=True))
-        swapped = dict(zip(others, placebo[len(wanted) :], strict=True))
+        # Ranks that share a student ask together, so that each must ask equally often.
+        once = any(isinstance(student, LocalModel) and is_sharded(student.model) for student in self.students)
+        found: dict[tuple[int, str], float] = {}
+        while True:
+            try:
+                rows = plain.score(
+                    [replace(items[i], body=body, teacher=None) for i, _, body in asked], progress=progress
+                )
+            except StudentLost as error:
+                raise StudentLost(str(error)) from error  # its rows are no rows of ours
+            for (i, kind, _), row in zip(asked, rows, strict=True):
+                if row.parts.r_ss is not None:
+                    found[i, kind] = row.parts.r_ss
+            again = [i for i, kind, _ in asked if kind == "shuffled" and (i, kind) not in found]
+            asked = [(i, "shuffled", body) for i in again if (body := next(bodies[i], None)) is not None]
+            if once or not asked:
+                break
         return [
             replace(
                 row,
-                lift_over_empty=_lift(row.parts.r_ss, without.get(i)),
-                lift_over_shuffled=_lift(row.parts.r_ss, swapped.get(i)),
+                lift_over_empty=_lift(row.parts.r_ss, found.get((i, "empty"))),
+                lift_over_shuffled=_lift(row.parts.r_ss, found.get((i, "shuffled"))),
             )
             for i, row in enumerate(scored)
         ]
@@ -384,8 +458,8 @@ class RewardEngine:
         return [side if side is not None else Side([], []) for side in sides]
 
     @contextlib.contextmanager
-    def _in_place(self) -> Iterator[None]:
-        # Offloaded models are moved once for all batches, not once for each.
+    def in_place(self) -> Iterator[None]:
+        """While open, offloaded models are on the GPU; nested uses move them once."""
         with contextlib.ExitStack() as stack:
             for scorer in (*self.students, self.teacher):
                 if isinstance(scorer, LocalModel):
@@ -423,7 +497,7 @@ def combine(parts: Sequence[RewardParts], aggregate: str) -> RewardParts:
     if len(parts) == 1:
         return parts[0]
     if aggregate == "min":
-        return min(parts, key=lambda part: part.reward or 0.0)
+        return parts[_smallest(parts)]
 
     def mean(name: str) -> float | None:
         values = [getattr(part, name) for part in parts]
@@ -447,15 +521,13 @@ def combine(parts: Sequence[RewardParts], aggregate: str) -> RewardParts:
     )
 
 
+def _smallest(parts: Sequence[RewardParts]) -> int:
+    return min(range(len(parts)), key=lambda i: parts[i].reward or 0.0)
+
+
 def _side(text: Tokenized, logprobs: torch.Tensor | None, hidden: torch.Tensor | None = None) -> Side:
     span = text.spans["explanation"]
     return Side(text.ids[span.start : span.stop], text.boundaries("explanation"), logprobs, hidden)
-
-
-def _require_answers(items: Sequence[ScoreItem], errors: list[str | None]) -> None:
-    for i, item in enumerate(items):
-        if errors[i] is None and item.problem.answer is None:
-            errors[i] = "the accuracy reward needs the column `answer`"
 
 
 def _row(text: Tokenized, both: bool) -> Row:
@@ -482,9 +554,10 @@ def _groups(live: list[int], lengths: list[int]) -> Iterator[list[int]]:
         yield group
 
 
-def _next_question(items: Sequence[ScoreItem], i: int) -> int | None:
-    order = (*range(i + 1, len(items)), *range(i))
-    return next((j for j in order if items[j].problem.question != items[i].problem.question), None)
+def _next_bodies(items: Sequence[ScoreItem], scored: Sequence[ScoredRow], i: int) -> Iterator[str]:
+    for j in (*range(i + 1, len(items)), *range(i)):
+        if scored[j].parts.r_ss is not None and items[j].problem.question != items[i].problem.question:
+            yield items[j].body
 
 
 def _lift(value: float | None, placebo: float | None) -> float | None:
