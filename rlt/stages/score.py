@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from rlt.config import ScoreConfig, StudentOptions
-from rlt.data import problem_of
-from rlt.errors import DataError
+from rlt.data import problem_of, text_of
+from rlt.errors import DataError, RunError
 from rlt.formats import Format, check_problem, load_format
 from rlt.rows import JsonlWriter, read_rows
-from rlt.runs import Result, begin
+from rlt.runs import Result, StageFolder, begin, read_state, write_text
 from rlt.types import Problem, RewardParts
 
 if TYPE_CHECKING:
@@ -28,8 +28,11 @@ if TYPE_CHECKING:
     from rlt.scoring import RewardEngine, ScoredRow, ScoreItem
     from rlt.students import Opened
 
-# Rows that are read, sorted by length and written together. Placebos are drawn from the same window.
+# Rows from which placebos are drawn.
 WINDOW = 1024
+# Rows are scored and written in chunks of about so many full batches: enough for sorting by length to save padding.
+CHUNK_BATCHES = 16
+CHARACTERS_A_TOKEN = 4
 SHOWN = 5
 
 
@@ -39,36 +42,66 @@ def run(config: ScoreConfig) -> Result:
     Resumable: what was written stays, and the rest is scored. Rows that cannot be scored are named before any model is
     loaded where that can be known, get an `error`, and make the exit status 1. Raises DataError where no row can be.
     """
-    config = config.resolved()
+    from rlt.students import close_students
+
     fmt = load_format(config.format)
     count, with_answers = survey(config, fmt)
     if config.accuracy is not None and not with_answers:
-        raise DataError(f"{config.data}: column `answer` is missing in some row; the accuracy reward compares with it.")
+        raise DataError(f"{config.data}: no row has the column `answer`, with which the accuracy reward compares.")
     models = open_models(config, fmt)
-    folder = begin("score", config)
-    if folder.result:
-        return folder.result
-    as_parquet = config.output.suffix == ".parquet"
-    rows_file = config.output.with_suffix(".parquet.rows.jsonl") if as_parquet else config.output
-    done = _count_rows(rows_file)
-    print(f"score: {count} rows of {config.data}" + (f", {done} of them scored before" if done else ""), flush=True)
-    windows = _windows(islice(numbered(config, fmt), done, None), WINDOW, done)
-    with JsonlWriter(rows_file) as output, _Bar(count, done) as bar:
-        if config.ray is None:
-            engine = load_engine(config, fmt, *models)
-            bar.passes = engine.passes
-            scored: Iterator[list[dict[str, Any]]] = (_score_window(engine, window, config, bar) for window in windows)
-        else:
-            scored = _score_on_ray(config, config.ray, windows)
-        for rows in scored:
-            output.write(rows)
-            bar.finish(len(rows))
+    try:
+        served = _served_models(config, models[0])
+        folder = begin("score", config)
+        if folder.result:
+            return folder.result
+        _keep(folder, served)
+        as_parquet = config.output.suffix == ".parquet"
+        rows_file = config.output.with_suffix(".parquet.rows.jsonl") if as_parquet else config.output
+        done = _count_rows(rows_file)
+        print(f"score: {count} rows of {config.data}" + (f", {done} of them scored before" if done else ""), flush=True)
+        chunks = _chunks(numbered(config, fmt), done, config)
+        with JsonlWriter(rows_file) as output, _Bar(count, done) as bar:
+            scored = (
+                _score_here(config, fmt, models, chunks, bar)
+                if config.ray is None
+                else _score_on_ray(config, config.ray, chunks)
+            )
+            for rows in scored if done < count else ():
+                output.write(rows)
+                bar.finish(len(rows))
+    finally:
+        close_students(models[0].values())
     metrics = _summary(rows_file)
     if as_parquet:
-        _to_parquet(rows_file, config.output)
-        rows_file.unlink()
+        _to_parquet(rows_file, config)
     print(f"score: {metrics['rows']} rows, {metrics['errors']} with errors: {config.output}")
-    return folder.finish({**metrics, "exit_status": int(metrics["errors"] > 0)})
+    result = folder.finish({**metrics, **served, "exit_status": int(metrics["errors"] > 0)})
+    if as_parquet:
+        rows_file.unlink()
+    return result
+
+
+def _served_models(config: ScoreConfig, students: Opened) -> dict[str, Any]:
+    """The names of served models, for the stage's state; raises RunError where it was begun with others.
+
+    The configuration has addresses only, which may differ from start to start, and tells nothing of what they serve.
+    """
+    from rlt.students import ServedStudent
+
+    served = [student.model for student in students.values() if isinstance(student, ServedStudent)]
+    before = (read_state(config.output) or {}).get("served", served)
+    if before != served:
+        raise RunError(
+            f"{config.output}: was begun with the served students {', '.join(before)}; these servers have "
+            f"{', '.join(served)}. Serve the same models, choose another --output, or remove the file to start over."
+        )
+    return {"served": served} if served else {}
+
+
+def _keep(folder: StageFolder, served: dict[str, Any]) -> None:
+    if served:
+        state = {**(read_state(folder.path) or {}), **served}
+        write_text(folder.state_file, json.dumps(state, indent=1, ensure_ascii=False) + "\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +112,26 @@ class InputRow:
     has_id: bool
     item: ScoreItem | None
     error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Rows that are scored and written together: `window[start:stop]`. Placebos are drawn from the whole window."""
+
+    window: list[InputRow]
+    start: int
+    stop: int
+
+    @property
+    def rows(self) -> list[InputRow]:
+        return self.window[self.start : self.stop]
+
+    def others(self, place: int) -> Iterator[str]:
+        """The explanations of other questions than that of `window[place]`, from the next row on, round the end."""
+        row = self.window[place].item
+        for other in (*self.window[place + 1 :], *self.window[:place]):
+            if row is not None and other.item is not None and other.item.problem.question != row.problem.question:
+                yield other.item.body
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------
@@ -108,10 +161,9 @@ def parse_row(row: dict[str, Any], where: str, number: int, fmt: Format) -> tupl
     problem = problem_of(row, where, str(number))
     check_problem(fmt, problem, where)
     for column, text in (("completion", row.get("completion")), ("explanation", problem.explanation)):
+        text = text_of(text, where, column)
         if text is None:
             continue
-        if not isinstance(text, str):
-            raise DataError(f"{where}: column `{column}` is a {type(text).__name__}, not text.")
         if column == "explanation" and fmt.tags.explanation.close in text:
             raise DataError(
                 f"{where}: column `explanation` contains the tag {fmt.tags.explanation.close}. Give the text before "
@@ -122,16 +174,16 @@ def parse_row(row: dict[str, Any], where: str, number: int, fmt: Format) -> tupl
 
 
 def survey(config: ScoreConfig, fmt: Format) -> tuple[int, bool]:
-    """`(rows, whether every usable row has an answer)` after one pass over the file; names rows that cannot be scored.
+    """`(rows, whether a usable row has an answer)` after one pass over the file; names rows that cannot be scored.
 
     Raises DataError if the file has no row, or none that can be scored.
     """
-    count, bad, with_answers = 0, 0, True
+    count, bad, with_answers = 0, 0, False
     named: list[str] = []
     for number, (where, row) in enumerate(read_rows(config.data)):
         count += 1
         try:
-            with_answers &= parse_row(row, where, number, fmt)[0].answer is not None
+            with_answers |= parse_row(row, where, number, fmt)[0].answer is not None
         except DataError as error:
             bad += 1
             if bad <= SHOWN:
@@ -147,12 +199,35 @@ def survey(config: ScoreConfig, fmt: Format) -> tuple[int, bool]:
     return count, with_answers
 
 
-def _windows(rows: Iterator[InputRow], size: int, done: int) -> Iterator[list[InputRow]]:
-    # Windows begin at multiples of their size, also when a run goes on, so that placebos are drawn from the same rows.
-    window = list(islice(rows, size - done % size))
-    while window:
-        yield window
-        window = list(islice(rows, size))
+def _chunks(rows: Iterator[InputRow], done: int, config: ScoreConfig) -> Iterator[Chunk]:
+    """What is left after `done` rows, in chunks that fill some batches, so that little is lost when a run is cut off.
+
+    Windows begin at multiples of their size, also when a run goes on, so that placebos are drawn from the same rows.
+    """
+    from rlt.logprobs import DEFAULT_BATCH_TOKENS
+    from rlt.models import default_device
+    from rlt.students import is_url
+
+    place = "cuda" if any(map(is_url, config.student)) else default_device().type
+    room = CHUNK_BATCHES * (config.batch_tokens or DEFAULT_BATCH_TOKENS[place]) * CHARACTERS_A_TOKEN
+    start, skipped = done % WINDOW, done - done % WINDOW
+    rows = islice(rows, skipped, None)
+    while window := list(islice(rows, WINDOW)):
+        while start < len(window):
+            stop, used = start + 1, _length(window[start])
+            while stop < len(window) and used + _length(window[stop]) <= room:
+                used += _length(window[stop])
+                stop += 1
+            # Without placebos nothing else of the window is needed (and it travels to a Ray worker).
+            yield Chunk(window, start, stop) if config.placebos else Chunk(window[start:stop], 0, stop - start)
+            start = stop
+        start = 0
+
+
+def _length(row: InputRow) -> int:
+    return (
+        0 if row.item is None else len(row.item.problem.question) + len(row.item.problem.solution) + len(row.item.body)
+    )
 
 
 # -- scoring ---------------------------------------------------------------------------------------------------------
@@ -182,32 +257,67 @@ def load_engine(
     return RewardEngine(students, fmt, config, teacher, seed=config.seed)
 
 
-def _score_on_ray(
-    config: ScoreConfig, address: str, windows: Iterator[list[InputRow]]
+def _score_here(
+    config: ScoreConfig,
+    fmt: Format,
+    models: tuple[Opened, PreTrainedTokenizerBase | None],
+    chunks: Iterator[Chunk],
+    bar: _Bar,
 ) -> Iterator[list[dict[str, Any]]]:
-    """The windows' rows in order, one replica of all models in each worker."""
+    """The chunks' rows in order. Where a student's server is lost, what was scored before comes first."""
+    from rlt.scoring import StudentLost
+
+    engine = load_engine(config, fmt, *models)
+    bar.passes = engine.passes + 2 * len(engine.students) * config.placebos
+    try:
+        for chunk in chunks:
+            try:
+                yield _score_chunk(engine, chunk, config, bar)
+            except StudentLost as lost:
+                if not config.placebos:
+                    yield _output_rows(chunk, lost.rows, config)
+                raise
+    finally:
+        engine.close()
+
+
+def _score_on_ray(config: ScoreConfig, address: str, chunks: Iterator[Chunk]) -> Iterator[list[dict[str, Any]]]:
+    """The chunks' rows in order, one replica of all models in each worker."""
     from rlt.fanout import gpus_of_replica, in_order, spread
 
     make = partial(_replica, config)
     gpus = gpus_of_replica()
-    return in_order(spread(make, windows, address=address, workers=config.ray_workers, gpus=gpus))
+    return in_order(spread(make, chunks, address=address, workers=config.ray_workers, gpus=gpus))
 
 
-def _replica(config: ScoreConfig) -> Callable[[list[InputRow]], list[dict[str, Any]]]:
+def _replica(config: ScoreConfig) -> Callable[[Chunk], list[dict[str, Any]]]:
     fmt = load_format(config.format)
     engine = load_engine(config, fmt, *open_models(config, fmt))
-    return lambda window: _score_window(engine, window, config)
+    return lambda chunk: _score_chunk(engine, chunk, config)
 
 
-def _score_window(
-    engine: RewardEngine, window: list[InputRow], config: ScoreConfig, bar: _Bar | None = None
+def _score_chunk(
+    engine: RewardEngine, chunk: Chunk, config: ScoreConfig, bar: _Bar | None = None
 ) -> list[dict[str, Any]]:
-    items = [row.item for row in window if row.item is not None]
-    scored = engine.score(items, progress=bar.progress if bar is not None else None)
-    if config.placebos:
-        scored = engine.placebos(items, scored)
-    results = iter(scored)
-    return [_output_row(row, next(results) if row.item is not None else None, config) for row in window]
+    places = [place for place in range(chunk.start, chunk.stop) if chunk.window[place].item is not None]
+    items = [item for row in chunk.rows if (item := row.item) is not None]
+    progress = bar.progress if bar is not None else None
+    with engine.in_place():
+        scored = engine.score(items, progress=progress)
+        if config.placebos:
+            scored = engine.placebos(items, scored, others=lambda i: chunk.others(places[i]), progress=progress)
+    return _output_rows(chunk, scored, config)
+
+
+def _output_rows(chunk: Chunk, scored: Sequence[ScoredRow], config: ScoreConfig) -> list[dict[str, Any]]:
+    """The rows of the chunk, up to the first item that was not scored."""
+    results, rows = iter(scored), []
+    for row in chunk.rows:
+        result = next(results, None) if row.item is not None else None
+        if row.item is not None and result is None:
+            break
+        rows.append(_output_row(row, result, config))
+    return rows
 
 
 def _output_row(row: InputRow, scored: ScoredRow | None, config: ScoreConfig) -> dict[str, Any]:
@@ -282,32 +392,47 @@ def _summary(path: Path) -> dict[str, Any]:
     return {"rows": rows, "errors": errors, **{name: sums[name] / counts[name] for name in sums}}
 
 
-def _to_parquet(source: Path, target: Path) -> None:
-    """The JSONL `source` as Parquet, a part at a time; `target` appears when it is complete."""
+def _to_parquet(source: Path, config: ScoreConfig) -> None:
+    """The JSONL `source` as the Parquet file `output`, a part at a time; it appears when it is complete."""
     import pyarrow as pa
     import pyarrow.parquet as pq
+
+    schema = _schema(source, config)
+    partial = config.output.with_name(f".{config.output.name}.partial")
+    with pq.ParquetWriter(partial, schema) as writer:
+        for rows in _batches(read_rows(source), WINDOW):
+            for row in rows:
+                if row.get("id") is not None and pa.types.is_string(schema.field("id").type):
+                    row["id"] = _as_text(row["id"])
+            writer.write_table(pa.Table.from_pylist(rows, schema))
+    os.replace(partial, config.output)
+
+
+def _schema(source: Path, config: ScoreConfig) -> Any:
+    """The columns that the configuration asks for, and `id` where any row has one: integers, or else text."""
+    import pyarrow as pa
 
     parts = [
         (name, pa.string() if name == "error" else pa.int64() if name.endswith("_tokens") else pa.float64())
         for name in RewardParts.__dataclass_fields__
     ]
-    types = dict(parts) | {name: pa.float64() for name in ("accuracy", "lift_over_empty", "lift_over_shuffled")}
-    partial = target.with_name(f".{target.name}.partial")
-    writer = None
-    for rows in _batches(read_rows(source), WINDOW):
-        if writer is None:
-            columns = list(dict.fromkeys(name for row in rows for name in row))
-            names = sorted({name for row in rows for name in row.get("students") or {}})
-            types["students"] = pa.struct([(name, pa.struct(parts)) for name in names])
-            schema = pa.schema([(name, types.get(name, pa.string())) for name in columns])
-            writer = pq.ParquetWriter(partial, schema)
-        for row in rows:
-            if row.get("id") is not None:
-                row["id"] = row["id"] if isinstance(row["id"], str) else json.dumps(row["id"])
-        writer.write_table(pa.Table.from_pylist(rows, schema))
-    if writer is not None:
-        writer.close()
-    os.replace(partial, target)
+    accuracy = [("accuracy", pa.float64())] if config.accuracy is not None else []
+    lifts = [(f"lift_over_{name}", pa.float64()) for name in ("empty", "shuffled") if config.placebos]
+    each = pa.struct([*parts, *accuracy])
+    students = [("students", pa.struct([(name, each) for name in config.student]))] if len(config.student) > 1 else []
+    kinds = {_id_kind(row["id"]) for _, row in read_rows(source) if "id" in row} - {None}
+    identity = [("id", pa.int64() if kinds == {"integer"} else pa.string())] if kinds else []
+    return pa.schema([*identity, *parts, *accuracy, *lifts, *students])
+
+
+def _id_kind(value: Any) -> str | None:
+    if value is None:
+        return None
+    return "integer" if type(value) is int and abs(value) < 2**63 else "text"
+
+
+def _as_text(value: Any) -> str:
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else json.dumps(value)
 
 
 def _batches(rows: Iterable[tuple[str, dict[str, Any]]], size: int) -> Iterator[list[dict[str, Any]]]:

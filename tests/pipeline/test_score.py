@@ -101,26 +101,27 @@ def test_what_is_wrong_with_everything_ends_before_any_weights_are_loaded(place,
 
 
 def test_a_run_that_was_cut_off_goes_on_and_ends_the_same(place, tmp_path, monkeypatch):
-    monkeypatch.setattr(score, "WINDOW", 2)
+    monkeypatch.setattr(score, "WINDOW", 4)
+    monkeypatch.setattr(score, "CHARACTERS_A_TOKEN", 0)  # chunks of one row
     assert _score(place, "bad.jsonl", tmp_path / "whole.jsonl", "--placebos", "true") == 1
     config = ScoreConfig(
         student=[str(place / "student")], teacher=str(place / "teacher"), data=place / "bad.jsonl",
         format=str(place / "format.yaml"), temperature=0.7, output=tmp_path / "cut.jsonl", placebos=True,
     )  # fmt: skip
-    score_window, calls = score._score_window, []
+    score_chunk, calls = score._score_chunk, []
 
     def stops(*arguments):
         calls.append(1)
-        if len(calls) == 2:
+        if len(calls) == 4:
             raise KeyboardInterrupt
-        return score_window(*arguments)
+        return score_chunk(*arguments)
 
-    monkeypatch.setattr(score, "_score_window", stops)
+    monkeypatch.setattr(score, "_score_chunk", stops)
     with pytest.raises(KeyboardInterrupt):
         score.run(config)
     with (tmp_path / "cut.jsonl").open("ab") as file:
         file.write(b'{"half a li')
-    monkeypatch.setattr(score, "_score_window", score_window)
+    monkeypatch.setattr(score, "_score_chunk", score_chunk)
     score.run(config)
     whole, cut = ([row for _, row in read_rows(tmp_path / f"{name}.jsonl")] for name in ("whole", "cut"))
     assert [row["error"] for row in whole] == [row["error"] for row in cut]
