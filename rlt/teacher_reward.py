@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 
 from rlt.config import ModelOptions, RewardOptions, StudentOptions
 from rlt.errors import ConfigError, DataError, ScoringError
@@ -42,7 +43,8 @@ class TeacherReward:
     columns `question` and `solution`; `answer` and `system` are used where they are.
 
     A completion that cannot be scored gets None, which TRL leaves out of its group's mean; its advantage is 0. If none
-    of a batch can be scored, ScoringError is raised. `last_samples` holds some of the last call with their parts.
+    of a batch can be scored, over all processes, ScoringError is raised in each. `last_samples` holds some of the last
+    call with their parts. `seed` is that of the solutions which students sample for the accuracy reward.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class TeacherReward:
         end_ids: Sequence[int] = (),
         placebos: int = 8,
         keep_samples: int = 4,
+        seed: int = 0,
     ) -> None:
         self.__name__ = "rlt"
         self.fmt = load_format(format) if isinstance(format, str) else format
@@ -70,7 +73,7 @@ class TeacherReward:
         loaded = iter(load_students(opened, model, place))
         self.engine = RewardEngine(
             [next(loaded) if isinstance(student, str) else student for student in listed],
-            self.fmt, options, teacher_tokenizer=tokenizer,
+            self.fmt, options, teacher_tokenizer=tokenizer, seed=seed,
         )  # fmt: skip
         self._ends = {*end_ids, tokenizer.eos_token_id, tokenizer.pad_token_id} - {None}
         self.last_samples: list[dict[str, Any]] = []
@@ -128,15 +131,16 @@ class TeacherReward:
         for i, row in zip(items, scored, strict=True):
             rows[i] = row
         self.last_rows = [row for row in rows if row is not None]
-        if count and all(row.parts.error is not None for row in self.last_rows):
-            raise ScoringError(
-                f"none of {count} completions could be scored; the first: {self.last_rows[0].parts.error}"
-            )
+        _refuse_total_failure(self.last_rows)
         if log_metric is not None:
             for name, value in self.metrics(prompts, items).items():
                 log_metric(f"rlt/{name}", value)
         self.last_samples = self._samples(items)
         return [row.parts.reward for row in self.last_rows]
+
+    def close(self) -> None:
+        """Close the connections to served students, and end the graders' processes."""
+        self.engine.close()
 
     def padding_tokens(self, prompt_ids: Sequence[int]) -> int:
         """How many tokens at the end of a teacher's prompt lie inside the tags: those of the format's padding."""
@@ -148,7 +152,10 @@ class TeacherReward:
         return best
 
     def metrics(self, prompts: Sequence[Any], items: dict[int, ScoreItem]) -> dict[str, float]:
-        """Means of the last call's parts, their spread inside groups of one prompt, and shares of what went wrong."""
+        """Means of the last call's parts, their spread inside groups of one prompt, and shares of what went wrong.
+
+        On the sample with placebos: the lifts, and `r_ss_empty` and `r_ss_shuffled`, which the placebos earn.
+        """
         good = [row for row in self.last_rows if row.parts.error is None]
         metrics = {"failed": 1 - len(good) / max(1, len(self.last_rows))}
         for name in LOGGED:
@@ -162,6 +169,14 @@ class TeacherReward:
             values = [value for row in good if (value := getattr(row, name)) is not None]
             if values:
                 metrics[name] = statistics.fmean(values)
+        for name in ("empty", "shuffled"):
+            values = [
+                row.parts.r_ss - lift
+                for row in good
+                if row.parts.r_ss is not None and (lift := getattr(row, f"lift_over_{name}")) is not None
+            ]
+            if values:
+                metrics[f"r_ss_{name}"] = statistics.fmean(values)
         if items:
             metrics["unclosed"] = sum(not item.closed for item in items.values()) / len(items)
         return metrics
@@ -232,6 +247,23 @@ class TeacherReward:
             }
             for i in chosen
         ]
+
+
+def _refuse_total_failure(rows: Sequence[ScoredRow]) -> None:
+    """Raise ScoringError on every process of this launch if none of them scored any of its completions.
+
+    Together: a process that raised alone would leave the others waiting for it, and each has only some of the batch.
+    """
+    errors = [row.parts.error for row in rows if row.parts.error is not None]
+    every = [(len(rows), len(errors), errors[:1])]
+    if dist.is_available() and dist.is_initialized():
+        gathered: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(gathered, every[0])
+        every = gathered
+    total, failed = (sum(numbers) for numbers in list(zip(*every, strict=True))[:2])
+    if total and failed == total:
+        first = next(error for *_, some in every for error in some)
+        raise ScoringError(f"none of {total} completions could be scored; the first: {first}")
 
 
 def teacher_rows(

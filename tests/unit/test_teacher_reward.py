@@ -6,7 +6,7 @@ import pytest
 import torch
 from byte_models import byte_tokenizer, tiny_model
 
-from rlt.config import RewardOptions
+from rlt.config import AccuracyConfig, RewardOptions
 from rlt.errors import ConfigError, DataError, ScoringError
 from rlt.formats import load_format, render_student
 from rlt.logprobs import Row, hidden_states, output_head, token_logprobs
@@ -112,6 +112,43 @@ def test_a_row_that_fails_gets_none_and_a_batch_that_fails_raises():
         reward(["p"], [""], ids[1:], question=["a"], solution=["b"])
 
 
+@pytest.mark.parametrize(
+    ("elsewhere", "raises"), [((4, 3, ["long"]), False), ((4, 4, ["long"]), True), ((0, 0, []), True)]
+)
+def test_a_batch_fails_only_where_no_process_scored_any_of_it(monkeypatch, elsewhere, raises):
+    # Rows, failed ones and the first error of another process; this one has one row, which is too long.
+    def gather(found, ours):
+        assert ours[:2] == (1, 1)
+        found[:] = [elsewhere, ours]
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    reward = TeacherReward(
+        [LocalModel(STUDENT.model, TOKENIZER, name="short", context=330)], TOKENIZER, FMT, placebos=0
+    )
+    call = {"completion_ids": [sampled("So " * 300)], "question": ["a"], "solution": ["b"]}
+    if raises:
+        with pytest.raises(ScoringError, match=f"none of {elsewhere[0] + 1} completions could be scored; the first: "):
+            reward(["p"], [""], **call)
+    else:
+        assert reward(["p"], [""], **call) == [None]
+
+
+def test_a_process_without_completions_waits_for_nobody():
+    assert TeacherReward([STUDENT], TOKENIZER, FMT)([], [], [], question=[], solution=[]) == []
+
+
+def test_the_seed_reaches_the_solutions_that_students_sample(monkeypatch):
+    seeds = []
+    monkeypatch.setattr("rlt.scoring.student_accuracy", lambda *arguments: seeds.append(arguments[-1]) or [0.5])
+    options = RewardOptions(accuracy=AccuracyConfig(task="arithmetic"))
+    TeacherReward([STUDENT], TOKENIZER, FMT, options, seed=7, placebos=0)(
+        ["p"], [""], [sampled("So")], question=["a"], solution=["b"], answer=["5"]
+    )
+    assert seeds == [7]
+
+
 def test_parts_spreads_shares_and_lifts_are_logged_and_samples_kept():
     reward = TeacherReward([STUDENT], TOKENIZER, FMT, placebos=3, keep_samples=2)
     logged: dict[str, float] = {}
@@ -121,6 +158,11 @@ def test_parts_spreads_shares_and_lifts_are_logged_and_samples_kept():
     spread = sum(abs(a - b) / 2**0.5 for a, b in zip(rewards[::2], rewards[1::2], strict=True)) / 3
     assert logged["rlt/reward_spread"] == pytest.approx(spread)
     assert (logged["rlt/unclosed"], logged["rlt/failed"]) == (0.5, 0)
-    assert {"rlt/lift_over_empty", "rlt/lift_over_shuffled", "rlt/r_ss"} <= set(logged)
-    assert sum(row.lift_over_empty is not None for row in reward.last_rows) == 3
+    sample = [row for row in reward.last_rows if row.lift_over_empty is not None]
+    assert len(sample) == 3
+    for name in ("empty", "shuffled"):
+        lifts = [getattr(row, f"lift_over_{name}") for row in sample]
+        assert logged[f"rlt/lift_over_{name}"] == pytest.approx(sum(lifts) / 3)
+        earned = sum(row.parts.r_ss for row in sample) / 3 - sum(lifts) / 3
+        assert logged[f"rlt/r_ss_{name}"] == pytest.approx(earned)
     assert [sample["question"] for sample in reward.last_samples] == ["What is 0?", "What is 1?"]
