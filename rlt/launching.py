@@ -1,41 +1,65 @@
-"""Starting a training stage under `accelerate launch`, on as many processes as its configuration says."""
+"""Starting a training stage under `accelerate launch`, on as many processes as its configuration says.
+
+What listens where: on one machine the processes talk over its loopback interface alone. The store in which they find each
+other listens on 127.0.0.1 (torch's own listens on every address of the machine), and so do gloo's and NCCL's sockets.
+Over several machines (`num_machines`), or where the configuration has `main_process_ip` or another `rdzv_backend` than
+`static`, all of that is accelerate's and torch's: the store then listens on every address of the first machine.
+`GLOO_SOCKET_IFNAME` and `NCCL_SOCKET_IFNAME` of the environment are left as they are; without them NCCL keeps its own
+choice where weights go to a vLLM server, which may be on another machine.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import socket
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from rlt.config import StageConfig
-from rlt.errors import ConfigError, RunError
-from rlt.runs import Result, read_state, write_text
+from rlt.config import StageConfig, parse_yaml
+from rlt.errors import ConfigError, DependencyError, RunError
+from rlt.runs import Result, begin, read_state, write_text
 
 SHIPPED = resources.files("rlt") / "shipped" / "accelerate"
+LOOPBACK = "127.0.0.1"
 
 
 def launch_stage(stage: str, config: StageConfig) -> Result:
     """The stage's Result, after `accelerate launch` ran it in processes of its own. No shell is involved.
 
-    Raises ConfigError for an unknown `launch`, RunError when the processes fail.
+    Raises ConfigError for an unknown `launch`, DependencyError where it needs what is not installed, RunError when the
+    processes fail.
     """
-    accelerate = launch_file(getattr(config, "launch", None) or "single")
+    name = getattr(config, "launch", None) or "single"
+    accelerate = launch_file(name)
+    options = launch_options(accelerate)
+    if options.get("distributed_type") == "DEEPSPEED" and importlib.util.find_spec("deepspeed") is None:
+        raise DependencyError(f"launch: {name!r} needs DeepSpeed: pip install 'rlt[deepspeed]'")
     output = Path(config.output)
+    done = begin(stage, config).result if (read_state(output) or {}).get("complete") else None
+    if done is not None:
+        return done
     request = output.parent / f".{output.name}.launch.json"
     write_text(request, config.model_copy(update={"launch": None}).model_dump_json())
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(accelerate)]
-    command += [*processes(accelerate), "-m", "rlt.launching"]
+    command = [sys.executable, "-m", "rlt.launching", "launch", "--config_file", str(accelerate)]
+    command += [*processes(accelerate), *rendezvous(options), "-m", "rlt.launching", stage, str(request)]
     try:
-        status = subprocess.run([*command, stage, str(request)], check=False).returncode
+        status = subprocess.run(command, check=False, env=environment(config, options)).returncode
     finally:
         request.unlink(missing_ok=True)
     state = read_state(output)
     if status != 0 or state is None or not state.get("complete"):
-        raise RunError(
-            f"{stage}: its processes ended with status {status}. The same command goes on from the last checkpoint."
-        )
+        from rlt.checkpoints import last_checkpoint
+
+        saved = last_checkpoint(output)
+        again = f"goes on from {saved.name}" if saved else "begins again: no checkpoint was saved"
+        raise RunError(f"{stage}: its processes ended with status {status}. The same command {again}.")
     return Result(output, state["metrics"])
 
 
@@ -49,17 +73,92 @@ def launch_file(name: str) -> Path:
     raise ConfigError(f"launch: {name!r} is neither shipped ({', '.join(shipped)}) nor a file.")
 
 
+def launch_options(accelerate: Path) -> dict[str, Any]:
+    """What an accelerate configuration says; raises ConfigError for what is none."""
+    try:
+        options = parse_yaml(accelerate.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"launch: {accelerate}: not valid YAML: {error}") from error
+    if not isinstance(options, dict):
+        raise ConfigError(f"launch: {accelerate}: not a configuration of accelerate; `accelerate config` writes one.")
+    return options
+
+
 def processes(accelerate: Path) -> list[str]:
     """accelerate's flag for one process on each visible GPU, where its configuration does not say how many; else none."""
     import torch
 
-    if yaml.safe_load(accelerate.read_text(encoding="utf-8")).get("num_processes") is not None:
+    if launch_options(accelerate).get("num_processes") is not None:
         return []
     return ["--num_processes", str(max(1, torch.cuda.device_count()))]
 
 
+# -- who listens where ---------------------------------------------------------------------------------------------------------
+
+
+def on_this_machine(options: Mapping[str, Any]) -> bool:
+    """Whether a configuration of accelerate is for processes of one machine, and leaves to rlt how they find each other."""
+    several = int(options.get("num_machines") or 1) > 1
+    # `static` is what `accelerate config` writes unasked.
+    return not several and not options.get("main_process_ip") and options.get("rdzv_backend", "static") == "static"
+
+
+def rendezvous(options: Mapping[str, Any]) -> list[str]:
+    """accelerate's flags for a store on 127.0.0.1, at a port that is free (0: or accelerate would look for one itself)."""
+    return ["--rdzv_backend", "loopback", "--main_process_port", "0"] if on_this_machine(options) else []
+
+
+def environment(config: StageConfig, options: Mapping[str, Any]) -> dict[str, str]:
+    """This process's environment, in which processes of one machine talk over its loopback interface."""
+    here: dict[str, str] = {}
+    names = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
+    if on_this_machine(options) and names:
+        here["GLOO_SOCKET_IFNAME"] = names[0]
+        trainer = getattr(config, "trainer", {})
+        if not (trainer.get("use_vllm") and trainer.get("vllm_mode") == "server"):
+            here["NCCL_SOCKET_IFNAME"] = names[0]
+    return {**here, **os.environ}
+
+
+def _launch(arguments: Sequence[str]) -> None:
+    """`accelerate launch`, in this process, with `loopback` among torch's kinds of rendezvous."""
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed import TCPStore
+    from torch.distributed.elastic.rendezvous import RendezvousInfo, rendezvous_handler_registry
+    from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCPRendezvous
+
+    class Loopback(StaticTCPRendezvous):
+        """torch's static rendezvous with a store that listens on a socket of ours; torch's listens on every address."""
+
+        def get_backend(self) -> str:
+            return "loopback"
+
+        def next_rendezvous(self) -> RendezvousInfo:
+            if self._store is None:
+                listener = socket.create_server((LOOPBACK, 0))
+                self.master_port = listener.getsockname()[1]
+                self._store = TCPStore(
+                    LOOPBACK, self.master_port, self.world_size, True, self.timeout, multi_tenant=True,
+                    master_listen_fd=listener.detach(),
+                )  # fmt: skip
+            return super().next_rendezvous()
+
+    rendezvous_handler_registry.register(
+        "loopback", lambda wanted: Loopback(LOOPBACK, 0, 0, wanted.max_nodes, wanted.run_id, timeout=600)
+    )
+    options = launch_command_parser().parse_args(arguments)
+    if options.rdzv_backend == "loopback":
+        options.rdzv_endpoint = LOOPBACK  # not read, but torch warns where there is none
+    launch_command(options)
+
+
+# -- what each launched process does -------------------------------------------------------------------------------------------
+
+
 def main() -> None:
-    """What each launched process does: run the stage that the request file names."""
+    """Launch with accelerate (`launch ...`), or, launched, run the stage that the request file names (`STAGE FILE`)."""
+    if sys.argv[1] == "launch":
+        return _launch(sys.argv[2:])
     from rlt.cli import guarded
 
     stage, request = sys.argv[1:]
