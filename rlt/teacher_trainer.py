@@ -10,7 +10,7 @@ sampler no longer has the trainer's weights.
 
 from __future__ import annotations
 
-import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ import torch
 from trl import GRPOTrainer
 from trl.trainer.utils import pad
 
+from rlt.checkpoints import WholeCheckpoints
 from rlt.errors import RunError
 from rlt.logprobs import Row, hidden_states, output_head, token_logprobs
+from rlt.rows import JsonlWriter
 from rlt.teacher_reward import TeacherReward
 from rlt.training import ResumablePrompts
 from rlt.trimming import TrimmedPadding
@@ -28,12 +30,12 @@ REFERENCE_FOLDER = "reference"
 SAMPLES_FILE = "samples.jsonl"
 
 
-class TeacherTrainer(ResumablePrompts, TrimmedPadding, GRPOTrainer):
+class TeacherTrainer(ResumablePrompts, TrimmedPadding, WholeCheckpoints, GRPOTrainer):
     """GRPOTrainer that gives its TeacherReward the policy's side of `r_kl` (see `TeacherReward.__call__`).
 
-    `reward` is the reward function; with `needs_policy` false no forward pass is made for it. `sync_threshold`: mean
-    absolute difference, nats a token, between the sampler's and the trainer's log-probs of the same tokens above which the
-    run stops with RunError (None: never). `policy_passes` counts forward passes of the policy made only for the reward.
+    `reward` is the reward function; with `needs_policy` false no forward pass is made for it. `sync_threshold`: the
+    difference between sampler and trainer, as `check_sampler` measures it, above which the run stops (None: never).
+    `policy_passes` counts forward passes of the policy that TRL would not have made.
     """
 
     args: Any
@@ -50,18 +52,19 @@ class TeacherTrainer(ResumablePrompts, TrimmedPadding, GRPOTrainer):
         super().__init__(reward_funcs=[reward], **kwargs)
         self.reward, self.needs_policy, self.sync_threshold = reward, needs_policy, sync_threshold
         self._prompt_ids: list[list[int]] = []
+        self._completion_ids: list[list[int]] = []
         self._step_logprobs: torch.Tensor | None = None
         self.policy_passes = 0
 
     def _generate(self, prompts: list[Any]) -> Any:
         generated = super()._generate(prompts)
-        self._prompt_ids, self._step_logprobs = generated[0], None
+        self._prompt_ids, self._completion_ids, self._step_logprobs = generated[0], generated[1], None
         return generated
 
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, *args: Any, **kwargs: Any
     ) -> Any:
-        if model is not self.model or torch.is_grad_enabled():
+        if model is not self.model or torch.is_grad_enabled() or is_reference(self.accelerator.unwrap_model(model)):
             return super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
             )
@@ -90,9 +93,8 @@ class TeacherTrainer(ResumablePrompts, TrimmedPadding, GRPOTrainer):
         rows = [{**row, **item} for row, item in zip(inputs, extra, strict=True)]
         rewards = super()._calculate_rewards(rows, prompts, completions, completion_ids_list)
         if self.accelerator.is_main_process and self.model.training:
-            with (Path(self.args.output_dir) / SAMPLES_FILE).open("a", encoding="utf-8") as file:
-                for sample in self.reward.last_samples:
-                    file.write(json.dumps({"step": self.state.global_step, **sample}, ensure_ascii=False) + "\n")
+            with JsonlWriter(Path(self.args.output_dir) / SAMPLES_FILE) as file:
+                file.write({"step": self.state.global_step, **sample} for sample in self.reward.last_samples)
         return rewards
 
     def _policy_side(self, completion_ids: list[list[int]]) -> tuple[str, list[torch.Tensor]]:
@@ -111,64 +113,74 @@ class TeacherTrainer(ResumablePrompts, TrimmedPadding, GRPOTrainer):
                 self.reward.policy_head = output_head(self.model)
                 return "policy_hidden", hidden_states(self.model, rows)
             return "policy_logprobs", token_logprobs(self.model, rows, temperature=temperature)
-        if self._step_logprobs is None:
-            self.policy_passes += 1
-            self._one_more_pass(completion_ids)
-        pairs = zip(self._step_logprobs, completion_ids, strict=True)  # type: ignore[arg-type]
+        pairs = zip(self._all_logprobs(), completion_ids, strict=True)
         return "policy_logprobs", [row[: before + len(ids)].float().cpu() for row, ids in pairs]
 
     @torch.no_grad()
-    def _one_more_pass(self, completion_ids: list[list[int]]) -> None:
-        device, fill = self.accelerator.device, self._tokenizer.pad_token_id
-        prompts = [torch.tensor(ids) for ids in self._prompt_ids]
-        texts = [torch.tensor(ids) for ids in completion_ids]
-        ids = [pad(prompts, fill, "left"), pad(texts, fill, "right")]
-        mask = [
-            pad([torch.ones_like(row) for row in prompts], 0, "left"),
-            pad([torch.ones_like(row) for row in texts], 0, "right"),
-        ]
-        self._get_per_token_logps_and_entropies(
-            self.model, torch.cat(ids, 1).to(device), torch.cat(mask, 1).to(device), ids[1].size(1),
-            batch_size=self.args.per_device_train_batch_size,
-        )  # fmt: skip
+    def _all_logprobs(self) -> torch.Tensor:
+        """`(B, P + T)` log-probs of this step's completions and the padding before them, computed once at most."""
+        if self._step_logprobs is None:
+            self.policy_passes += 1
+            device, fill = self.accelerator.device, self._tokenizer.pad_token_id
+            ids, mask = [], []
+            multiple: Any = self.pad_to_multiple_of
+            for rows, side in ((self._prompt_ids, "left"), (self._completion_ids, "right")):
+                texts = [torch.tensor(row, dtype=torch.long) for row in rows]
+                ids.append(pad(texts, fill, side, multiple))
+                mask.append(pad([torch.ones_like(row) for row in texts], 0, side, multiple))
+            self._get_per_token_logps_and_entropies(
+                self.model, torch.cat(ids, 1).to(device), torch.cat(mask, 1).to(device), ids[1].size(1),
+                batch_size=self.args.per_device_train_batch_size,
+            )  # fmt: skip
+        assert self._step_logprobs is not None  # the pass above has kept them
+        return self._step_logprobs
 
     # -- a sampler that lost the weights -----------------------------------------------------------------------------------
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output = super()._generate_and_score_completions(inputs)
-        sampled = output.get("sampling_per_token_logps")
-        if sampled is not None and self.sync_threshold is not None:
+        if self.sync_threshold is not None and "sampling_per_token_logps" in output:
             ours = output.get("old_per_token_logps")
-            if ours is None and self._step_logprobs is not None:
-                ours = self._step_logprobs[:, self._padding_tokens() :]
-            if ours is not None:
-                self.check_sampler(ours, sampled, output["completion_mask"])
+            if ours is None:
+                ours = self._all_logprobs()[:, self._padding_tokens() :]
+            self.check_sampler(ours, output["sampling_per_token_logps"], output["completion_mask"])
         return output
 
     def check_sampler(self, ours: torch.Tensor, sampled: torch.Tensor, mask: torch.Tensor) -> None:
-        """Raise RunError on every rank if `(B, T)` log-probs of trainer and sampler differ by more than the threshold."""
-        known = mask.bool() & sampled.isfinite()
-        difference = (ours - sampled)[known].abs()
-        total = torch.stack([difference.sum(), known.sum().to(difference.dtype)])
-        total = self.accelerator.gather(total[None]).sum(0)
-        mean = (total[0] / total[1].clamp(min=1)).item()
+        """Raise RunError on every rank if `(B, T)` log-probs of trainer and sampler differ by more than the threshold.
+
+        The difference is the mean of |ours - sampled| in nats, each token weighted by its probability (the larger of the
+        two), over the tokens of `mask` `(B, T)` that the sampler reports: log-probs of unlikely tokens are noisy in
+        bfloat16. NaN is what vLLM could not report; if that is all, the run stops too.
+        """
+        counted = mask.bool()
+        known = counted & ~sampled.isnan()
+        weights = torch.maximum(ours, sampled)[known].double().exp()
+        difference = (ours - sampled)[known].double().abs()
+        sums = torch.stack([(weights * difference).sum(), weights.sum(), counted.sum().double()])
+        total, weight, tokens = self.accelerator.gather(sums[None]).sum(0).tolist()
+        if tokens == 0:
+            return  # every completion is masked: nothing is learned from this batch
+        mean = total / weight if weight else math.nan
         self._metrics["train" if self.model.training else "eval"]["sampler_difference"].append(mean)
-        if self.sync_threshold is not None and mean > self.sync_threshold:
+        if self.sync_threshold is not None and not mean <= self.sync_threshold:
             raise RunError(
                 f"step {self.state.global_step}: the sampler's log-probs differ from the trainer's by {mean:.3g} nats a token "
-                f"(threshold {self.sync_threshold}): it has other weights. Restart the sampler, or raise `sync_threshold`."
+                f"(`sync_threshold` {self.sync_threshold}): it has other weights, or reports log-probs before temperature and "
+                "truncation. Restart it (a vLLM server with `--logprobs-mode processed_logprobs`), or raise the threshold."
             )
 
     # -- the moving reference is part of a checkpoint ------------------------------------------------------------------------
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
+    def _save_more(self, folder: Path) -> None:
         if self.ref_model is None or not self.args.sync_ref_model:
             return
-        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}" / REFERENCE_FOLDER
         state = self.accelerator.get_state_dict(self.ref_model)  # gathers sharded weights: every rank takes part
         if self.args.should_save:
-            self.accelerator.unwrap_model(self.ref_model).save_pretrained(folder, state_dict=state)
+            # Under the names that the weights have in memory, by which they are restored.
+            self.accelerator.unwrap_model(self.ref_model).save_pretrained(
+                folder / REFERENCE_FOLDER, state_dict=state, save_original_format=False
+            )
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -182,9 +194,21 @@ class TeacherTrainer(ResumablePrompts, TrimmedPadding, GRPOTrainer):
         load_weights(self.ref_model, folder, self.accelerator)
 
 
+def is_reference(model: Any) -> bool:
+    """Whether a model with LoRA is TRL's reference at the moment: its adapter is off, or the copy named `ref` is active."""
+    if not hasattr(model, "peft_config"):
+        return False
+    # `is True`: transformers' own models have a method of this name.
+    off = any(getattr(module, "disable_adapters", False) is True for module in model.modules())
+    return off or model.active_adapter == "ref"
+
+
 @torch.no_grad()
 def load_weights(model: Any, folder: Path, accelerator: Any) -> None:
-    """Put the safetensors weights of `folder` into `model`, plain, DDP, FSDP2 or ZeRO-3."""
+    """Put the safetensors weights of `folder` into `model`, plain, DDP, FSDP2 or ZeRO-3.
+
+    Raises RunError unless the files have exactly the model's weights (of tied ones, one).
+    """
     from contextlib import nullcontext
 
     from safetensors.torch import load_file
@@ -196,6 +220,14 @@ def load_weights(model: Any, folder: Path, accelerator: Any) -> None:
     core = accelerator.unwrap_model(model)
     gathered: Any = nullcontext()
     parameters = dict(core.named_parameters())
+    tied = getattr(core, "all_tied_weights_keys", {}).keys()
+    missing = sorted(parameters.keys() - weights.keys() - tied)
+    unknown = sorted(weights.keys() - core.state_dict().keys() - tied)
+    if missing or unknown:
+        raise RunError(
+            f"{folder}: not the weights of this reference model: {len(missing)} missing ({', '.join(missing[:3])}), "
+            f"{len(unknown)} unknown ({', '.join(unknown[:3])}). Remove {folder.parent} to go on from an older checkpoint."
+        )
     if any(hasattr(parameter, "ds_id") for parameter in parameters.values()):
         import deepspeed
 
@@ -203,7 +235,7 @@ def load_weights(model: Any, folder: Path, accelerator: Any) -> None:
     with gathered:
         for name, parameter in parameters.items():
             if name not in weights:
-                continue  # tied to another parameter, which is in the file
+                continue  # tied to another parameter, which is in the files
             value = weights[name].to(parameter.dtype)
             if isinstance(parameter, DTensor):
                 value = distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
+from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import Field
 from transformers import TrainerCallback
 
-from rlt.cards import write_model_card
+from rlt.cards import finish_model
 from rlt.config import BaseModelConfig, Config, validate
 from rlt.formats import load_format, render_student, render_teacher
 from rlt.models import load_tokenizer
 from rlt.rows import read_rows
-from rlt.runs import Result, StageFolder, begin
-from rlt.sequences import tokenize
+from rlt.runs import Result, begin
 from rlt.tasks import GeneratedTask, load_generated_task
 from rlt.tiny import tiny_llama, word_tokenizer
 from rlt.training import (
     Example,
     MetricsFile,
-    learned_span,
+    examples_of,
     taught_to_student,
     taught_to_teacher,
     trainer_arguments,
+    turn_end,
 )
 
 
@@ -80,18 +80,14 @@ def run(config: BaseModelConfig) -> Result:
                 text = (render_teacher if as_teacher else render_student)(fmt, tokenizer, problem, body)
                 rendered.append(text)
                 learned.append(taught_to_teacher(fmt, text) if as_teacher else taught_to_student(fmt, text))
-        examples = [
-            Example(tokens.ids, learned_span(tokens.ids, tokens.offsets, *span, tokenizer))
-            for tokens, span in zip(tokenize(tokenizer, rendered), learned, strict=True)
-        ]
+        examples = examples_of(tokenizer, rendered, learned, turn_end(fmt, tokenizer))
         stop = StopAtLoss(phase.until_loss)
-        _learn(_phase_folder(folder, number), model, examples, phase, config.trainer, stop)
+        _learn(folder.path / f"phase-{number}", config, model, examples, phase, stop)
         numbers |= {f"phase_{number}_loss": stop.loss, f"phase_{number}_steps": stop.steps}
     model.save_pretrained(folder.path)
     tokenizer.save_pretrained(folder.path)
     load_tokenizer(str(folder.path))  # what is saved must load
-    write_model_card(folder, None, f"generated: {', '.join(tasks)}", numbers)
-    return folder.finish(numbers)
+    return finish_model(folder, None, f"generated: {', '.join(tasks)}", numbers)
 
 
 def _words(task: GeneratedTask, others: dict[str, GeneratedTask]) -> list[str]:
@@ -100,7 +96,7 @@ def _words(task: GeneratedTask, others: dict[str, GeneratedTask]) -> list[str]:
 
 
 def _learn(
-    folder: StageFolder, model: Any, examples: list[Example], phase: Phase, options: dict[str, Any], stop: StopAtLoss
+    folder: Path, config: BaseModelConfig, model: Any, examples: list[Example], phase: Phase, stop: StopAtLoss
 ) -> None:
     """One phase by transformers' plain Trainer: for a vocabulary of some dozens TRL's chunked loss costs a third more."""
     from transformers import Trainer, TrainingArguments
@@ -111,10 +107,11 @@ def _learn(
         "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 10, "max_steps": phase.max_steps,
         "logging_steps": 20, "save_strategy": "no", "remove_unused_columns": False,
     }  # fmt: skip
-    arguments = trainer_arguments(TrainingArguments, folder, options, defaults)
+    config = config.model_copy(update={"output": folder})
+    arguments = trainer_arguments(TrainingArguments, "base", config, config.trainer, defaults)
     rows = [{"input_ids": example.ids, "labels": example.labels()} for example in examples]
     trainer = Trainer(
-        model, arguments, train_dataset=rows, data_collator=_collate, callbacks=[MetricsFile(folder.path), stop]
+        model, arguments, train_dataset=rows, data_collator=_collate, callbacks=[MetricsFile(folder), stop]
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
@@ -127,12 +124,6 @@ def _collate(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
         name: torch.tensor([row[name] + [fill] * (width - len(row[name])) for row in rows])
         for name, fill in (("input_ids", 0), ("labels", -100))
     }
-
-
-def _phase_folder(folder: StageFolder, number: int) -> StageFolder:
-    path = folder.path / f"phase-{number}"
-    path.mkdir(exist_ok=True)
-    return dataclasses.replace(folder, config=folder.config.model_copy(update={"output": path}))
 
 
 class StopAtLoss(TrainerCallback):

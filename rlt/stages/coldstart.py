@@ -5,18 +5,31 @@ GRPO on correctness, by TRL's trainer as it is (paper, section 4: three reward l
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
-from rlt.cards import write_model_card
+from rlt.cards import finish_model
 from rlt.config import ColdstartConfig
-from rlt.data import load_problems
 from rlt.errors import DataError
-from rlt.formats import Format, check_template, load_format, student_prompt
+from rlt.formats import Format, student_prompt
+from rlt.generation import decode
 from rlt.grading import GraderPool
-from rlt.models import load_tokenizer
 from rlt.runs import Result, begin
 from rlt.tasks import load_task
-from rlt.training import MetricsFile, ResumablePrompts, loading, peft_config, run_trainer, trainer_arguments
+from rlt.training import (
+    MetricsFile,
+    ResumablePrompts,
+    check_saving,
+    complete_before,
+    end_ids,
+    fit_prompts,
+    loading,
+    peft_config,
+    read_text,
+    run_trainer,
+    sampling_context,
+    trainer_arguments,
+)
 
 # The paper's settings for this stage are not known (PAPER.md, section 6); these are those of its teacher RL but for the
 # group size, TRL's own.
@@ -29,55 +42,70 @@ DEFAULTS: dict[str, Any] = {
 
 def run(config: ColdstartConfig) -> Result:
     """The student's model folder after RL; `metrics.jsonl` has the reward, the shares of right and of unreadable responses."""
-    fmt, task = load_format(config.format), load_task(config.task)
-    problems = load_problems(config.data, fmt, need=("answer",))
-    print(f"coldstart: {config.data.path}: {problems.summary()}", flush=True)
+    done = complete_before("coldstart", config)
+    if done is not None:
+        return done
+    task = load_task(config.task)
+    text = read_text("coldstart", config, need=("answer",))
+    fmt, problems, tokenizer = text.fmt, text.problems, text.tokenizer
     for problem in problems:
         reason = task.check_answer(problem.answer or "", problem.question)
         if reason is not None:
             raise DataError(f"{config.data.path}: problem {problem.id}: column `answer`: {reason}.")
-    tokenizer = load_tokenizer(config.model, config.trust_remote_code)
-    check_template(fmt, tokenizer)
-    folder = begin("coldstart", config)
-    if folder.result:
-        return folder.result
+    ends = end_ids(config, text)
 
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
+    from rlt.checkpoints import WholeCheckpoints
     from rlt.trimming import TrimmedPadding
 
-    class StudentTrainer(ResumablePrompts, TrimmedPadding, GRPOTrainer):
+    class StudentTrainer(ResumablePrompts, TrimmedPadding, WholeCheckpoints, GRPOTrainer):
         """TRL's trainer with prompts as rendered, in an order that can be resumed."""
 
+    arguments = trainer_arguments(GRPOConfig, "coldstart", config, config.trainer, {**DEFAULTS, **loading(config)})
+    check_saving("coldstart", arguments)
+    lora = peft_config(config.peft)
     rows = [{"prompt": student_prompt(fmt, tokenizer, p), "question": p.question, "answer": p.answer} for p in problems]
+    kept, dropped = fit_prompts(
+        problems, [str(row["prompt"]) for row in rows], tokenizer, completion=arguments.max_completion_length or 1,
+        context=sampling_context(arguments, text.context), data=config.data,
+    )  # fmt: skip
+    folder = begin("coldstart", config)
     tokenizer.padding_side = "left"
     with GraderPool(config.task) as graders:
-        reward: Any = CorrectnessReward(graders, fmt, tokenizer, config.rewards)
+        reward: Any = CorrectnessReward(graders, fmt, tokenizer, config.rewards, ends)
         trainer = StudentTrainer(
-            model=config.model,
-            reward_funcs=reward,
-            args=trainer_arguments(GRPOConfig, folder, config.trainer, {**DEFAULTS, **loading(config)}),
-            train_dataset=Dataset.from_list(rows),
-            processing_class=tokenizer,
-            peft_config=peft_config(config.peft),
+            model=config.model, reward_funcs=reward, args=arguments,
+            train_dataset=Dataset.from_list([rows[i] for i in kept]), processing_class=tokenizer, peft_config=lora,
             callbacks=[MetricsFile(folder.path)],
-        )
+        )  # fmt: skip
         numbers = run_trainer(trainer, folder, tokenizer)
+    numbers |= {"problems": len(kept), "dropped": len(dropped) + len(problems.dropped)}
     correct = [row["correct"] for row in trainer.state.log_history if "correct" in row]
     if correct:
         tenth = max(1, len(correct) // 10)
         numbers |= {"correct_first": sum(correct[:tenth]) / tenth, "correct_last": sum(correct[-tenth:]) / tenth}
-    write_model_card(folder, config.model, config.data.path, numbers)
-    return folder.finish(numbers)
+    return finish_model(folder, config.model, config.data.path, numbers)
 
 
 class CorrectnessReward:
-    """A TRL reward function: one number for a response without a readable answer, one for a wrong, one for a right one."""
+    """A TRL reward function: one number for a response without a readable answer, one for a wrong, one for a right one.
 
-    def __init__(self, graders: GraderPool, fmt: Format, tokenizer: Any, rewards: tuple[float, float, float]) -> None:
+    `ends`: ids of the tokens that end a response; they are no part of its text.
+    """
+
+    def __init__(
+        self,
+        graders: GraderPool,
+        fmt: Format,
+        tokenizer: Any,
+        rewards: tuple[float, float, float],
+        ends: Collection[int],
+    ) -> None:
         self.__name__ = "correctness"
         self.graders, self.fmt, self.tokenizer, self.rewards = graders, fmt, tokenizer, rewards
+        self.ends = {*ends, tokenizer.pad_token_id}
 
     def __call__(
         self,
@@ -88,10 +116,7 @@ class CorrectnessReward:
         **others: Any,
     ) -> list[float]:
         # Decoded here: TRL drops special tokens, and tags may be such.
-        end = {self.tokenizer.eos_token_id, self.tokenizer.pad_token_id}
-        texts = [
-            self.tokenizer.decode([i for i in ids if i not in end], skip_special_tokens=False) for ids in completion_ids
-        ]
+        texts = [decode(self.tokenizer, [i for i in ids if i not in self.ends]) for ids in completion_ids]
         verdicts = self.graders.grade(list(zip(texts, answer, question, strict=True)), self.fmt)
         unreadable, wrong, right = self.rewards
         if log_metric is not None:

@@ -5,14 +5,23 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from rlt.cards import write_model_card
+from rlt.cards import finish_model
 from rlt.config import TrainConfig
-from rlt.data import load_problems
-from rlt.errors import ConfigError, DataError
-from rlt.formats import check_template, load_format
-from rlt.models import context_length, load_config, load_tokenizer
+from rlt.errors import ConfigError
 from rlt.runs import Result, begin
-from rlt.training import MetricsFile, loading, peft_config, run_trainer, trainer_arguments
+from rlt.training import (
+    MetricsFile,
+    check_saving,
+    complete_before,
+    end_ids,
+    fit_prompts,
+    loading,
+    peft_config,
+    read_text,
+    run_trainer,
+    sampling_context,
+    trainer_arguments,
+)
 
 # Published teacher RL (SakanaAI/RLT 86a3f5c, run_cfg): every number of PAPER.md, section 4, that TRL has an option for.
 DEFAULTS: dict[str, Any] = {
@@ -29,17 +38,14 @@ def run(config: TrainConfig) -> Result:
 
     The teacher starts from `model`, which should be warmed up in the same format. Goes on from the last checkpoint.
     """
-    fmt = load_format(config.format)
     if not config.student:
         raise ConfigError("train: `student` is missing: the model whose understanding is the reward.")
-    problems = load_problems(config.data, fmt, need=("answer",) if config.accuracy else ())
-    print(f"train: {config.data.path}: {problems.summary()}", flush=True)
-    limit = context_length(load_config(config.model, config.trust_remote_code))
-    tokenizer = load_tokenizer(config.model, config.trust_remote_code)
-    check_template(fmt, tokenizer)
-    folder = begin("train", config)
-    if folder.result:
-        return folder.result
+    done = complete_before("train", config)
+    if done is not None:
+        return done
+    text = read_text("train", config, need=("answer",) if config.accuracy else ())
+    problems, tokenizer = text.problems, text.tokenizer
+    ends = end_ids(config, text)
 
     from datasets import Dataset
     from trl import GRPOConfig
@@ -49,46 +55,32 @@ def run(config: TrainConfig) -> Result:
 
     beta = config.trainer.get("beta", DEFAULTS["beta"])
     moving = {"sync_ref_model": bool(beta) and config.peft is None}
-    arguments = trainer_arguments(GRPOConfig, folder, config.trainer, {**DEFAULTS, **moving, **loading(config)})
-    _check_saving(arguments)
-    rows = teacher_rows(problems, fmt, tokenizer)
-    _check_prompts(rows, tokenizer, limit, arguments.max_completion_length)
+    defaults = {**DEFAULTS, **moving, **loading(config)}
+    arguments = trainer_arguments(GRPOConfig, "train", config, config.trainer, defaults)
+    check_saving("train", arguments)
+    lora = peft_config(config.peft)
+    rows = teacher_rows(problems, text.fmt, tokenizer)
+    kept, dropped = fit_prompts(
+        problems, [str(row["prompt"]) for row in rows], tokenizer, completion=arguments.max_completion_length or 1,
+        context=sampling_context(arguments, text.context), data=config.data,
+    )  # fmt: skip
+    folder = begin("train", config)
     reward = TeacherReward(
-        config.student, tokenizer, fmt, config, placement=config, model=config, placebos=config.placebos,
-        keep_samples=config.keep_samples,
+        config.student, tokenizer, text.fmt, config, placement=config, model=config, end_ids=sorted(ends),
+        placebos=config.placebos, keep_samples=config.keep_samples,
     )  # fmt: skip
     tokenizer.padding_side = "left"
     logging.getLogger("trl.trainer.grpo_trainer").setLevel(logging.ERROR)
     trainer = TeacherTrainer(
-        model=config.model, reward=reward, args=arguments, train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer, peft_config=peft_config(config.peft), sync_threshold=config.sync_threshold,
+        model=config.model, reward=reward, args=arguments, train_dataset=Dataset.from_list([rows[i] for i in kept]),
+        processing_class=tokenizer, peft_config=lora, sync_threshold=config.sync_threshold,
         needs_policy=config.kl_coef != 0 and not (config.accuracy and config.accuracy.only),
         callbacks=[MetricsFile(folder.path, also=[SAMPLES_FILE])],
     )  # fmt: skip
     numbers = run_trainer(trainer, folder, tokenizer)
+    numbers |= {"problems": len(kept), "dropped": len(dropped) + len(problems.dropped)}
     numbers |= _last_metrics(trainer.state.log_history)
-    write_model_card(folder, config.model, config.data.path, numbers)
-    return folder.finish(numbers)
-
-
-def _check_prompts(rows: list[dict[str, Any]], tokenizer: Any, limit: int | None, completion: int) -> None:
-    lengths = [len(ids) for ids in tokenizer([row["prompt"] for row in rows], add_special_tokens=False)["input_ids"]]
-    longest = max(range(len(rows)), key=lengths.__getitem__)
-    if limit is not None and lengths[longest] + completion > limit:
-        raise DataError(
-            f"problem {longest}: its prompt has {lengths[longest]} tokens; with `trainer.max_completion_length` {completion} "
-            f"that is over the teacher's context of {limit}. Lower it to {limit - lengths[longest]}, or drop long problems."
-        )
-
-
-def _check_saving(arguments: Any) -> None:
-    # Completions are generated for several steps at once; a checkpoint between those steps could not be resumed exactly.
-    cycle = arguments.steps_per_generation * arguments.num_iterations / arguments.gradient_accumulation_steps
-    if arguments.save_strategy == "steps" and arguments.save_steps >= 1 and cycle > 1 and arguments.save_steps % cycle:
-        raise ConfigError(
-            f"train: `trainer.save_steps` {arguments.save_steps} must be a multiple of {cycle:g}, the steps that one "
-            "generation serves; else a resumed run would differ from one never cut off."
-        )
+    return finish_model(folder, config.model, config.data.path, numbers)
 
 
 def _last_metrics(history: list[dict[str, Any]]) -> dict[str, float]:

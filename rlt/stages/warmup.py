@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from rlt.cards import write_model_card
+from rlt.cards import finish_model
 from rlt.config import WarmupConfig
-from rlt.data import load_problems
-from rlt.formats import check_template, load_format, render_teacher
-from rlt.models import context_length, load_config, load_tokenizer
+from rlt.formats import render_teacher
 from rlt.runs import Result, begin
-from rlt.sequences import tokenize
-from rlt.training import Example, fit, learned_span, taught_to_teacher, train_supervised
+from rlt.training import (
+    complete_before,
+    examples_of,
+    fit,
+    read_text,
+    supervised_arguments,
+    taught_to_teacher,
+    train_supervised,
+)
 
 # Published warm-up (SakanaAI/RLT 86a3f5c): AdamW 0.9/0.95, weight decay 1e-4, cosine after 5% warm-up, clip 1.
 DEFAULTS = {
     "learning_rate": 1e-5, "lr_scheduler_type": "cosine", "warmup_steps": 0.05, "weight_decay": 1e-4, "adam_beta2": 0.95,
-    "max_grad_norm": 1.0, "logging_steps": 10,
+    "max_grad_norm": 1.0,
 }  # fmt: skip
 
 
@@ -23,26 +28,16 @@ def run(config: WarmupConfig) -> Result:
 
     The turn's end belongs to closing: a teacher that never learned it writes on after its tag until the length limit.
     """
-    fmt = load_format(config.format)
-    problems = load_problems(config.data, fmt, need=("explanation",))
-    print(f"warmup: {config.data.path}: {problems.summary()}", flush=True)
-    limit = config.max_length or context_length(load_config(config.model, config.trust_remote_code))
-    tokenizer = load_tokenizer(config.model, config.trust_remote_code)
-    check_template(fmt, tokenizer)
+    done = complete_before("warmup", config)
+    if done is not None:
+        return done
+    text = read_text("warmup", config, need=("explanation",))
+    arguments = supervised_arguments("warmup", config, DEFAULTS)
+    fmt, problems = text.fmt, text.problems
+    rendered = [render_teacher(fmt, text.tokenizer, p, fmt.thought_body(p.explanation or "")) for p in problems]
+    examples = examples_of(text.tokenizer, rendered, [taught_to_teacher(fmt, r) for r in rendered], text.turn_end)
+    kept, dropped = fit(problems, examples, config.max_length or text.context, config.data)
     folder = begin("warmup", config)
-    if folder.result:
-        return folder.result
-    rendered = [render_teacher(fmt, tokenizer, p, fmt.thought_body(p.explanation or "")) for p in problems]
-    examples = []
-    for problem, text, tokens in zip(problems, rendered, tokenize(tokenizer, rendered), strict=True):
-        learned = taught_to_teacher(fmt, text)
-        examples.append(
-            (problem.id, Example(tokens.ids, learned_span(tokens.ids, tokens.offsets, *learned, tokenizer)))
-        )
-    kept, dropped = fit(examples, limit, config.data)
-    numbers = train_supervised(
-        folder, config.model, tokenizer, kept, config.trainer, defaults=DEFAULTS, peft=config.peft, load=config
-    )
+    numbers = train_supervised(folder, config, arguments, text, kept)
     metrics = {**numbers, "examples": len(kept), "dropped": len(dropped) + len(problems.dropped)}
-    write_model_card(folder, config.model, config.data.path, metrics)
-    return folder.finish(metrics)
+    return finish_model(folder, config.model, config.data.path, metrics)

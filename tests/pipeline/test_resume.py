@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rlt.checkpoints import last_checkpoint
 from rlt.config import STAGES
 from rlt.pipeline import run_stage
 from rlt.rows import read_rows
-from tests.words import make_model, make_problems
 
-STEPS, KILLED_AFTER, SAVE = 6, 4, 3
+STEPS, SAVE = 6, 3
 SFT = {"max_steps": STEPS, "save_strategy": "steps", "save_steps": SAVE, "per_device_train_batch_size": 4,
        "learning_rate": 1e-2, "logging_steps": 1}  # fmt: skip
 # 4 questions, 2 of them a step: an epoch every 2 steps, so that the cut lies in the middle of one.
@@ -23,25 +23,38 @@ GRPO = {"max_steps": STEPS, "save_steps": SAVE, "per_device_train_batch_size": 8
         "ref_model_sync_steps": 2, "ref_model_mixup_alpha": 0.6}  # fmt: skip
 DRIVER = """
 import os, signal, sys
+from transformers import TrainerCallback, TrainerState
 from rlt.config import STAGES
 from rlt.pipeline import run_stage
+from rlt.teacher_trainer import TeacherTrainer
 from rlt.training import MetricsFile
-def on_step_end(self, args, state, control, **kwargs):
-    if state.global_step == int(sys.argv[3]):
-        os.kill(os.getpid(), signal.SIGKILL)
-MetricsFile.on_step_end = on_step_end
+def dies(original, step):
+    def method(self, *args, **kwargs):
+        state = self if isinstance(self, TrainerState) else args[1] if isinstance(self, TrainerCallback) else self.state
+        if state.global_step == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, *args, **kwargs)
+    return method
+for place in sys.argv[3].split():
+    name, step = place.split("@")
+    owner, method = name.split(".")
+    setattr(globals()[owner], method, dies(getattr(globals()[owner], method), int(step)))
 run_stage(sys.argv[1], STAGES[sys.argv[1]].model_validate_json(sys.argv[2]))
 """
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    return {
-        "model": make_model(folder / "model"),
-        "student": make_model(folder / "student", 1),
-        "data": make_problems(folder / "problems.jsonl", 8),
-    }
+def uncut(world, tmp_path_factory):
+    """Runs a stage once without any cut, and gives its folder."""
+    folders = {}
+
+    def run(stage):
+        if stage not in folders:
+            folders[stage] = tmp_path_factory.mktemp("whole") / stage
+            run_stage(stage, STAGES[stage].model_validate(config_of(stage, world, folders[stage])))
+        return folders[stage]
+
+    return run
 
 
 def config_of(stage, world, output):
@@ -53,27 +66,45 @@ def config_of(stage, world, output):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["warmup", "train", "distill"])
-def test_a_killed_run_goes_on_as_if_it_had_never_been_cut(stage, world, tmp_path):
-    whole, cut = config_of(stage, world, tmp_path / "whole"), config_of(stage, world, tmp_path / "cut")
-    run_stage(stage, STAGES[stage].model_validate(whole))
-
-    command = [sys.executable, "-c", DRIVER, stage, json.dumps(cut), str(KILLED_AFTER)]
-    killed = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert killed.returncode == -9, killed.stderr[-2000:]
-    assert (tmp_path / "cut" / f"checkpoint-{SAVE}").is_dir()
+@pytest.mark.parametrize(
+    ("stage", "killed"),
+    [
+        ("warmup", "MetricsFile.on_step_end@4"),
+        ("distill", "MetricsFile.on_step_end@4"),
+        ("train", "MetricsFile.on_step_end@4"),
+        ("train", "TrainerState.save_to_json@6"),  # inside a save, before trainer_state.json is there
+        ("train", "TeacherTrainer._save_more@6"),  # and before the reference model is
+    ],
+)
+def test_a_killed_run_goes_on_as_if_it_had_never_been_cut(stage, killed, world, uncut, tmp_path):
+    cut, whole = config_of(stage, world, tmp_path / "cut"), uncut(stage)
+    command = [sys.executable, "-c", DRIVER, stage, json.dumps(cut), killed]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == -9, done.stderr[-2000:]
+    assert last_checkpoint(tmp_path / "cut").name == f"checkpoint-{SAVE}"
     assert not (tmp_path / "cut" / "model.safetensors").exists()
+    half_line(tmp_path / "cut" / "metrics.jsonl")
     run_stage(stage, STAGES[stage].model_validate(cut))
 
-    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
-    assert_same_weights(tmp_path / "cut", tmp_path / "whole")
+    assert metrics(tmp_path / "cut") == metrics(whole)
+    assert loss(tmp_path / "cut") == loss(whole)
+    assert_same_weights(tmp_path / "cut", whole)
     last = f"checkpoint-{STEPS}"
-    assert_same_optimizer(tmp_path / "cut" / last, tmp_path / "whole" / last)
+    assert_same_optimizer(tmp_path / "cut" / last, whole / last)
     if stage == "train":
-        assert_same_weights(tmp_path / "cut" / last / "reference", tmp_path / "whole" / last / "reference")
-        assert samples(tmp_path / "cut") == samples(tmp_path / "whole")
-        orders = [[row["question"] for row in samples(tmp_path / "whole") if row["step"] // 2 == e] for e in range(3)]
+        assert_same_weights(tmp_path / "cut" / last / "reference", whole / last / "reference")
+        assert samples(tmp_path / "cut") == samples(whole)
+        orders = [[row["question"] for row in samples(whole) if row["step"] // 2 == e] for e in range(3)]
         assert len({tuple(order) for order in orders}) > 1  # each epoch has an order of its own
+
+
+def half_line(path: Path):
+    with path.open("a") as file:
+        file.write('{"step": 99, "lo')
+
+
+def loss(folder: Path):
+    return json.loads((folder / "stage.json").read_text())["metrics"]["loss"]
 
 
 TIMES = ("runtime", "per_second", "step_time")

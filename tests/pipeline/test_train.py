@@ -1,35 +1,28 @@
 """Teacher RL for a few steps on a small world: what is logged, every kind of reward, LoRA, no needless forward passes."""
 
 import json
+import math
+import shutil
 
 import pytest
+import torch
 
 from rlt.config import STAGES, RewardOptions
+from rlt.errors import ConfigError, DataError, ModelError, RunError
 from rlt.formats import load_format
+from rlt.logprobs import Row, token_logprobs
 from rlt.models import load_model, load_tokenizer
 from rlt.pipeline import run_stage
-from rlt.rows import read_rows
+from rlt.rows import read_rows, write_rows
 from rlt.scoring import RewardEngine, ScoreItem
 from rlt.students import LocalModel
 from rlt.teacher_trainer import TeacherTrainer
 from rlt.types import Problem
-from tests.words import make_model, make_problems
 
 TRAINER = {
     "max_steps": 1, "per_device_train_batch_size": 8, "num_generations": 4, "max_completion_length": 8, "temperature": 1.0,
     "learning_rate": 1e-2, "save_strategy": "no",
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    return {
-        "model": make_model(folder / "model"),
-        "student": make_model(folder / "student", 1),
-        "other": make_model(folder / "other", 2),
-        "data": make_problems(folder / "problems.jsonl", 8),
-    }
 
 
 def train(world, output, trainer=None, **keys):
@@ -49,9 +42,23 @@ def local(path):
 @pytest.mark.parametrize("keys", [{}, {"score_temperature": 1.0}, {"estimator": "exact"}, {"preset": "paper"}])
 def test_training_computes_the_reward_that_scoring_computes(world, tmp_path, keys):
     metrics, samples = train(world, tmp_path / "run", keep_samples=8, **keys)
-    engine = RewardEngine(
-        [local(world["student"])], load_format("words"), RewardOptions(**keys), teacher=local(world["model"])
-    )
+    assert_scored_alike(world, metrics, samples, RewardOptions(**keys), teacher=world["model"])
+
+
+@pytest.mark.parametrize("correction", [{}, {"steps_per_generation": 2, "gradient_accumulation_steps": 1}])
+def test_with_lora_r_kl_is_of_the_policy_not_of_the_reference(world, tmp_path, correction):
+    pytest.importorskip("peft")
+    # An adapter that changes the model from the start, and that a learning rate of 0 keeps: its merged model is the teacher.
+    peft = {"r": 4, "lora_alpha": 64, "target_modules": "all-linear", "init_lora_weights": False}
+    # Scored at the temperature of sampling, so that TRL's own log-probs of the policy are used where it has them.
+    keys = {"score_temperature": 1.0}
+    trainer = {"beta": 0.04, "learning_rate": 0.0, "per_device_train_batch_size": 4, **correction}
+    metrics, samples = train(world, tmp_path / "run", trainer, peft=peft, keep_samples=8, **keys)
+    assert_scored_alike(world, metrics, samples, RewardOptions(**keys), teacher=str(tmp_path / "run"))
+
+
+def assert_scored_alike(world, metrics, samples, options, teacher):
+    engine = RewardEngine([local(world["student"])], load_format("words"), options, teacher=local(teacher))
     items = [
         ScoreItem(
             Problem(id=str(i), question=row["question"], solution=row["solution"]), row["explanation"], row["closed"]
@@ -95,33 +102,82 @@ def test_the_accuracy_reward_alone_lies_between_0_and_its_weight(world, tmp_path
 
 @pytest.mark.parametrize(("keys", "passes"), [({"kl_coef": 0.0}, 0), ({"trainer": {"temperature": 0.7}}, 2)])
 def test_the_policy_runs_for_the_reward_once_a_batch_or_not_at_all(world, tmp_path, monkeypatch, keys, passes):
-    trainers = []
-    start = TeacherTrainer.__init__
-    monkeypatch.setattr(
-        TeacherTrainer, "__init__", lambda self, *a, **k: (start(self, *a, **k), trainers.append(self))[0]
-    )
+    trainers = keep_trainers(monkeypatch)
     trainer = {**keys.pop("trainer", {}), "max_steps": 2}
     train(world, tmp_path / "run", trainer=trainer, **keys)
     assert trainers[0].policy_passes == passes
 
 
-def test_a_sampler_with_other_weights_stops_the_run(world, tmp_path):
-    import torch
+OTHER_WEIGHTS = r"step 0: the sampler's log-probs differ from the trainer's by {} nats a token"
 
-    from rlt.errors import RunError
 
-    class Ours(TeacherTrainer):
-        def __init__(self):
-            from types import SimpleNamespace
+@pytest.mark.parametrize("correction", [True, False])
+@pytest.mark.parametrize(
+    ("reported", "error"),
+    [
+        (lambda logprobs: logprobs, None),
+        (lambda logprobs: logprobs - 0.05, None),  # what bfloat16 makes
+        (lambda logprobs: logprobs - 0.2, OTHER_WEIGHTS.format("0.2")),
+        (lambda logprobs: logprobs.where(torch.arange(len(logprobs)) > 0, torch.nan), None),  # vLLM knows all but one
+        (lambda logprobs: logprobs * torch.nan, OTHER_WEIGHTS.format("nan")),
+        (lambda logprobs: logprobs - torch.inf, OTHER_WEIGHTS.format("inf")),
+    ],
+)
+def test_a_sampler_whose_log_probs_are_not_the_trainers_stops_the_run(
+    world, tmp_path, monkeypatch, reported, error, correction
+):
+    sample_as_vllm(monkeypatch, reported, correction)
+    if error is None:
+        metrics, _ = train(world, tmp_path / "run", kl_coef=0.0)
+        assert metrics["sampler_difference"] < 0.06
+    else:
+        with pytest.raises(RunError, match=error):
+            train(world, tmp_path / "run", kl_coef=0.0)
 
-            self.sync_threshold, self._metrics = 0.5, {"train": {"sampler_difference": []}}
-            self.accelerator, self.model = SimpleNamespace(gather=lambda x: x), SimpleNamespace(training=True)
-            self.state = SimpleNamespace(global_step=3)
 
-    ours, mask = torch.tensor([[-1.0, -2.0, 0.0]]), torch.tensor([[1, 1, 0]])
-    Ours().check_sampler(ours, torch.tensor([[-1.2, -1.8, 9.0]]), mask)  # mean difference 0.2; padding does not count
-    with pytest.raises(RunError, match=r"step 3: the sampler's log-probs differ from the trainer's by 1 nats a token"):
-        Ours().check_sampler(ours, torch.tensor([[-2.0, -3.0, 0.0]]), mask)
+def test_unlikely_tokens_count_little_and_padding_nothing_when_sampler_and_trainer_are_compared(
+    world, tmp_path, monkeypatch
+):
+    trainers = keep_trainers(monkeypatch)
+    train(world, tmp_path / "run")
+    trainer = trainers[0]
+    half, rare = math.log(0.5), math.log(0.001)
+    ours, mask = torch.tensor([[half, rare, 0.0]]), torch.tensor([[1, 1, 0]])
+    trainer.check_sampler(ours, torch.tensor([[half, rare - 1, 9.0]]), mask)
+    assert trainer._metrics["train"]["sampler_difference"][-1] == pytest.approx(0.001 / 0.501)
+    with pytest.raises(RunError, match="differ"):  # likely for the sampler alone: it has other weights
+        trainer.check_sampler(ours, torch.tensor([[half, half, 0.0]]), mask)
+    trainer.check_sampler(ours, ours, torch.zeros(1, 3))  # nothing is learned from this batch
+
+
+def sample_as_vllm(monkeypatch, reported, correction):
+    """Let a step go the way that it goes with vLLM, whose log-probs are `reported` of the policy's own."""
+    start, write = TeacherTrainer.__init__, TeacherTrainer._generate_single_turn
+
+    def __init__(self, *args, **kwargs):
+        start(self, *args, **kwargs)
+        self.use_vllm, self.vllm_importance_sampling_correction = True, correction
+
+    def generate(self, prompt_ids, *args, **kwargs):
+        self.use_vllm = False
+        completions, _ = write(self, prompt_ids, *args, **kwargs)
+        self.use_vllm = True
+        rows = [
+            Row([*prompt, *ids], [range(len(prompt), len(prompt) + len(ids))])
+            for prompt, ids in zip(prompt_ids, completions, strict=True)
+        ]
+        return completions, [reported(row).tolist() for row in token_logprobs(self.model, rows)]
+
+    monkeypatch.setattr(TeacherTrainer, "__init__", __init__)
+    monkeypatch.setattr(TeacherTrainer, "_generate_single_turn", generate)
+
+
+def keep_trainers(monkeypatch):
+    trainers, start = [], TeacherTrainer.__init__
+    monkeypatch.setattr(
+        TeacherTrainer, "__init__", lambda self, *a, **k: (start(self, *a, **k), trainers.append(self))[0]
+    )
+    return trainers
 
 
 def test_lora_leaves_a_whole_model_and_rl_goes_on_from_it(world, tmp_path):
@@ -135,16 +191,42 @@ def test_lora_leaves_a_whole_model_and_rl_goes_on_from_it(world, tmp_path):
     assert metrics["rlt/r_kl"] != 0
 
 
-def test_saving_between_the_steps_of_one_generation_is_refused(world, tmp_path):
-    from rlt.errors import ConfigError
+def test_a_prompt_without_room_for_the_completion_is_an_error_or_dropped(world, tmp_path):
+    data = tmp_path / "long.jsonl"
+    rows = [row for _, row in read_rows(world["data"])]
+    rows[3] = {**rows[3], "id": "q3", "question": " ".join(["then"] * 500)}
+    write_rows(data, rows)
+    with pytest.raises(
+        DataError, match=r"long\.jsonl: problem q3: its prompt has \d+ tokens, with 8 of completion over"
+    ):
+        train({**world, "data": str(data)}, tmp_path / "run")
+    # The same command with the advice taken: nothing was begun.
+    train({**world, "data": {"path": str(data), "on_invalid": "skip"}}, tmp_path / "run")
+    numbers = json.loads((tmp_path / "run" / "stage.json").read_text())["metrics"]
+    assert (numbers["problems"], numbers["dropped"]) == (7, 1)
 
-    options = {"steps_per_generation": 2, "gradient_accumulation_steps": 1, "per_device_train_batch_size": 4}
-    with pytest.raises(ConfigError, match=r"`trainer\.save_steps` 3 must be a multiple of 2"):
-        train(world, tmp_path / "run", {**options, "save_strategy": "steps", "save_steps": 3})
 
-
-def test_an_option_that_trl_does_not_have_is_named(world, tmp_path):
-    from rlt.errors import ConfigError
-
-    with pytest.raises(ConfigError, match=r"`trainer.max_step` is no option of TRL's GRPOConfig"):
+def test_a_mistake_in_the_options_leaves_nothing_behind(world, tmp_path):
+    with pytest.raises(ConfigError, match=r"`trainer.max_step` is no option of GRPOConfig \(did you mean max_steps"):
         train(world, tmp_path / "run", {"max_step": 3})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_complete_stage_is_not_read_again(world, tmp_path, monkeypatch):
+    train(world, tmp_path / "run")
+    monkeypatch.setattr("rlt.stages.train.read_text", None)
+    train(world, tmp_path / "run")
+
+
+def test_a_teacher_that_would_not_stop_is_refused(world, tmp_path):
+    folder = shutil.copytree(world["model"], tmp_path / "model")
+    tokenizer = load_tokenizer(str(folder))
+    tokenizer.eos_token = "<pad>"
+    tokenizer.save_pretrained(folder)
+    generation = json.loads((folder / "generation_config.json").read_text())
+    end = generation.pop("eos_token_id")
+    (folder / "generation_config.json").write_text(json.dumps(generation))
+    with pytest.raises(
+        ModelError, match=f"closes a turn with <end>, but sampling does not stop there.*or add {end} to"
+    ):
+        train({**world, "model": str(folder)}, tmp_path / "run")

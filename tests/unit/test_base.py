@@ -33,13 +33,13 @@ def test_a_phase_learns_from_every_task_in_it_but_from_no_excluded_question(tmp_
     everything = [p.question for p in countdown.generate(6, 1, options)]
     write_rows(held_out, [{"question": question} for question in everything[:4]])
     learned: list[str] = []
-    tokenize = base.tokenize
+    examples_of = base.examples_of
 
-    def noting(tokenizer, rendered):
+    def noting(tokenizer, rendered, *more):
         learned.extend(one.text for one in rendered)
-        return tokenize(tokenizer, rendered)
+        return examples_of(tokenizer, rendered, *more)
 
-    monkeypatch.setattr(base, "tokenize", noting)
+    monkeypatch.setattr(base, "examples_of", noting)
     phase = {
         "options": {"steps": 1}, "problems": 3, "batch_size": 5, "max_steps": 1,
         "also": {"countdown": {"options": options, "problems": 2}},

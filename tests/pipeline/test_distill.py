@@ -1,0 +1,64 @@
+"""A student's supervised learning: rows that fit, the token budget, and checkpoints without being asked for them."""
+
+import json
+
+import pytest
+
+from rlt.config import STAGES
+from rlt.errors import DataError
+from rlt.pipeline import run_stage
+from rlt.rows import read_rows, write_rows
+from rlt.stages.distill import within
+from rlt.training import Example
+
+
+def test_a_budget_takes_the_first_examples_whose_explanations_fit():
+    examples = [Example([], range(0), tokens) for tokens in (4, 3, 5, 1)]
+    assert within(examples, None) == (examples, 13)
+    assert within(examples, 7) == (examples[:2], 7)
+    assert within(examples, 11) == (examples[:2], 7)  # the first, not those that fill the budget best
+    assert within(examples, 14) == (examples, 13)
+    with pytest.raises(DataError, match="has 13 tokens of explanations, too few for `token_budget` 15"):
+        within(examples, 15)
+    with pytest.raises(DataError, match="the first explanation alone has more tokens than `token_budget` 3"):
+        within(examples, 3)
+
+
+@pytest.fixture
+def explained(tmp_path):
+    def write(name, *lengths):
+        rows = [
+            {"question": "7 a + 7 ?", "solution": "4", "explanation": " ".join(["so"] * length)} for length in lengths
+        ]
+        write_rows(tmp_path / name, rows)
+        return {"path": str(tmp_path / name), "on_invalid": "skip"}
+
+    return write
+
+
+def distill(world, output, data, **keys):
+    values = {
+        "output": str(output), "format": "words", "model": world["model"], "data": data, "max_length": 40,
+        "trainer": {"max_steps": 1, "per_device_train_batch_size": 2}, **keys,
+    }  # fmt: skip
+    return run_stage("distill", STAGES["distill"].model_validate(values)).metrics
+
+
+def test_rows_that_do_not_fit_count_neither_as_explanations_nor_for_the_budget(world, tmp_path, explained):
+    data, other = explained("data.jsonl", 60, 5, 4, 3, 2), explained("other.jsonl", 6, 90, 4)
+    numbers = distill(world, tmp_path / "run", data, token_budget=other["path"])
+    # 10 tokens to match: 6 and 4, not the 90 that no student of this length learns from.
+    assert (numbers["explanation_tokens"], numbers["examples"], numbers["dropped"]) == (9, 2, 1)
+
+
+def test_a_stage_of_default_options_is_saved_with_its_reported_loss(world, tmp_path, explained):
+    distill(world, tmp_path / "run", explained("data.jsonl", 5, 4))
+    assert (tmp_path / "run" / "checkpoint-1" / "complete.json").is_file()
+
+
+def test_sampling_from_the_student_stops_where_it_learned_to(world, tmp_path, explained):
+    distill(world, tmp_path / "run", explained("data.jsonl", 5, 4))
+    generation = json.loads((tmp_path / "run" / "generation_config.json").read_text())
+    vocabulary = json.loads((tmp_path / "run" / "tokenizer.json").read_text())["model"]["vocab"]
+    assert vocabulary["<end>"] in generation["eos_token_id"]
+    assert [row["step"] for _, row in read_rows(tmp_path / "run" / "metrics.jsonl")] == [1]

@@ -1,0 +1,89 @@
+"""A checkpoint is one when its marker is there; what was cut off is removed, and the last whole one is never lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rlt.checkpoints import MARKER, WholeCheckpoints, discard_incomplete, last_checkpoint
+
+
+def make_checkpoint(folder: Path, step: int, *files: str) -> None:
+    path = folder / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    for name in files:
+        (path / name).write_text("{}")
+
+
+def test_the_newest_complete_checkpoint_counts_by_number_and_others_are_removed(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, 9, "trainer_state.json", MARKER)
+    make_checkpoint(tmp_path, 10, "trainer_state.json", MARKER)
+    make_checkpoint(tmp_path, 11, "model.safetensors")  # no trainer_state.json yet
+    make_checkpoint(tmp_path, 12, "model.safetensors", "trainer_state.json")  # no reference/ yet
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    assert discard_incomplete(tmp_path) == [tmp_path / "checkpoint-11", tmp_path / "checkpoint-12"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-9"]
+
+
+def test_without_a_complete_checkpoint_there_is_none(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, 3, "trainer_state.json")
+    assert last_checkpoint(tmp_path) is None
+
+
+class Saving:
+    """Stands in for transformers' Trainer: writes a file, and deletes old checkpoints as it is told."""
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        self.folder = folder
+        self.args = SimpleNamespace(save_total_limit=limit, should_save=True)
+        self.state = SimpleNamespace(global_step=0, best_model_checkpoint=None)
+        self.accelerator = SimpleNamespace(wait_for_everyone=lambda: None)
+        self._total_train_tokens = 0
+
+    def _get_output_dir(self, trial: Any = None) -> str:
+        return str(self.folder)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        assert self.args.save_total_limit is None, "old checkpoints must not go before the new one is whole"
+        make_checkpoint(self.folder, self.state.global_step, "trainer_state.json")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        pass
+
+
+class Whole(WholeCheckpoints, Saving):  # type: ignore[misc]
+    fails = False
+
+    def _save_more(self, folder: Path) -> None:
+        if self.fails:
+            raise KeyboardInterrupt
+
+
+def save(trainer: Any, step: int, tokens: int = 0) -> None:
+    trainer.state.global_step, trainer._total_train_tokens = step, tokens
+    trainer._save_checkpoint(None, None)
+
+
+def test_old_checkpoints_go_when_the_new_one_is_complete_and_not_before(tmp_path: Path) -> None:
+    trainer: Any = Whole(tmp_path, limit=1)
+    save(trainer, 5)
+    trainer.fails = True
+    with pytest.raises(KeyboardInterrupt):
+        save(trainer, 10)
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-5"
+    trainer.fails = False
+    save(trainer, 15)
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-15"
+    assert not (tmp_path / "checkpoint-5").exists()
+    assert trainer.args.save_total_limit == 1
+
+
+def test_the_count_of_tokens_goes_on(tmp_path: Path) -> None:
+    trainer: Any = Whole(tmp_path, limit=2)
+    save(trainer, 5, tokens=700)
+    resumed: Any = Whole(tmp_path, limit=2)
+    resumed._load_optimizer_and_scheduler(str(tmp_path / "checkpoint-5"))
+    assert resumed._total_train_tokens == 700
