@@ -233,7 +233,9 @@ def headline(config: ReportConfig, results: dict[str, Any]) -> list[str]:
         return []
     ours, other = config.headline
     key = _keys(results)[0]
-    rates = {arm: {row["seed"]: row[key] for row in value["seeds"] if key in row} for arm, value in results["arms"].items()}
+    rates = {
+        arm: {row["seed"]: row[key] for row in value["seeds"] if key in row} for arm, value in results["arms"].items()
+    }
     sentences = []
     for arm in [other, *[a for a in rates if a not in (ours, other)]]:
         both = sorted(set(rates[ours]) & set(rates[arm]))
