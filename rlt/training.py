@@ -132,6 +132,7 @@ def _listed(ids: int | list[int] | None) -> list[int]:
 # Keys of `trainer` that would say what another key says, or what rlt promises -> what to do instead.
 _OURS = {
     "output_dir": "the stage's `output` says where",
+    "save_only_model": "from such a checkpoint no run could go on",
     "hub_token": "it would stand in the run's files; set the environment variable HF_TOKEN",
 }
 _OURS_IN_MODEL = {

@@ -81,11 +81,11 @@ def run(config: ColdstartConfig) -> Result:
             callbacks=[MetricsFile(folder.path)],
         )  # fmt: skip
         numbers = run_trainer(trainer, folder, tokenizer)
-    numbers |= {"problems": len(kept), "dropped": len(dropped) + len(problems.dropped)}
     correct = [row["correct"] for row in trainer.state.log_history if "correct" in row]
     if correct:
         tenth = max(1, len(correct) // 10)
         numbers |= {"correct_first": sum(correct[:tenth]) / tenth, "correct_last": sum(correct[-tenth:]) / tenth}
+    numbers |= {"problems": len(kept), "dropped": len(dropped) + len(problems.dropped)}
     return finish_model(folder, config.model, config.data.path, numbers)
 
 

@@ -78,8 +78,8 @@ def run(config: TrainConfig) -> Result:
         callbacks=[MetricsFile(folder.path, also=[SAMPLES_FILE])],
     )  # fmt: skip
     numbers = run_trainer(trainer, folder, tokenizer)
-    numbers |= {"problems": len(kept), "dropped": len(dropped) + len(problems.dropped)}
     numbers |= _last_metrics(trainer.state.log_history)
+    numbers |= {"problems": len(kept), "dropped": len(dropped) + len(problems.dropped)}
     return finish_model(folder, config.model, config.data.path, numbers)
 
 

@@ -1,13 +1,11 @@
-"""A student's supervised learning: rows that fit, the token budget, and checkpoints without being asked for them."""
-
-import json
+"""A student's supervised learning: the rows that fit, and the token budget."""
 
 import pytest
 
 from rlt.config import STAGES
 from rlt.errors import DataError
 from rlt.pipeline import run_stage
-from rlt.rows import read_rows, write_rows
+from rlt.rows import write_rows
 from rlt.stages.distill import within
 from rlt.training import Example
 
@@ -49,16 +47,3 @@ def test_rows_that_do_not_fit_count_neither_as_explanations_nor_for_the_budget(w
     numbers = distill(world, tmp_path / "run", data, token_budget=other["path"])
     # 10 tokens to match: 6 and 4, not the 90 that no student of this length learns from.
     assert (numbers["explanation_tokens"], numbers["examples"], numbers["dropped"]) == (9, 2, 1)
-
-
-def test_a_stage_of_default_options_is_saved_with_its_reported_loss(world, tmp_path, explained):
-    distill(world, tmp_path / "run", explained("data.jsonl", 5, 4))
-    assert (tmp_path / "run" / "checkpoint-1" / "complete.json").is_file()
-
-
-def test_sampling_from_the_student_stops_where_it_learned_to(world, tmp_path, explained):
-    distill(world, tmp_path / "run", explained("data.jsonl", 5, 4))
-    generation = json.loads((tmp_path / "run" / "generation_config.json").read_text())
-    vocabulary = json.loads((tmp_path / "run" / "tokenizer.json").read_text())["model"]["vocab"]
-    assert vocabulary["<end>"] in generation["eos_token_id"]
-    assert [row["step"] for _, row in read_rows(tmp_path / "run" / "metrics.jsonl")] == [1]

@@ -138,6 +138,7 @@ def arguments(**options):
         ({"max_steps": 2.5}, "train: `trainer.max_steps`: 2.5 is of another type than int"),
         ({"save_strategy": "sometimes"}, "train: `trainer`: .*sometimes"),
         ({"output_dir": "x"}, "the stage's `output` says where"),
+        ({"save_only_model": True}, "from such a checkpoint no run could go on"),
         ({"hub_token": "hf_x"}, "set the environment variable HF_TOKEN"),
         ({"hub_strategy": "every_save"}, "rlt uploads what is finished"),
         (
