@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 
 from rlt.config import RewardOptions
 from rlt.formats import Format, load_format, render_student, render_teacher
+from rlt.logprobs import Row
 from rlt.reward import reward_parts
 from rlt.scoring import RewardEngine, ScoreItem, item_of_explanation
 from rlt.sequences import Tokenized, tokenize
@@ -78,14 +79,17 @@ def engine_of(student: Any, teacher: Any, tokenizer: PreTrainedTokenizerFast, fm
     return RewardEngine(models[:1], fmt, RewardOptions(), models[1])
 
 
-def miniature(rows: int, seed: int = 0) -> tuple[RewardEngine, list[ScoreItem]]:
-    """The quickstart's models (0.15M parameters) and rows of about 60 tokens."""
+def miniature(rows: int, seed: int = 0, steps: int = 5, experts: str = "noisy") -> tuple[RewardEngine, list[ScoreItem]]:
+    """The quickstart's models (0.15M parameters), and problems of so many steps explained by its experts.
+
+    5 steps by the noisy ones are rows of 40 tokens, as the quickstart's; 8 by the careful ones are 65.
+    """
     fmt = load_format("words")
     tokenizer = word_tokenizer(arithmetic.vocabulary(), fmt)
     rng = random.Random(seed)
     items = [
-        item_of_explanation(fmt, problem, arithmetic.explain(problem, "noisy", rng))
-        for problem in arithmetic.generate(rows, seed, {"steps": 5})
+        item_of_explanation(fmt, problem, arithmetic.explain(problem, experts, rng))
+        for problem in arithmetic.generate(rows, seed, {"steps": steps})
     ]
     return engine_of(tiny_llama(tokenizer, 0).eval(), tiny_llama(tokenizer, 1).eval(), tokenizer, fmt), items
 
@@ -136,8 +140,24 @@ def word_items(fmt: Format, lengths: Sequence[int], seed: int, solution: int = 6
     ]
 
 
+def texts_of(engine: RewardEngine, items: Sequence[ScoreItem]) -> list[tuple[Row, Row]]:
+    """For each row what the student and what the teacher reads, and the tokens whose log-probs are wanted of each."""
+    student, teacher, fmt = engine.students[0], engine.teacher, engine.fmt
+    assert teacher is not None
+    pairs = []
+    for item in items:
+        ours = tokenize(student.tokenizer, [render_student(fmt, student.tokenizer, item.problem, item.body)])[0]
+        theirs = tokenize(teacher.tokenizer, [render_teacher(fmt, teacher.tokenizer, item.problem, item.body)])[0]
+        pairs.append((Row(ours.ids, [*ours.spans.values()]), Row(theirs.ids, [*theirs.spans.values()])))
+    return pairs
+
+
 def tokens_of(engine: RewardEngine, items: Sequence[ScoreItem]) -> list[int]:
     """The number of tokens of each row's student text."""
-    tokenizer = engine.students[0].tokenizer
-    texts = [render_student(engine.fmt, tokenizer, item.problem, item.body) for item in items]
-    return [len(text.ids) for text in tokenize(tokenizer, texts)]
+    return [len(ours.ids) for ours, _ in texts_of(engine, items)]
+
+
+def spread(items: Sequence[ScoreItem], tokens: Sequence[int], count: int) -> list[ScoreItem]:
+    """`count` of the rows with the mean length of all, nearly: sorted by length, the middle one of each equal part."""
+    order = sorted(range(len(items)), key=lambda i: tokens[i])
+    return [items[order[(2 * part + 1) * len(items) // (2 * count)]] for part in range(count)]

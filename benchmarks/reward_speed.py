@@ -35,10 +35,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="interleaved repetitions; medians are reported")
     arguments = parser.parse_args()
     keep_freed_memory()  # as `rlt` does: it serves both ways
+    rows, repeats = arguments.rows, arguments.repeats
     cases = [
-        against_plain("cpu, miniature (0.15M)", *plain.miniature(arguments.rows), arguments.repeats, 64),
-        against_plain("cpu, 100M, vocabulary 151,936", *plain.large_vocabulary(2, 1000), min(3, arguments.repeats), 2),
-        gpu(arguments.repeats),
+        against_plain("cpu, miniature, 40 tokens", *plain.miniature(rows), repeats),
+        against_plain("cpu, miniature, 60 tokens", *plain.miniature(rows, steps=8, experts="careful"), repeats),
+        against_plain("cpu, 100M, vocabulary 151,936", *plain.large_vocabulary(2, 1000), min(3, repeats)),
+        gpu(repeats),
     ]
     steps = step_cost()
     print(f"\n{'case':34}{'tokens':>8}{'engine':>10}{'plain':>10}{'ratio':>8}   rows a second")
@@ -56,8 +58,9 @@ def main() -> None:
             print(f"{'  share of the matrix-product rate':34}{'':28}{case['matrix_product_share']:8.2f}")
     print(
         f"\none RL step of the miniature, seconds: {steps['without_reward_s']:.2f} with a constant reward, "
-        f"{steps['with_reward_s']:.2f} with r_ss and r_kl. Forward passes for {steps['completions']} completions: "
-        f"{steps['student_passes']:g} of the student, and {steps['policy_passes']:g} of the policy for the reward."
+        f"{steps['with_reward_s']:.2f} with r_ss, r_kl and {steps['placebos']} placebos. Forward passes for "
+        f"{steps['completions']} completions: {steps['student_passes']:g} of the student, and "
+        f"{steps['policy_passes']:g} of the policy for the reward."
     )
     RESULTS.parent.mkdir(exist_ok=True)
     where = {
@@ -67,14 +70,13 @@ def main() -> None:
     RESULTS.write_text(json.dumps({"versions": versions(), **where, "cases": cases, "rl_step": steps}, indent=1) + "\n")
 
 
-def against_plain(name: str, engine: Any, items: list[Any], repeats: int, plain_rows: int) -> Case:
-    """Medians over interleaved repetitions; the plain way sees the first `plain_rows`, and the numbers must agree."""
-    few = items[:plain_rows]
-    scored, rewards = engine.score(few), plain.score(engine, few)
+def against_plain(name: str, engine: Any, items: list[Any], repeats: int) -> Case:
+    """Medians over interleaved repetitions, both ways on the same rows, whose numbers must agree."""
+    scored, rewards = engine.score(items), plain.score(engine, items)
     apart = max(abs((row.parts.reward or 0.0) - reward) for row, reward in zip(scored, rewards, strict=True))
     ours, theirs = [], []
     for _ in range(repeats):
-        theirs.append(_seconds(lambda: plain.score(engine, few)) / len(few))
+        theirs.append(_seconds(lambda: plain.score(engine, items)) / len(items))
         ours.append(_seconds(lambda: engine.score(items)) / len(items))
     ratio = statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
     return {
@@ -85,31 +87,49 @@ def against_plain(name: str, engine: Any, items: list[Any], repeats: int, plain_
 
 
 def gpu(repeats: int) -> Case:
-    """Random weights of Qwen2.5-7B's shape in bfloat16, explanations of 500 to 8,000 tokens mixed."""
+    """Random weights of Qwen2.5-7B's shape in bfloat16, explanations of 500 to 8,000 tokens mixed.
+
+    The engine alone on all 64 rows gives its rate; ratios are of one set of rows, spread over the lengths: 16 against
+    the plain way, 4 against the published configuration, which takes seconds a row only to move its student.
+    """
     name = "gpu, Qwen2.5-7B shape, bfloat16"
     if not torch.cuda.is_available():
         return {"case": name, "not measured": "no GPU"}
     rng = random.Random(0)
     engine, items = plain.qwen_7b([rng.randint(500, 8000) for _ in range(64)], "cuda")
-    case = against_plain(name, engine, items, min(3, repeats), 8)
-    few = items[:4]
+    tokens = plain.tokens_of(engine, items)
+    some, few = plain.spread(items, tokens, 16), plain.spread(items, tokens, 4)
+    case = against_plain(name, engine, some, min(3, repeats))
+    whole = statistics.median(_seconds(lambda: engine.score(items)) for _ in range(min(3, repeats)))
+    ours = statistics.median(_seconds(lambda: engine.score(few)) for _ in range(min(3, repeats)))
     plain.score(engine, few[:1], published=True)
-    published = len(few) / _seconds(lambda: plain.score(engine, few, published=True))
+    published = _seconds(lambda: plain.score(engine, few, published=True))
     engine.students[0].model.to("cuda")
-    rows = case["engine_rows_per_s"]
-    flops = sum(_flops(engine.students[0].model, tokens) for tokens in plain.tokens_of(engine, items)) / len(items)
+    rate = matrix_product_rate()
     return case | {
-        "published_rows_per_s": published, "ratio_to_published": rows / published,
-        "matrix_product_tflops": matrix_product_rate() / 1e12,
-        "matrix_product_share": 2 * flops * rows / matrix_product_rate(),
+        "rows": len(items), "rows_of_ratio": len(some), "rows_of_published": len(few),
+        "tokens_per_row": statistics.fmean(tokens), "engine_rows_per_s": len(items) / whole,
+        "published_rows_per_s": len(few) / published, "ratio_to_published": published / ours,
+        "matrix_product_tflops": rate / 1e12, "matrix_product_share": flops(engine, items) / whole / rate,
     }  # fmt: skip
 
 
-def _flops(model: Any, tokens: int) -> float:
-    # Two a weight and token, without the embeddings' look-up; causal attention adds two products of half the square.
-    body = sum(p.numel() for n, p in model.named_parameters() if "embed_tokens" not in n)
-    config = model.config
-    return 2.0 * body * tokens + 2.0 * config.num_hidden_layers * config.hidden_size * tokens**2
+def flops(engine: Any, items: list[Any]) -> float:
+    """Floating-point operations that the engine does for these rows: what is read goes through the body, what is kept
+    through the output layer."""
+    models = (engine.students[0].model, engine.teacher.model)
+    return sum(
+        _body_flops(model, row.read) + 2.0 * model.get_output_embeddings().weight.numel() * row.kept
+        for rows in plain.texts_of(engine, items)
+        for model, row in zip(models, rows, strict=True)
+    )
+
+
+def _body_flops(model: Any, tokens: int) -> float:
+    # Two a weight and token, without both tables; causal attention adds two products of half the square.
+    tables = {id(layer.weight) for layer in (model.get_input_embeddings(), model.get_output_embeddings())}
+    body = sum(p.numel() for p in model.parameters() if id(p) not in tables)
+    return 2.0 * body * tokens + 2.0 * model.config.num_hidden_layers * model.config.hidden_size * tokens**2
 
 
 def matrix_product_rate() -> float:
@@ -121,11 +141,22 @@ def matrix_product_rate() -> float:
     return 2 * 8192**3 / seconds
 
 
-def step_cost(steps: int = 4) -> dict[str, float]:
-    """Seconds of one RL step of the miniature with the reward and a constant one, and the forward passes it adds."""
+class Constant:
+    """A reward of 0, for what a step costs without one."""
+
+    __name__ = "constant"
+    last_samples = ()
+
+    def __call__(self, completions: list[Any], **_: Any) -> list[float]:
+        return [0.0] * len(completions)
+
+
+def step_cost(steps: int = 4, repeats: int = 2) -> dict[str, float]:
+    """Seconds of one RL step of the miniature by one trainer, with the reward and with a constant one, interleaved, and
+    the forward passes that the reward adds (with the placebos that are logged by default)."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOConfig
 
     from rlt.tasks import arithmetic
     from rlt.teacher_reward import TeacherReward, teacher_rows
@@ -137,27 +168,32 @@ def step_cost(steps: int = 4) -> dict[str, float]:
     student.model.register_forward_hook(lambda *_: passes.__setitem__(0, passes[0] + 1))
     tokenizer = student.tokenizer
     rows = Dataset.from_list(teacher_rows(arithmetic.generate(64, 1, {"steps": 5}), engine.fmt, tokenizer))
+    reward = TeacherReward([student], tokenizer, engine.fmt)
     with tempfile.TemporaryDirectory() as folder:
         teacher.model.save_pretrained(f"{folder}/teacher")
 
-        def train(trainer_class: type, **options: Any) -> tuple[float, Any]:
+        def train(reward: Any, needs_policy: bool) -> tuple[float, Any]:
             arguments = GRPOConfig(
                 output_dir=f"{folder}/out", max_steps=steps, per_device_train_batch_size=64, num_generations=16,
                 beta=0.0, max_completion_length=44, temperature=0.7, report_to="none", use_cpu=True, bf16=False,
                 gradient_checkpointing=False, save_strategy="no", disable_tqdm=True, logging_steps=steps,
             )  # fmt: skip
             model = AutoModelForCausalLM.from_pretrained(f"{folder}/teacher")
-            trainer = trainer_class(
-                model=model, args=arguments, train_dataset=rows, processing_class=tokenizer, **options
-            )
+            trainer = TeacherTrainer(
+                model=model, args=arguments, train_dataset=rows, processing_class=tokenizer, reward=reward,
+                needs_policy=needs_policy,
+            )  # fmt: skip
             return _seconds(trainer.train) / steps, trainer
 
-        without, _ = train(GRPOTrainer, reward_funcs=[lambda completions, **_: [0.0] * len(completions)])
-        passes[0] = 0
-        reward = TeacherReward([student], tokenizer, engine.fmt, placebos=0)
-        with_reward, trainer = train(TeacherTrainer, reward=reward)
+        without, with_reward = [], []
+        for _ in range(repeats):
+            without.append(train(Constant(), needs_policy=False)[0])
+            passes[0] = 0
+            seconds, trainer = train(reward, needs_policy=True)
+            with_reward.append(seconds)
     return {
-        "completions": 64, "without_reward_s": without, "with_reward_s": with_reward,
+        "completions": 64, "without_reward_s": statistics.median(without),
+        "with_reward_s": statistics.median(with_reward), "placebos": reward.placebos,
         "student_passes": passes[0] / steps, "policy_passes": trainer.policy_passes / steps,
     }  # fmt: skip
 
