@@ -12,21 +12,14 @@ from transformers import TrainerCallback
 
 from rlt.cards import finish_model
 from rlt.config import BaseModelConfig, Config, validate
+from rlt.examples import Example, examples_of, taught_to_student, taught_to_teacher, turn_end
 from rlt.formats import load_format, render_student, render_teacher
 from rlt.models import load_tokenizer
 from rlt.rows import read_rows
 from rlt.runs import Result, begin
 from rlt.tasks import GeneratedTask, load_generated_task
 from rlt.tiny import tiny_llama, word_tokenizer
-from rlt.training import (
-    Example,
-    MetricsFile,
-    examples_of,
-    taught_to_student,
-    taught_to_teacher,
-    trainer_arguments,
-    turn_end,
-)
+from rlt.training import MetricsFile, trainer_arguments
 
 
 class Part(Config):

@@ -11,6 +11,7 @@ from typing import Any
 from rlt.cards import finish_model
 from rlt.config import ColdstartConfig
 from rlt.errors import DataError
+from rlt.examples import end_ids, fit_prompts, read_text
 from rlt.formats import Format, student_prompt
 from rlt.generation import decode
 from rlt.grading import GraderPool
@@ -21,11 +22,8 @@ from rlt.training import (
     ResumablePrompts,
     check_saving,
     complete_before,
-    end_ids,
-    fit_prompts,
     loading,
     peft_config,
-    read_text,
     run_trainer,
     sampling_context,
     trainer_arguments,

@@ -8,19 +8,10 @@ from rlt.cards import finish_model
 from rlt.config import DataConfig, DistillConfig
 from rlt.data import Problems, load_problems
 from rlt.errors import DataError
+from rlt.examples import Example, Text, examples_of, fit, read_text, taught_to_student
 from rlt.formats import render_student
 from rlt.runs import Result, begin
-from rlt.training import (
-    Example,
-    Text,
-    complete_before,
-    examples_of,
-    fit,
-    read_text,
-    supervised_arguments,
-    taught_to_student,
-    train_supervised,
-)
+from rlt.training import complete_before, supervised_arguments, train_supervised
 
 # Published student SFT (SkyThought 4bb8f3e, which RLT's README names): learning rate 1e-5, cosine after 10% warm-up,
 # 3 epochs, global batch 96. The batch is the recipe's: it depends on the number of devices.

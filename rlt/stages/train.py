@@ -8,16 +8,14 @@ from typing import Any
 from rlt.cards import finish_model
 from rlt.config import TrainConfig
 from rlt.errors import ConfigError
+from rlt.examples import end_ids, fit_prompts, read_text
 from rlt.runs import Result, begin
 from rlt.training import (
     MetricsFile,
     check_saving,
     complete_before,
-    end_ids,
-    fit_prompts,
     loading,
     peft_config,
-    read_text,
     run_trainer,
     sampling_context,
     trainer_arguments,

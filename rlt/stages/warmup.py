@@ -4,17 +4,10 @@ from __future__ import annotations
 
 from rlt.cards import finish_model
 from rlt.config import WarmupConfig
+from rlt.examples import examples_of, fit, read_text, taught_to_teacher
 from rlt.formats import render_teacher
 from rlt.runs import Result, begin
-from rlt.training import (
-    complete_before,
-    examples_of,
-    fit,
-    read_text,
-    supervised_arguments,
-    taught_to_teacher,
-    train_supervised,
-)
+from rlt.training import complete_before, supervised_arguments, train_supervised
 
 # Published warm-up (SakanaAI/RLT 86a3f5c): AdamW 0.9/0.95, weight decay 1e-4, cosine after 5% warm-up, clip 1.
 DEFAULTS = {
