@@ -10,6 +10,7 @@ import importlib
 import multiprocessing
 import os
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -299,6 +300,15 @@ def _prepare_worker() -> None:
     keep_freed_memory()
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Ends this worker when `rlt run` is gone (killed, say): it would go on writing outputs that nobody waits for."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _run_logged(stage: str, config: StageConfig, log: Path) -> Result:

@@ -2,6 +2,10 @@
 
 import json
 import re
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -52,3 +56,30 @@ def test_a_failure_is_told_at_once_and_what_runs_is_waited_for(tmp_path, capsys)
     assert "logs/seed-0-bad.log" in failed
     assert "seed 0 long: done" in said
     assert "seed 0 last ..." not in said
+
+
+@pytest.mark.slow
+def test_workers_end_when_their_run_is_killed(tmp_path):
+    """Or they would go on writing outputs, and a second `rlt run` could not."""
+    written = tmp_path / "recipe.yaml"
+    written.write_text(
+        recipe(tmp_path, {"long": {**PROBLEMS, "count": 2_000_000}, "longer": {**PROBLEMS, "count": 2_000_000}}).dump()
+    )
+    process = subprocess.Popen([sys.executable, "-m", "rlt.cli", "run", str(written)], stdout=subprocess.DEVNULL)
+    logs = tmp_path / "r" / "logs"
+    until = time.monotonic() + 120
+    while len(list(logs.glob("*.log"))) < 2:
+        assert process.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    workers = [int(child) for child in children(process.pid)]
+    process.kill()
+    process.wait()
+    until = time.monotonic() + 20  # their work would take longer
+    while any(Path(f"/proc/{worker}").exists() for worker in workers):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+def children(pid):
+    return [pid for task in Path(f"/proc/{pid}/task").iterdir() for pid in (task / "children").read_text().split()]
