@@ -1,24 +1,27 @@
-"""Work spread over a Ray cluster: one actor a replica, jobs of whole problems, a dead actor's jobs done again."""
+"""Work spread over a Ray cluster: one actor a replica, each with a bounded part of the work, a dead one's part done again."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+import queue
+import socket
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 from typing import Any, TypeVar
 
 from rlt.config import EngineOptions
 from rlt.errors import ConfigError, DependencyError, RltError, RunError
-from rlt.generation import Completion, Engine, Request, Sampling, build_engine
-from rlt.models import context_length, load_config
+from rlt.generation import Completion, Request, Sampling, build_engine
 
 Job = TypeVar("Job")
 Answer = TypeVar("Answer")
 # Jobs that wait at an actor while it works on one, so that it never waits for the driver.
 QUEUED = 1
-# Actors that may die one after another without a job done in between before the run gives up.
+# Actors that may die one after another without anything done in between before the run gives up.
 DEATHS = 4
 
 
@@ -32,19 +35,24 @@ def spread(
 ) -> Iterator[tuple[int, Answer]]:
     """`(number, answer)` of each job, as they are done, in any order; jobs are drawn as actors become free.
 
-    Each of `workers` actors calls `make()` once and the function it returns for each job. When an actor dies (its
-    process, or its machine) another takes its place and its jobs are done again; a job is answered once. `address` is a
-    cluster's, or `local` for one of this machine that ends with the work and listens on 127.0.0.1. Raises
-    DependencyError without Ray, RunError when actors die without doing any job, and what a job raises.
+    Each of `workers` actors calls `make()` once and the function it returns for each job; it asks for `gpus` where the
+    cluster has any. When an actor dies (its process, or its machine) another takes its place and its jobs are done
+    again; a job is answered once. `address` is a cluster's, or `local` for one of this machine that ends with the work
+    and listens on 127.0.0.1. Raises DependencyError without Ray, RunError when actors die without doing any job, and,
+    after what is under way, what a job raises.
     """
     ray = _ray()
     with _cluster(ray, address, workers):
-        actor_of = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0)(_Worker)
-        pool = _Pool(ray, lambda: actor_of.remote(make), workers)
+        pool = _Pool(ray, partial(_one_by_one, make), workers, gpus)
         try:
-            yield from pool.run(enumerate(jobs))
+            yield from pool.run(([(number, job)] for number, job in enumerate(jobs)), QUEUED + 1)
         finally:
             pool.close()
+
+
+def _one_by_one(make: Callable[[], Callable[[Job], Answer]]) -> _Work:
+    work = make()
+    return lambda jobs: ((number, work(job)) for number, job in jobs)
 
 
 def in_order(answers: Iterable[tuple[int, Answer]]) -> Iterator[Answer]:
@@ -58,133 +66,267 @@ def in_order(answers: Iterable[tuple[int, Answer]]) -> Iterator[Answer]:
             due += 1
 
 
+# -- actors ------------------------------------------------------------------------------------------------------------
+
+# From items with their keys, drawn as they come, to answers with those keys, in any order; and further arguments.
+_Work = Callable[..., Iterator[tuple[Any, Any]]]
+
+
 class _Worker:
-    """What lives in an actor."""
+    """What lives in an actor of two threads: one works in `run`, the other takes what it is given meanwhile."""
 
-    def __init__(self, make: Callable[[], Callable[[Any], Any]]) -> None:
-        self.make = make
-        self.work: Callable[[Any], Any] | None = None
+    def __init__(self, make: Callable[[], _Work]) -> None:
+        self.make, self.work = make, None
+        self.given: queue.SimpleQueue[tuple[Any, Any] | None] = queue.SimpleQueue()
 
-    def do(self, job: Any) -> Any:
+    def give(self, items: list[tuple[Any, Any] | None]) -> None:
+        """More items; None after the last one."""
+        for item in items:
+            self.given.put(item)
+
+    def end(self) -> None:
+        """Take back what was given and not begun."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self.given.get_nowait()
+        self.given.put(None)
+
+    def about(self) -> Any:
+        """What the work says of itself, once it is made."""
         try:
-            self.work = self.work or self.make()
-            return self.work(job)
+            return self._made().about  # type: ignore[attr-defined]
         except RltError as error:
-            return error  # raised by Ray it would come back with a traceback for a message
+            return error
+
+    def run(self, *arguments: Any) -> Iterator[Any]:
+        """`(key, answer)` of each item as it is done; an RltError ends it, as the last answer."""
+        try:
+            # Not `yield from`: Ray sends values into its generators, which other iterators cannot take.
+            for answer in self._made()(iter(self.given.get, None), *arguments):  # noqa: UP028
+                yield answer
+        except RltError as error:
+            yield error  # raised by Ray it would come back with a traceback for a message
+
+    def _made(self) -> _Work:
+        self.work = self.work or self.make()  # type: ignore[assignment]
+        return self.work  # type: ignore[return-value]
+
+
+@dataclass(eq=False)
+class _Member:
+    """One actor, its stream of answers, and the items that it has and has not answered."""
+
+    actor: Any
+    stream: Any
+    held: dict[Any, Any] = field(default_factory=dict)
+    ended: bool = False
 
 
 class _Pool:
-    """Actors and the jobs that each has; `deaths` in a row are counted."""
+    """Actors that keep what they loaded from one `run` to the next, until `close`."""
 
-    def __init__(self, ray: Any, start: Callable[[], Any], workers: int) -> None:
-        self.ray, self.start = ray, start
-        self.actors = [start() for _ in range(workers)]
-        self.under_way: dict[Any, tuple[Any, tuple[int, Any]]] = {}  # reference -> actor, job
-        self.deaths = 0
+    def __init__(self, ray: Any, make: Callable[[], _Work], workers: int, gpus: float) -> None:
+        self.ray, self.workers, self.deaths = ray, workers, 0
+        share, warning = resources(ray.cluster_resources(), workers, gpus)
+        if warning:
+            print(warning, file=sys.stderr)
+        actor_of = ray.remote(num_cpus=1, num_gpus=share, max_restarts=0, max_concurrency=2)(_Worker)
+        self._start = lambda: actor_of.remote(make)
+        self.actors: list[Any] = []
 
-    def run(self, jobs: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
-        again: list[tuple[int, Any]] = []
+    def about(self) -> Any:
+        """What the first actor that is ready says of its work; raises what kept it from being made."""
+        self._fill()
+        asked = {actor.about.remote(): actor for actor in self.actors}
         while True:
-            for actor in self.actors:
-                while sum(a is actor for a, _ in self.under_way.values()) <= QUEUED:
-                    job = again.pop() if again else next(jobs, None)
-                    if job is None:
-                        break
-                    self.under_way[actor.do.remote(job[1])] = (actor, job)
-            if not self.under_way:
-                return
-            (reference, *_), _ = self.ray.wait(list(self.under_way))
-            actor, job = self.under_way.pop(reference)
+            (reference, *_), _ = self.ray.wait(list(asked))
+            actor = asked.pop(reference)
             try:
                 answer = self.ray.get(reference)
             except self.ray.exceptions.RayActorError as error:
-                again += [job, *self._replace(actor, error)]
+                other = self._replace(actor, error)
+                asked[other.about.remote()] = other
                 continue
-            self.deaths = 0
             if isinstance(answer, RltError):
                 raise answer
-            yield job[0], answer
+            return answer
 
-    def _replace(self, actor: Any, error: Exception) -> list[tuple[int, Any]]:
-        """The other jobs of a dead actor, once another has taken its place."""
-        if actor not in self.actors:
-            return []
-        self.deaths += 1
-        if self.deaths > DEATHS:
-            reason = " ".join(str(error).split())[:300]
-            raise RunError(f"Ray: {self.deaths} workers died one after another: {reason}") from error
-        self.actors[self.actors.index(actor)] = self.start()
-        lost = [reference for reference, (owner, _) in self.under_way.items() if owner is actor]
-        return [self.under_way.pop(reference)[1] for reference in lost]
+    def run(self, groups: Iterator[list[tuple[Any, Any]]], window: int, *arguments: Any) -> Iterator[tuple[Any, Any]]:
+        """`(key, answer)` of every item; items of a group go to one actor, which has about `window` of them at a time.
+
+        After a run that did not go through, the next one begins with new actors.
+        """
+        self._fill()
+        members = [self._member(actor, arguments) for actor in self.actors]
+        again: list[list[tuple[Any, Any]]] = []
+        failure: Exception | None = None
+        try:
+            while members:
+                for member in members:
+                    if failure is None:
+                        _feed(member, groups, again, window)
+                (stream, *_), _ = self.ray.wait([member.stream for member in members])
+                member = next(member for member in members if member.stream is stream)
+                members.remove(member)
+                try:
+                    answer = self.ray.get(next(stream))
+                except StopIteration:
+                    if member.held and failure is None:
+                        raise RunError(
+                            f"Ray: a worker left {len(member.held)} items out; run the command again."
+                        ) from None
+                    continue
+                except (self.ray.exceptions.RayActorError, self.ray.exceptions.ObjectLostError) as error:
+                    if failure is None and (member.held or not member.ended):
+                        again.append(list(member.held.items()))
+                        members.append(self._member(self._replace(member.actor, error), arguments))
+                    continue
+                except self.ray.exceptions.RayTaskError as error:
+                    answer = error
+                members.append(member)  # behind the others, which `ray.wait` would otherwise keep waiting
+                if isinstance(answer, Exception):
+                    failure = failure or answer
+                    for other in members:
+                        other.actor.end.remote()
+                    continue
+                self.deaths = 0
+                key, value = answer
+                del member.held[key]
+                yield key, value
+            if failure is not None:
+                raise failure
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         for actor in self.actors:
             self.ray.kill(actor)
+        self.actors = []
+
+    def _fill(self) -> None:
+        self.actors += [self._start() for _ in range(self.workers - len(self.actors))]
+
+    def _member(self, actor: Any, arguments: tuple[Any, ...]) -> _Member:
+        return _Member(actor, actor.run.options(num_returns="streaming").remote(*arguments))
+
+    def _replace(self, actor: Any, error: Exception) -> Any:
+        """Another actor in the place of a dead one."""
+        self.deaths += 1
+        if self.deaths > DEATHS:
+            reason = " ".join(str(error).split())[:300]
+            raise RunError(f"Ray: {self.deaths} workers died one after another: {reason}") from error
+        self.ray.kill(actor)  # where only an answer was lost with another machine
+        other = self._start()
+        self.actors[self.actors.index(actor)] = other
+        return other
+
+
+def _feed(
+    member: _Member, groups: Iterator[list[tuple[Any, Any]]], again: list[list[tuple[Any, Any]]], window: int
+) -> None:
+    """Fill an actor up to `window` items once a quarter of them is done: not a message for each."""
+    if member.ended or 4 * len(member.held) > 3 * window:
+        return
+    new: list[tuple[Any, Any] | None] = []
+    while len(member.held) < window and not member.ended:
+        group = again.pop() if again else next(groups, None)
+        if group is None:
+            member.ended = True
+            new.append(None)
+        else:
+            member.held.update(group)
+            new += group
+    member.actor.give.remote(new)
+
+
+def resources(cluster: Mapping[str, float], workers: int, gpus: float) -> tuple[float, str | None]:
+    """GPUs that each worker asks for (none where the cluster has none), and a warning where some will have to wait."""
+    share = gpus if cluster.get("GPU") else 0.0
+    short = [
+        f"{workers * wanted:g} {what}s of {cluster.get(what, 0):g}"
+        for what, wanted in (("CPU", 1.0), ("GPU", share))
+        if workers * wanted > cluster.get(what, 0)
+    ]
+    if not short:
+        return share, None
+    return share, (
+        f"Ray: `ray_workers` {workers} ask for {' and '.join(short)} that the cluster has; some wait until it has more."
+    )
+
+
+# -- an engine on a cluster --------------------------------------------------------------------------------------------
 
 
 class RayEngine:
-    """An engine whose replicas are actors on a Ray cluster, `options.ray_workers` of them.
+    """An engine whose replicas are actors on a Ray cluster, `options.ray_workers` of them, loaded once, until `close`.
 
-    Requests are shared out by problem: those with one prompt go to one replica. Their seeds travel along, so that the
-    completions are those of one engine on one machine wherever that engine is repeatable.
+    Completions come as they are finished. Requests with one prompt go to one replica. Their seeds travel along, so that
+    the completions are those of one engine on one machine wherever that engine is repeatable. `max_in_flight` is shared
+    out. A server's key is read from each worker's own environment, so that it is in no message of Ray's.
     """
 
     def __init__(
         self, options: EngineOptions, model: str, *, dtype: str = "auto", trust_remote_code: bool = False
     ) -> None:
-        _ray()  # what is missing is told before anything is loaded
-        self.options = options
-        alone = EngineOptions.model_validate(
-            {**{key: getattr(options, key) for key in EngineOptions.model_fields}, "ray": None}
-        )
-        self._make = partial(_replica, alone, model, dtype, trust_remote_code)
-        self.context_length = context_length(load_config(model, trust_remote_code))
-        self.name = f"{options.engine} on Ray"
-        self.seeded = options.engine == "transformers" or options.send_seeds is not False
+        ray = _ray()  # what is missing is told before anything is loaded
+        parallel = options.engine_options.get("tensor_parallel_size", 1)
+        gpus = 0.0 if options.engine == "openai" else float(parallel)
+        self._stack = contextlib.ExitStack()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_cluster(ray, options.ray or "local", options.ray_workers))
+            make = partial(_Replica, of_replica(options), model, dtype, trust_remote_code)
+            self._pool = _Pool(ray, make, options.ray_workers, gpus)
+            stack.callback(self._pool.close)
+            name, self.context_length, self.window = self._pool.about()
+            self._stack = stack.pop_all()
+        self.name = f"{name} on Ray"
 
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
-        """See `rlt.generation.Engine`; completions come a job at a time."""
-        options = self.options
-        size = options.batch_size if options.engine == "transformers" else 4 * options.max_in_flight
-        gpus = (
-            0.0
-            if options.engine == "openai"
-            else gpus_of_replica(options.engine_options.get("tensor_parallel_size", 1))
-        )
-        jobs = ((job, sampling) for job in by_problem(requests, size))
-        for _, completions in spread(
-            self._make, jobs, address=options.ray or "local", workers=options.ray_workers, gpus=gpus
-        ):
-            yield from completions
+        """See `rlt.generation.Engine`."""
+        groups = ([(request.key, request) for request in group] for group in by_problem(requests))
+        # Twice what an engine draws: it never waits for the driver, and the driver never for it.
+        for _, completion in self._pool.run(groups, 2 * self.window, sampling):
+            yield completion
 
     def close(self) -> None:
-        """Nothing: actors end with `generate`."""
+        """End the actors, and the cluster where it was started here."""
+        self._stack.close()
 
 
-def by_problem(requests: Iterable[Request], size: int) -> Iterator[list[Request]]:
-    """Jobs of at least `size` requests (the last: what is left); neighbours with the same prompt stay together."""
-    job: list[Request] = []
-    for _, group in groupby(requests, key=lambda request: request.prompt):
-        job += group
-        if len(job) >= size:
-            yield job
-            job = []
-    if job:
-        yield job
+def of_replica(options: EngineOptions) -> EngineOptions:
+    """The options of one replica: no cluster, and its share of the requests under way."""
+    values = {key: getattr(options, key) for key in EngineOptions.model_fields}
+    shared = max(1, options.max_in_flight // options.ray_workers)
+    return EngineOptions.model_validate({**values, "ray": None, "max_in_flight": shared})
 
 
-def _replica(
-    options: EngineOptions, model: str, dtype: str, trust_remote_code: bool
-) -> Callable[[tuple[list[Request], Sampling]], list[Completion]]:
-    engine: Engine = build_engine(options, model, dtype=dtype, trust_remote_code=trust_remote_code)
-    return lambda job: list(engine.generate(*job))
+class _Replica:
+    """An engine in an actor."""
+
+    def __init__(self, options: EngineOptions, model: str, dtype: str, trust_remote_code: bool) -> None:
+        variable = options.api_key_env
+        if variable is not None and not os.environ.get(variable):
+            raise ConfigError(
+                f"`api_key_env`: {variable} is not set for the Ray worker on {socket.gethostname()}. Workers read the key "
+                "themselves, so that it is in no message: set it where `ray start` runs on each machine."
+            )
+        self.engine = build_engine(options, model, dtype=dtype, trust_remote_code=trust_remote_code)
+        self.about = (self.engine.name, self.engine.context_length, self.engine.window)
+
+    def __call__(self, items: Iterator[tuple[str, Request]], sampling: Sampling) -> Iterator[tuple[str, Completion]]:
+        requests = (request for _, request in items)
+        return ((completion.key, completion) for completion in self.engine.generate(requests, sampling))
+
+
+def by_problem(requests: Iterable[Request]) -> Iterator[list[Request]]:
+    """Neighbours with the same prompt together."""
+    return (list(group) for _, group in groupby(requests, key=lambda request: request.prompt))
 
 
 def gpus_of_replica(count: int = 1) -> float:
-    """GPUs that an actor asks for, `count` of them; none where this machine has none."""
-    import torch
-
-    return float(count) if torch.cuda.is_available() else 0.0
+    """GPUs that an actor asks for, where its cluster has any."""
+    return float(count)
 
 
 def _ray() -> Any:
@@ -216,6 +358,11 @@ def _on_loopback(ray: Any) -> Iterator[None]:
 @contextlib.contextmanager
 def _cluster(ray: Any, address: str, workers: int) -> Iterator[None]:
     """A connection to the cluster; `local` starts one with room for the workers, and ends it."""
+    if address.startswith("ray://"):
+        raise ConfigError(
+            f"`ray`: {address!r} is for Ray's client, which cannot stream. Run the command on a machine of the cluster with "
+            "`ray: auto`, or hand it in with `ray job submit`."
+        )
     if ray.is_initialized():
         yield
         return

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
+from contextlib import closing
 from pathlib import Path
 
 import psutil
@@ -16,7 +18,7 @@ from byte_models import byte_tokenizer, save, tiny_model  # noqa: E402
 
 from rlt.config import CollectConfig, EngineOptions, EvaluateConfig, ScoreConfig  # noqa: E402
 from rlt.errors import RunError, ScoringError  # noqa: E402
-from rlt.fanout import _cluster, _ray, by_problem, spread  # noqa: E402
+from rlt.fanout import _cluster, _Pool, _ray, spread  # noqa: E402
 from rlt.generation import Request, Sampling, build_engine  # noqa: E402
 from rlt.rows import read_rows, write_rows  # noqa: E402
 from rlt.stages import collect, evaluate, score  # noqa: E402
@@ -88,11 +90,70 @@ def test_what_a_job_raises_comes_back_as_it_is():
         list(spread(make, [1], address="local", workers=1))
 
 
-def test_requests_of_one_prompt_stay_together():
-    requests = [Request(f"{p}/{s}", p, s) for p in "abcd" for s in range(3)]
-    assert [[r.key for r in job] for job in by_problem(requests, 4)] == [
-        ["a/0", "a/1", "a/2", "b/0", "b/1", "b/2"], ["c/0", "c/1", "c/2", "d/0", "d/1", "d/2"],
-    ]  # fmt: skip
+def test_what_is_under_way_comes_before_an_error_and_what_waits_is_not_begun(tmp_path):
+    begun = str(tmp_path / "begun")
+
+    def make():
+        def work(job: int) -> int:
+            if job == 0:
+                while not Path(begun).exists():
+                    time.sleep(0.01)
+                raise ScoringError("no token left")
+            Path(begun).write_text("")
+            time.sleep(1)
+            return job
+
+        return work
+
+    answers = []
+    with pytest.raises(ScoringError, match=r"^no token left$"):
+        answers.extend(spread(make, range(20), address="local", workers=2))
+    assert len(answers) == 1  # of the other worker, which had a second job waiting
+
+
+@pytest.fixture
+def pool():
+    made: list[_Pool] = []
+
+    def start(make):
+        made.append(_Pool(_ray(), make, 2, 0.0))
+        return made[-1]
+
+    yield start
+    for one in made:
+        one.close()
+
+
+def make_late():
+    """Work that answers item 0 after all others of its actor, and says which process did it."""
+
+    def work(items):
+        late = []
+        for key, item in items:
+            if item == 0:
+                late.append((key, os.getpid()))
+            else:
+                yield key, os.getpid()
+        yield from late
+
+    return work
+
+
+def items(count: int):
+    return ([(number, number)] for number in range(count))
+
+
+def test_answers_come_as_they_are_done_and_a_late_one_keeps_nothing_waiting(pool):
+    order = [key for key, _ in pool(make_late).run(items(40), 4)]
+    assert sorted(order) == list(range(40))
+    assert order.index(0) > 20
+
+
+def test_actors_keep_what_they_loaded(pool):
+    engine = pool(make_late)
+    first, second = ({pid for _, pid in engine.run(items(40), 4)} for _ in range(2))
+    assert first == second
+    assert len(first) == 2
 
 
 @pytest.fixture(scope="module")
@@ -109,15 +170,33 @@ def test_collecting_with_a_killed_worker_gives_the_files_of_one_process(model, t
 
     from rlt import fanout
 
-    monkeypatch.setattr(fanout, "_replica", dying_replica(fanout._replica, str(tmp_path / "died")))
+    monkeypatch.setattr(fanout, "_Replica", dying_engine(fanout._Replica, str(tmp_path / "died")))
     collect.run(CollectConfig(output=tmp_path / "ray", ray="local", ray_workers=2, **common))
     assert (tmp_path / "died").exists()
     alone, spread_out = ([row for _, row in read_rows(tmp_path / name)] for name in ("alone", "ray"))
-    assert [row.pop("engine") for row in spread_out] == ["transformers on Ray"] * 48
+    assert {row.pop("engine") for row in spread_out} == {f"{alone[0]['engine']} on Ray"}
     for ours, theirs in zip(alone, spread_out, strict=True):
         del ours["engine"]
         assert theirs.pop("logprob_sum") == pytest.approx(ours.pop("logprob_sum"), abs=1e-3)
         assert theirs == ours
+
+
+def dying_engine(replica, mark: str):
+    """`replica`, but the first whose third completion is about to be handed on is killed there."""
+
+    class Dying:
+        def __init__(self, *arguments):
+            self.engine = replica(*arguments)
+            self.about = self.engine.about
+
+        def __call__(self, requests, sampling):
+            for number, answer in enumerate(self.engine(requests, sampling)):
+                if number == 2 and not Path(mark).exists():
+                    Path(mark).write_text("")
+                    os.kill(os.getpid(), signal.SIGKILL)
+                yield answer
+
+    return Dying
 
 
 def dying_replica(replica, mark: str):
@@ -143,9 +222,11 @@ def test_a_ray_engine_is_built_by_the_option(model):
     alone = build_engine(EngineOptions(batch_size=2), model)
     requests = [Request(str(i), f"What is {i}?", i) for i in range(6)]
     sampling = Sampling(8, temperature=1.0)
-    assert {c.key: c.token_ids for c in engine.generate(requests, sampling)} == {
-        c.key: c.token_ids for c in alone.generate(requests, sampling)
-    }
+    expected = {c.key: (c.token_ids, c.seed) for c in alone.generate(requests, sampling)}
+    with closing(engine):
+        for _ in range(2):  # the second time by the same actors
+            assert {c.key: (c.token_ids, c.seed) for c in engine.generate(requests, sampling)} == expected
+    assert engine.context_length == 2048
 
 
 def test_scoring_with_a_killed_worker_gives_the_rows_of_one_process(model, tmp_path, monkeypatch):
@@ -176,7 +257,7 @@ def test_evaluating_with_a_killed_worker_gives_the_responses_of_one_process(mode
 
     from rlt import fanout
 
-    monkeypatch.setattr(fanout, "_replica", dying_replica(fanout._replica, str(tmp_path / "died")))
+    monkeypatch.setattr(fanout, "_Replica", dying_engine(fanout._Replica, str(tmp_path / "died")))
     evaluate.run(EvaluateConfig(output=tmp_path / "ray", ray="local", ray_workers=2, **common))
     assert (tmp_path / "died").exists()
     alone, spread_out = (
