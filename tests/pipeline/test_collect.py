@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -187,6 +188,65 @@ def test_changed_problems_are_refused(model, tmp_path, monkeypatch):
     data.write_text(data.read_text().replace("What is 7?", "What is 77?"))
     with pytest.raises(RunError, match="begun with other problems"):
         collect.run(cut)
+
+
+def with_a_long_problem(made: CollectConfig, on_invalid: str) -> CollectConfig:
+    """The same with a fourth problem whose prompt does not fit into the model's context of 2,048 tokens."""
+    rows = [{"id": name, "question": f"What is {name}?", "solution": "So."} for name in ("a", "b", "c")]
+    rows.append({"id": "long", "question": "x?! " * 1200, "solution": "So."})
+    Path(made.data.path).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return made.model_copy(update={"data": made.data.model_copy(update={"on_invalid": on_invalid})})
+
+
+def test_a_problem_whose_prompt_fills_the_context_is_named_and_the_corrected_command_leaves_it_out(
+    model, tmp_path, monkeypatch, capsys
+):
+    with pytest.raises(DataError, match=r"problem long: its prompt has \d+ tokens, which fill the context of 2048"):
+        collect.run(with_a_long_problem(config(tmp_path / "out", model, max_tokens=16, select="all"), "error"))
+    result = collect.run(with_a_long_problem(config(tmp_path / "out", model, max_tokens=16, select="all"), "skip"))
+    assert [row["problem"] for _, row in read_rows(tmp_path / "out")] == [*"aaabbbccc"]
+    assert (result.metrics["without_room"], result.metrics["problems"]) == (1, 3)
+    assert "1 of 4 problems left out; the first: " in capsys.readouterr().out
+
+
+def test_a_context_that_leaves_fewer_tokens_than_were_asked_for_is_said_and_counted(model, tmp_path, capsys):
+    result = collect.run(config(tmp_path / "out", model, select="all", max_tokens=1990))
+    assert 0 < result.metrics["short_of_room"] <= 50
+    assert "the context of 2048 tokens leaves fewer than `max_tokens` 1990" in capsys.readouterr().out
+    result = collect.run(config(tmp_path / "other", model, select="all", max_tokens=16))
+    assert result.metrics["short_of_room"] == 0
+
+
+def test_an_engine_with_a_shorter_context_than_at_the_beginning_is_refused(model, tmp_path, monkeypatch):
+    class Shorter(FakeEngine):
+        context_length = 5
+
+        def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
+            return (Completion(request.key, "", "length", 9, 0, ()) for request in requests)
+
+    monkeypatch.setattr(collect, "build_engine", lambda *args, **options: Shorter())
+    with pytest.raises(RunError, match="fills the engine's context of 5 tokens"):
+        collect.run(config(tmp_path / "out", model))
+
+
+def test_rows_have_the_seed_that_was_used_or_none(model, tmp_path, monkeypatch):
+    class Unseeded(FakeEngine):
+        def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
+            return (replace(completion, seed=None) for completion in super().generate(requests, sampling))
+
+    collect.run(config(tmp_path / "seeded", model, select="all"))
+    assert all(isinstance(row["seed"], int) for _, row in read_rows(tmp_path / "seeded"))
+    monkeypatch.setattr(collect, "build_engine", lambda *args, **options: Unseeded())
+    collect.run(config(tmp_path / "unseeded", model, select="all"))
+    assert {row["seed"] for _, row in read_rows(tmp_path / "unseeded")} == {None}
+
+
+def test_without_a_selection_students_get_what_never_closes_too_and_with_closed_they_do_not(model, tmp_path):
+    everything = collect.run(config(tmp_path / "all", model, select="all")).metrics
+    closed = collect.run(config(tmp_path / "closed", model, select="closed")).metrics
+    assert everything["explanations"] == len([row for _, row in read_rows(tmp_path / "all")]) == 150
+    assert closed["selected"] == 150 - everything["unclosed"] < 150
+    assert all(row["closed"] for _, row in read_rows(tmp_path / "closed"))
 
 
 def test_repeated_ids_are_refused_before_anything_is_written(model, tmp_path):
