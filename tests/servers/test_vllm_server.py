@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -87,8 +88,16 @@ def test_another_models_tokenizer_is_refused(vllm_server, tmp_path):
 
     other = byte_tokenizer(vocabulary=300)
     folder = save(tmp_path, tiny_model(other, 0), other)
+    options = EngineOptions(engine="openai", url=vllm_server.url, served_model="tiny")
     with pytest.raises(ServerError, match="whose tokenizer is not that of"):
-        build_engine(EngineOptions(engine="openai", url=vllm_server.url), folder)
+        build_engine(options, folder)
+
+
+def test_a_server_of_another_model_with_the_same_tokenizer_is_refused(vllm_server, tmp_path):
+    later = shutil.copytree(vllm_server.model, tmp_path / "train")
+    with pytest.raises(ServerError, match=f"serves {vllm_server.model}, not {later}") as error:
+        build_engine(EngineOptions(engine="openai", url=vllm_server.url), str(later))
+    assert "`served_model: tiny`" in str(error.value)
 
 
 def test_a_model_that_is_not_served_is_refused_by_name(vllm_server):
@@ -109,6 +118,38 @@ def test_collect_from_the_server(vllm_server, tmp_path):
     result = collect.run(config)
     rows = [row for _, row in read_rows(tmp_path / "out")]
     assert [(row["problem"], row["sample"]) for row in rows] == [(str(i), s) for i in range(20) for s in range(2)]
-    assert all(row["engine"] == "openai (vllm)" and not row["text_only"] for row in rows)
+    assert all(row["engine"] == "openai (vllm): tiny" and not row["text_only"] for row in rows)
     assert all(row["logprob_sum"] < 0 and row["completion_tokens"] <= 16 for row in rows)
     assert result.metrics["explanations"] == 40
+    assert {row["seed"] for row in rows} == {None}  # on a CPU none is sent
+
+
+def test_the_best_by_the_reward_of_a_served_student_is_kept(vllm_server, tmp_path):
+    data = tmp_path / "problems.jsonl"
+    data.write_text(
+        "".join(
+            json.dumps({"question": f"What is {i}?", "solution": f"{i}.", "system": "Hi."}) + "\n" for i in range(3)
+        )
+    )
+    # A format whose closing tag is a letter, so that a model with random weights closes its explanations.
+    made = load_format("stratos").model_dump(mode="json") | {
+        "teacher_system_prompt": None,
+        "student_system_prompt": None,
+    }
+    made["tags"]["explanation"] = ["[", "e"]
+    (tmp_path / "letters.yaml").write_text(json.dumps(made))
+    config = CollectConfig(
+        output=tmp_path / "out", model=str(vllm_server.model), data=str(data), format=str(tmp_path / "letters.yaml"),
+        samples=6, temperature=1.0, max_tokens=24, dtype="float32", select="reward", student=vllm_server.url,
+        reward={"score_temperature": 1.0},
+    )  # fmt: skip
+    result = collect.run(config)
+    raw = {row["id"]: row for _, row in read_rows(tmp_path / "out" / "raw")}
+    rewards = {row["id"]: row["reward"] for _, row in read_rows(tmp_path / "out" / "state" / "rewards.jsonl")}
+    kept = [row for _, row in read_rows(tmp_path / "out")]
+    assert result.metrics["selected"] == len(kept) > 0
+    for row in kept:
+        rivals = [
+            rewards[i] for i, other in raw.items() if other["problem"] == row["problem"] and rewards[i] is not None
+        ]
+        assert row["reward"] == max(rivals)
