@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import closing
 from typing import Any
 
 from rlt.cards import finish_model
@@ -65,17 +66,18 @@ def run(config: TrainConfig) -> Result:
     folder = begin("train", config)
     reward = TeacherReward(
         config.student, tokenizer, text.fmt, config, placement=config, model=config, end_ids=sorted(ends),
-        placebos=config.placebos, keep_samples=config.keep_samples,
+        placebos=config.placebos, keep_samples=config.keep_samples, seed=config.seed,
     )  # fmt: skip
     tokenizer.padding_side = "left"
     logging.getLogger("trl.trainer.grpo_trainer").setLevel(logging.ERROR)
-    trainer = TeacherTrainer(
-        model=config.model, reward=reward, args=arguments, train_dataset=Dataset.from_list([rows[i] for i in kept]),
-        processing_class=tokenizer, peft_config=lora, sync_threshold=config.sync_threshold,
-        needs_policy=config.kl_coef != 0 and not (config.accuracy and config.accuracy.only),
-        callbacks=[MetricsFile(folder.path, also=[SAMPLES_FILE])],
-    )  # fmt: skip
-    numbers = run_trainer(trainer, folder, tokenizer)
+    with closing(reward):
+        trainer = TeacherTrainer(
+            model=config.model, reward=reward, args=arguments, train_dataset=Dataset.from_list([rows[i] for i in kept]),
+            processing_class=tokenizer, peft_config=lora, sync_threshold=config.sync_threshold,
+            needs_policy=config.kl_coef != 0 and not (config.accuracy and config.accuracy.only),
+            callbacks=[MetricsFile(folder.path, also=[SAMPLES_FILE])],
+        )  # fmt: skip
+        numbers = run_trainer(trainer, folder, tokenizer)
     numbers |= _last_metrics(trainer.state.log_history)
     numbers |= {"problems": len(kept), "dropped": len(dropped) + len(problems.dropped)}
     return finish_model(folder, config.model, config.data.path, numbers)
