@@ -40,6 +40,8 @@ class Shape:
     out_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    weight_bytes: int = 2
+    """Bytes of a weight of the checkpoint: 4 where `config.json` says float32, else 2."""
 
     @property
     def layer_parameters(self) -> int:
@@ -117,6 +119,7 @@ def shape_of(config: Mapping[str, Any], where: str) -> Shape:
             out_bias=kind not in _BIASED and config.get("attention_bias", False),
             mlp_bias=config.get("mlp_bias", False),
             qk_norm=kind in _NORMED,
+            weight_bytes=4 if str(config.get("dtype") or config.get("torch_dtype")).endswith("float32") else 2,
         )
     except KeyError as error:
         raise ModelError(f"{where}: config.json has no {error.args[0]!r}.") from error

@@ -5,11 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 
 from rlt.planning.machine import GIB, Launch
-from rlt.planning.options import PlanConfig
+from rlt.planning.options import FIXED, PlanConfig
 from rlt.shapes import Shape
-
-LOGITS_TILE = 4096 * 32768  # TRL's fused head: tokens x vocabulary of the only logits that exist at one time
-ZERO3_LIVE = 10**9  # parameters that DeepSpeed keeps gathered by default (stage3_max_live_parameters)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +79,7 @@ def gathered_bytes(shape: Shape, launch: Launch) -> float:
     if launch.kind == "fsdp2":
         tables = shape.parameters - shape.layers * shape.layer_parameters
         return 2.0 * (2 * shape.layer_parameters + tables)
-    return 2.0 * min(shape.parameters, ZERO3_LIVE) if launch.kind == "zero3" else 0.0
+    return 2.0 * min(shape.parameters, FIXED.zero3_live) if launch.kind == "zero3" else 0.0
 
 
 def training_activations(shape: Shape, tokens: float, checkpointing: bool, residual: int = 2) -> float:
@@ -107,7 +104,7 @@ def forward_activations(shape: Shape, tokens: float) -> float:
 
 def head_bytes(shape: Shape, tokens: float, trained: bool) -> float:
     """Bytes of the fused output layer: one tile of logits; where trained also gradients of weight and hidden states."""
-    tile = 2 * min(LOGITS_TILE, tokens * 32768, tokens * shape.vocab)
+    tile = 2 * min(FIXED.logits_tile, tokens * 32768, tokens * shape.vocab)
     if not trained:
         return tile + 4 * tokens
     return tile + 6 * shape.embedding_parameters + 6 * tokens * shape.hidden

@@ -52,3 +52,40 @@ class PlanConfig(Config):
     """GB/s between one GPU and the host, for what is offloaded."""
     host_gb_per_s: float = Field(100.0, gt=0)
     """GB/s of the host's memory, for an optimiser that steps on the CPU."""
+
+
+class Fixed(Config):
+    """Numbers of a plan that are no flags; each is printed with it too."""
+
+    zero3_live: int = 10**9
+    """Parameters that DeepSpeed's ZeRO-3 keeps gathered at most (its default of stage3_max_live_parameters)."""
+    logits_tile: int = 4096 * 32768
+    """Tokens x vocabulary of the only logits that exist at one time (TRL's fused output layer)."""
+    score_tokens: int = 32768
+    """Tokens of one scoring pass on a GPU where the recipe has no `batch_tokens` (rlt.logprobs)."""
+    response_limit: int = 32768
+    """Most tokens of a response where an evaluate step has no `max_tokens`."""
+    vllm_share: float = 0.92
+    """Share of a GPU's memory that vLLM takes where the recipe gives none (vLLM 0.32)."""
+    colocated_share: float = 0.3
+    """The same for a vLLM inside the trainer (TRL's default of vllm_gpu_memory_utilization)."""
+    layer_launch_ms: float = 1.0
+    """Milliseconds that transformers' generation needs for each layer and step at least: Python and kernel launches."""
+    adam_host_bytes: int = 28
+    """Bytes that a step of Adam on the CPU moves for a parameter: three float32 states in and out, one gradient in."""
+    gpus_a_node: int = 8
+    """GPUs that share one host's memory."""
+    text_bytes: int = 4
+    """Bytes of a token as text in files."""
+    known_rows: dict[str, int] = {
+        "bespokelabs/Bespoke-Stratos-17k": 16710,
+        "openai/gsm8k": 7473,
+        "gsm8k": 1319,
+        "aime24": 30,
+        "math500": 500,
+        "gpqa-diamond": 198,
+    }
+    """Rows of the data sets and benchmarks that recipes name by their hub name."""
+
+
+FIXED = Fixed()

@@ -16,6 +16,7 @@ from rlt.config import (
     DataConfig,
     DistillConfig,
     EvaluateConfig,
+    ModelOptions,
     ProblemsConfig,
     RankConfig,
     ScoreConfig,
@@ -25,23 +26,12 @@ from rlt.config import (
 from rlt.errors import ConfigError
 from rlt.planning.machine import GB, GIB, Launch, load_gpu, load_launch
 from rlt.planning.memory import Memory, forward_activations, head_bytes, with_overhead
-from rlt.planning.options import PlanConfig
+from rlt.planning.options import FIXED, PlanConfig
 from rlt.planning.throughput import Sampler, cut, fitting, longest, sampling_seconds
 from rlt.planning.training import Training
 from rlt.recipe import Recipe, Step
 from rlt.rows import read_rows
 from rlt.shapes import Shape, load_shape, shape_of
-
-# Rows of the data sets and benchmarks that recipes name by their hub name.
-KNOWN_ROWS = {
-    "bespokelabs/Bespoke-Stratos-17k": 16710,
-    "openai/gsm8k": 7473,
-    "gsm8k": 1319,
-    "aime24": 30,
-    "math500": 500,
-    "gpqa-diamond": 198,
-}
-SCORE_TOKENS = 32768  # tokens of one scoring pass on a GPU where `batch_tokens` is null (rlt.logprobs)
 
 
 @dataclass(frozen=True)
@@ -55,7 +45,11 @@ class StepPlan:
     moments: tuple[Memory, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     disk: float = 0.0
+    """Bytes that stay."""
+    disk_peak: float = 0.0
+    """Bytes that there are at most while it runs, where that is more."""
     host: float = 0.0
+    """Bytes of host memory, of all its GPUs' processes."""
     notes: tuple[str, ...] = ()
 
     @property
@@ -132,7 +126,7 @@ class Planner:
                 "training": flops / self._speed(training.n),
                 "offload": training.offload_seconds(steps, options),
             },
-            training.disk(steps),
+            *training.disk(steps),
             training.host_bytes,
             (f"{rows:,} rows, {steps:,} steps of {training.rows_a_step} rows", *training.warnings),
         )
@@ -156,11 +150,15 @@ class Planner:
         together = completions / n if options.padding == "generation" else training.batch
         width = prompt + (longest(mean, together, options.length_spread, cap) if together > 1 else written)
 
-        students = Students.of(self, config)
+        students = (
+            Students.of(self, config.student, config.student_placement, config.dtype)
+            if isinstance(config, TrainConfig)
+            else Students()
+        )
         update = training.update(training.batch * (prompt + cap))
         sampling, sample_seconds = self._sample(training, update, servers, prompt, mean, cap)
         kept = {"weights": update.weights, "optimiser": update.optimiser, "kv_cache": self._asleep(training)}
-        tokens = max(getattr(config, "batch_tokens", None) or SCORE_TOKENS, prompt + cap)
+        tokens = max(getattr(config, "batch_tokens", None) or FIXED.score_tokens, prompt + cap)
         widest = max([shape, *students.shapes], key=lambda each: each.hidden)
         scoring = Memory(
             "scoring",
@@ -197,8 +195,8 @@ class Planner:
             n + servers,
             (sampling, scoring, replace(update, other_models=resident, kv_cache=self._asleep(training))),
             seconds,
-            training.disk(updates),
-            training.host_bytes + students.moved * n,
+            *training.disk(updates),
+            training.host_bytes + students.moved * n,  # every process has its own copy
             (*notes, *training.warnings),
         )
 
@@ -222,7 +220,7 @@ class Planner:
             return memory, sampling_seconds(sampler, self.gpu, local, prompt, mean, cap, options)
         server = training.vllm == "server"
         gpus = training.get("vllm_tensor_parallel_size", 1)
-        share = 0.9 if server else training.get("vllm_gpu_memory_utilization", 0.3)
+        share = FIXED.vllm_share if server else training.get("vllm_gpu_memory_utilization", FIXED.colocated_share)
         limit = training.get("vllm_max_model_length", prompt + cap)
         engine = self._vllm(shape, gpus, share, limit, prompt, mean, options.max_num_seqs)
         if server:
@@ -236,7 +234,7 @@ class Planner:
         """Bytes that a colocated vLLM keeps while the trainer works: its whole share, unless it sleeps."""
         if training.vllm != "colocate" or training.get("vllm_enable_sleep_mode", False):
             return 0.0
-        return training.get("vllm_gpu_memory_utilization", 0.3) * self.gpu.memory
+        return training.get("vllm_gpu_memory_utilization", FIXED.colocated_share) * self.gpu.memory
 
     def _processes(self, launch: str | None, step: Step) -> tuple[Launch, int]:
         placement = load_launch(launch)
@@ -281,8 +279,7 @@ class Planner:
             (memory,),
             {"training": flops / self._speed(1)},
             8 * p,
-            0.0,
-            (note,),
+            notes=(note,),
         )
 
     # -- sampling and scoring --------------------------------------------------------------------------------------
@@ -292,17 +289,25 @@ class Planner:
         completions = self.rows(config.data) * config.samples
         prompt = options.question_tokens + options.solution_tokens
         planned = self._generate(step, config, completions, prompt, options.explanation_tokens, config.max_tokens)
-        if config.select == "reward" and config.student:
-            scoring = self._scoring_seconds([config.student, config.model], completions, 1, config.max_tokens)
-            planned = replace(planned, seconds={**planned.seconds, "scoring": scoring})
-        return planned
+        if config.select != "reward":
+            return planned
+        models = [*config.student, *([config.model] if config.reward.kl_coef else [])]
+        gpus, memory, seconds, host, notes = self._scored(config, models, completions, config.max_tokens)
+        return replace(
+            planned,
+            gpus=max(gpus, planned.gpus),
+            moments=(*planned.moments, memory),
+            seconds={**planned.seconds, "scoring": seconds},
+            host=host,
+            notes=(*planned.notes, *notes),
+        )
 
     def _evaluate(self, step: Step, config: EvaluateConfig) -> StepPlan:
         names = [config.data] if config.data else config.benchmark
         rows = sum(min(self.rows(_data(name)), config.limit or math.inf) for name in names)
         samples = config.samples or (8 if config.preset == "robust" else 1)
         options = self.options
-        cap = config.max_tokens or 32768
+        cap = config.max_tokens or FIXED.response_limit
         return self._generate(step, config, rows * samples, options.question_tokens, options.response_tokens, cap)
 
     def _generate(
@@ -326,11 +331,10 @@ class Planner:
             f"{completions:,.0f} completions; {replicas} engine(s) of {sampler.gpus} GPU(s), {at_once:,.0f} sequences "
             f"at once, {completions * written / seconds / gpus:,.0f} tokens/s a GPU"
         )
-        text = (
-            completions * (prompt + 2 * written) * 4
-        )  # about four bytes of text a token; explanation and raw completion
+        text = completions * (prompt + 2 * written) * FIXED.text_bytes  # explanation and raw completion
+        notes = (note, *self._in_float32([config.model], config)) if config.engine == "transformers" else (note,)
         return StepPlan(
-            step.name, step.stage, self._named(config.model), gpus, (memory,), {"sampling": seconds}, text, 0.0, (note,)
+            step.name, step.stage, self._named(config.model), gpus, (memory,), {"sampling": seconds}, text, notes=notes
         )
 
     def _engine(
@@ -341,13 +345,13 @@ class Planner:
         workers = config.ray_workers if config.ray else 1
         limit = min(prompt + cap, shape.context or math.inf)
         if config.engine == "transformers":
-            batch = config.batch_size
+            batch, wide = config.batch_size, self.weight_bytes(config.model, config.dtype)
             memory = Memory(
                 "sampling",
-                2.0 * shape.parameters,
-                activations=forward_activations(shape, batch * prompt),
-                logits=6 * batch * shape.vocab,
-                kv_cache=batch * limit * shape.kv_bytes,
+                wide * shape.parameters,
+                activations=wide / 2 * forward_activations(shape, batch * prompt),
+                logits=(4 + wide) * batch * shape.vocab,  # sampled from in float32
+                kv_cache=wide / 2 * batch * limit * shape.kv_bytes,
             )
             return Engine(Sampler(shape, 1, batch, batched=True), 0.0, 0.0), min(workers, count), memory
         extra = config.engine_options
@@ -359,15 +363,25 @@ class Planner:
         at_once = extra.get("max_num_seqs", options.max_num_seqs)
         if config.engine == "openai":
             at_once = min(at_once, max(1, config.max_in_flight // replicas))
-        share = extra.get("gpu_memory_utilization", 0.9)
-        engine = self._vllm(shape, gpus, share, extra.get("max_model_len", limit), prompt, mean, at_once)
-        return engine, replicas, Memory("sampling", 2.0 * shape.parameters / gpus, kv_cache=engine.kv_cache)
+        share = extra.get("gpu_memory_utilization", FIXED.vllm_share)
+        # With `auto` vLLM computes in 16 bits whatever the checkpoint has.
+        wide = 4 if config.dtype == "float32" and config.engine == "vllm" else 2
+        engine = self._vllm(shape, gpus, share, extra.get("max_model_len", limit), prompt, mean, at_once, wide)
+        return engine, replicas, Memory("sampling", wide * shape.parameters / gpus, kv_cache=engine.kv_cache)
 
     def _vllm(
-        self, shape: Shape, gpus: int, share: float, limit: float, prompt: float, mean: float, at_once: float
+        self,
+        shape: Shape,
+        gpus: int,
+        share: float,
+        limit: float,
+        prompt: float,
+        mean: float,
+        at_once: float,
+        wide: int = 2,
     ) -> Engine:
         """A vLLM engine that may have `share` of each of its `gpus`; it never has less cache than one full sequence."""
-        weights, token = 2.0 * shape.parameters / gpus, shape.kv_bytes / gpus
+        weights, token = wide * shape.parameters / gpus, wide / 2 * shape.kv_bytes / gpus
         least = limit * token
         room = share * self.gpu.memory - weights - self.options.overhead_gib * GIB
         cache = min(max(room, least), at_once * limit * token)
@@ -377,30 +391,41 @@ class Planner:
     def _score(self, step: Step, config: ScoreConfig) -> StepPlan:
         options = self.options
         models = [*config.student, *([config.teacher] if config.teacher else [])]
-        local = [name for name in models if not _is_address(name)]
-        shapes = [self.shape(name) for name in local]
         rows = self.rows(_data(str(config.data)))
-        tokens = config.batch_tokens or SCORE_TOKENS
-        memory = Memory(
-            "scoring",
-            sum(2.0 * shape.parameters for shape in shapes),
-            activations=max((forward_activations(shape, tokens) for shape in shapes), default=0.0),
-            logits=max((head_bytes(shape, tokens, False) for shape in shapes), default=0.0),
-        )
+        gpus, memory, seconds, host, notes = self._scored(config, models, rows, math.inf)
         times = 3 if config.placebos else 1
-        disk = rows * 4.0 * (options.question_tokens + options.solution_tokens + options.explanation_tokens)
-        seconds = {"scoring": times * self._scoring_seconds(local, rows, 1, math.inf)}
+        tokens = options.question_tokens + options.solution_tokens + options.explanation_tokens
         return StepPlan(
             step.name,
             step.stage,
             ", ".join(map(self._named, models)),
-            1,
+            gpus,
             (memory,),
-            seconds,
-            disk,
-            0.0,
-            (f"{rows:,} rows",),
+            {"scoring": times * seconds},
+            rows * FIXED.text_bytes * tokens,
+            host=host,
+            notes=(f"{rows:,} rows", *notes),
         )
+
+    def _scored(
+        self, config: ScoreConfig | CollectConfig, names: list[str], rows: float, cap: float
+    ) -> tuple[int, Memory, float, float, tuple[str, ...]]:
+        """GPUs, memory of one, seconds, bytes of host memory and notes of one pass of each model over `rows` texts."""
+        workers = min(config.ray_workers, self.options.count) if config.ray else 1
+        models = Students.of(self, names, config.student_placement, config.dtype)
+        tokens = config.batch_tokens or FIXED.score_tokens
+        wide = models.widest / 2
+        memory = Memory(
+            "scoring",
+            models.in_use,
+            activations=wide * max((forward_activations(shape, tokens) for shape in models.shapes), default=0.0),
+            logits=wide * max((head_bytes(shape, tokens, False) for shape in models.shapes), default=0.0),
+        )
+        seconds = self._scoring_seconds(models.names, rows, workers, cap)
+        notes = [f"scoring on {workers} GPU(s)", *self._in_float32(models.names, config)]
+        if models.served:
+            notes.append(f"{models.served} student(s) behind an address, on other machines: not counted")
+        return workers, memory, seconds, models.moved * workers, tuple(notes)
 
     def _scoring_seconds(self, models: Iterable[str], rows: float, n: int, cap: float) -> float:
         """Seconds for one pass of each model over `rows` whole texts on `n` GPUs; explanations end at `cap`."""
@@ -413,6 +438,12 @@ class Planner:
     def _speed(self, n: int) -> float:
         """FLOP/s that `n` GPUs reach in training and scoring."""
         return self.gpu.flops * n * self.options.utilisation
+
+    def _in_float32(self, names: Iterable[str], config: ModelOptions) -> list[str]:
+        wide = [self._named(name) for name in names if self.weight_bytes(name, config.dtype) == 4]
+        return [
+            f"{name} is loaded in float32, and the hours are those of bfloat16: set `dtype: bfloat16`" for name in wide
+        ]
 
     # -- what steps refer to ---------------------------------------------------------------------------------------
 
@@ -431,6 +462,18 @@ class Planner:
             raise ConfigError(f"{model}: the step `{step.name}` makes no model.")
         return self.shape(start)
 
+    def weight_bytes(self, model: str, dtype: str) -> int:
+        """Bytes of a weight of a model that is loaded without training it; `auto` is what its checkpoint has."""
+        if dtype != "auto":
+            return 4 if dtype == "float32" else 2
+        step = self._step_of(model)
+        if step is None:
+            return self.shape(model).weight_bytes
+        if isinstance(step.config, WarmupConfig | DistillConfig | TrainConfig | ColdstartConfig):
+            launch, n = self._processes(step.config.launch, step)
+            return Training.of(step, step.config, self.shape(model), launch, n).saved_bytes
+        return 4
+
     def _named(self, model: str) -> str:
         step = self._step_of(model)
         return model if step is None else f"@{step.name}"
@@ -442,8 +485,8 @@ class Planner:
             found = self._made(step)
         elif Path(data.path).is_file():
             found = sum(1 for _ in read_rows(Path(data.path)))
-        elif data.path in KNOWN_ROWS:
-            found = KNOWN_ROWS[data.path]
+        elif data.path in FIXED.known_rows:
+            found = FIXED.known_rows[data.path]
         elif self.options.rows is not None:
             found = self.options.rows
         else:
@@ -469,37 +512,41 @@ class Planner:
 
 @dataclass(frozen=True)
 class Students:
-    """The students of a reward that are loaded here (bfloat16), and how many are behind an address."""
+    """Models that score and are loaded here, with the bytes of their weights, and how many are behind an address."""
 
     names: tuple[str, ...] = ()
     shapes: tuple[Shape, ...] = ()
+    weights: tuple[float, ...] = ()
     placement: str = "same"
     served: int = 0
 
     @classmethod
-    def of(cls, planner: Planner, config: TrainConfig | ColdstartConfig) -> Students:
-        if isinstance(config, ColdstartConfig):
-            return cls()
-        local = tuple(name for name in config.student if not _is_address(name))
+    def of(cls, planner: Planner, names: Iterable[str], placement: str, dtype: str) -> Students:
+        listed = tuple(names)
+        local = tuple(name for name in listed if not _is_address(name))
         shapes = tuple(planner.shape(name) for name in local)
-        return cls(local, shapes, config.student_placement, len(config.student) - len(local))
+        weights = tuple(float(planner.weight_bytes(name, dtype) * planner.shape(name).parameters) for name in local)
+        return cls(local, shapes, weights, placement, len(listed) - len(local))
+
+    @property
+    def widest(self) -> float:
+        """Bytes of a weight of the model with the widest ones; 2 where there is none."""
+        return max((w / s.parameters for w, s in zip(self.weights, self.shapes, strict=True)), default=2.0)
 
     @property
     def resident(self) -> float:
-        """Bytes on a training GPU all the time."""
-        return sum(2.0 * shape.parameters for shape in self.shapes) if self.placement == "same" else 0.0
+        """Bytes on a GPU all the time."""
+        return sum(self.weights) if self.placement == "same" else 0.0
 
     @property
     def in_use(self) -> float:
-        """Bytes on a training GPU while the reward is computed: all, or one after another where they are offloaded."""
-        if self.placement == "offload":
-            return max((2.0 * shape.parameters for shape in self.shapes), default=0.0)
-        return self.resident
+        """Bytes on a GPU while the reward is computed: all that are there, or have been moved there for it."""
+        return sum(self.weights) if self.placement in ("same", "offload") else 0.0
 
     @property
     def moved(self) -> float:
-        """Bytes that go to the GPU for each generation, of one process."""
-        return sum(2.0 * shape.parameters for shape in self.shapes) if self.placement == "offload" else 0.0
+        """Bytes that wait on the host and go to the GPU for each use, of one process."""
+        return sum(self.weights) if self.placement == "offload" else 0.0
 
 
 def _is_address(name: str) -> bool:

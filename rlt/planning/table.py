@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 from rlt.planning.machine import GB, GIB, Gpu
 from rlt.planning.memory import PARTS
-from rlt.planning.options import PlanConfig
+from rlt.planning.options import FIXED, PlanConfig
 from rlt.planning.steps import Planner, StepPlan
 from rlt.recipe import Recipe
 
@@ -46,7 +48,22 @@ class Plan:
 
     @property
     def disk(self) -> float:
+        """Bytes that all steps of all seeds leave."""
         return self.seeds * sum(step.disk for step in self.steps)
+
+    @property
+    def disk_peak(self) -> float:
+        """Bytes that there are at most: what the steps before left, and the peak of the one that runs."""
+        left = (self.seeds - 1) * sum(step.disk for step in self.steps)
+        peak = 0.0
+        for step in self.steps:
+            peak = max(peak, left + max(step.disk, step.disk_peak))
+            left += step.disk
+        return peak
+
+    def host_of_node(self, step: StepPlan) -> float:
+        """Bytes of host memory that a step needs on each machine."""
+        return step.host / max(1, math.ceil(step.gpus / FIXED.gpus_a_node))
 
     def text(self) -> str:
         """Three tables (steps, memory, hours) and every assumption."""
@@ -58,7 +75,11 @@ class Plan:
         parts = [head, self._steps_table(), "Memory of one GPU in GiB, at each moment of a step", self._memory_table()]
         parts += ["Where the hours go", self._hours_lines()]
         notes = [f"  {step.name}: {note}" for step in self.steps for note in step.notes]
-        hosts = [f"  {step.name}: {step.host / GIB:,.0f} GiB of host memory" for step in self.steps if step.host]
+        hosts = [
+            f"  {step.name}: {self.host_of_node(step) / GIB:,.0f} GiB of host memory on each node"
+            for step in self.steps
+            if step.host
+        ]
         parts += ["Notes", "\n".join(notes + hosts), "Assumptions", self._assumptions()]
         return "\n\n".join(parts)
 
@@ -66,23 +87,26 @@ class Plan:
 
     def _steps_table(self) -> str:
         count, price = self.options.count, self.options.price_per_hour
-        rows = [["step", "stage", "model", "GPUs", "GiB a GPU", "fits", "hours", "GPU-hours", "cost", "disk GB"]]
+        rows = [["step", "stage", "model", "GPUs", "GiB a GPU", "fits", "hours", "GPU-hours", "cost", "disk GB",
+                 "at most"]]  # fmt: skip
         for step in self.steps:
             if not step.gpus:
-                rows.append([step.name, step.stage, "", "0", "-", "yes", "-", "-", "-", "-"])
+                rows.append([step.name, step.stage, "", "0", "-", "yes", "-", "-", "-", "-", "-"])
                 continue
             cost = "-" if price is None else f"{step.hours * count * price:,.2f}"
             fits = "yes" if self.fits_step(step) else "NO"
             rows.append(
                 [step.name, step.stage, step.model, str(step.gpus), f"{step.peak / GIB:.1f}", fits, _short(step.hours),
-                 _short(step.hours * count), cost, _short(step.disk / GB)]
+                 _short(step.hours * count), cost, _short(step.disk / GB),
+                 _short(max(step.disk, step.disk_peak) / GB)]
             )  # fmt: skip
         cost = "-" if self.cost is None else f"{self.cost:,.2f}"
         name = "all" if self.seeds == 1 else f"all, {self.seeds} seeds"
         fits = "yes" if self.fits else "NO"
         rows.append(
-            [name, "", "", "", "", fits, _short(self.hours), _short(self.gpu_hours), cost, _short(self.disk / GB)]
-        )
+            [name, "", "", "", "", fits, _short(self.hours), _short(self.gpu_hours), cost, _short(self.disk / GB),
+             _short(self.disk_peak / GB)]
+        )  # fmt: skip
         return _table(rows)
 
     def _memory_table(self) -> str:
@@ -106,14 +130,16 @@ class Plan:
 
     def _assumptions(self) -> str:
         lines = []
-        for name, info in PlanConfig.model_fields.items():
-            value = getattr(self.options, name)
-            if name not in ("gpu", "count", "price_per_hour") and value is not None:
-                lines.append(f"  {name.replace('_', '-')} {value}: {' '.join((info.description or '').split())}")
-        return "\n".join([*lines, *(f"  {line}" for line in FIXED)])
+        for options in (self.options, FIXED):
+            for name, info in type(options).model_fields.items():
+                value = getattr(options, name)
+                if name not in ("gpu", "count", "price_per_hour") and value is not None:
+                    meaning = " ".join((info.description or "").split())
+                    lines.append(f"  {name.replace('_', '-')} {_shown(value)}: {meaning}")
+        return "\n".join([*lines, *(f"  {line}" for line in SIMPLIFIED)])
 
 
-FIXED = (
+SIMPLIFIED = (
     "GPU-hours and cost count every GPU of the machine for as long as a step takes.",
     "Training: 2 FLOPs a parameter and token forward, 4 backward (LoRA 2), 2 to recompute, and causal attention.",
     "Scoring batches texts by length, so it pads next to nothing.",
@@ -121,7 +147,10 @@ FIXED = (
     "Attention is fused (no length x length matrix); the output layer holds one tile of logits (TRL's fused head).",
     "`KV cache` of a vLLM inside the trainer is its whole share of the GPU, its copy of the weights included.",
     "Not counted: loading models, weight syncs to samplers, writing checkpoints, evaluations in training, slow links.",
-    "Disk: final models, the checkpoints that stay, rows. Downloads of base models (2 bytes a parameter) come on top.",
+    "Disk: final models, the checkpoints that stay, rows; `at most` while a step runs: a checkpoint is written before the "
+    "oldest goes. Downloads of base models (2 bytes a parameter) come on top.",
+    "Host memory: what is offloaded, of every process its own copy of the students. Python and libraries come on top.",
+    "A checkpoint whose config.json names no type is taken to be bfloat16.",
 )
 
 
@@ -135,6 +164,12 @@ def plan(recipe: Recipe, options: PlanConfig, name: str | None = None) -> Plan:
     first = recipe.head.seeds[0]
     steps = tuple(planner.plan(step) for step in recipe.steps if step.seed in (first, None))
     return Plan(name or recipe.head.name, planner.gpu, options, steps, len(recipe.head.seeds))
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_shown(number)}" for name, number in value.items())
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _short(number: float) -> str:

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 from rlt.planning.machine import Gpu
-from rlt.planning.options import PlanConfig
+from rlt.planning.options import FIXED, PlanConfig
 from rlt.shapes import Shape
-
-LAYER_LAUNCH_SECONDS = 1e-3  # transformers' generate: Python and kernel launches, a layer and step
 
 
 def _log_normal(mean: float, spread: float) -> tuple[float, float]:
@@ -80,7 +78,7 @@ def sampling_seconds(
     computed = completions * written * 2 * shape.matmul_parameters
     decoding = max(read / gpu.bandwidth, computed / gpu.flops) / sampler.gpus / options.decode_efficiency
     if sampler.batched:
-        decoding = max(decoding, steps * shape.layers * LAYER_LAUNCH_SECONDS)
+        decoding = max(decoding, steps * shape.layers * FIXED.layer_launch_ms / 1000)
     else:
         decoding += steps * options.step_overhead_ms / 1000
     return decoding + completions * shape.forward_flops(prompt) / (gpu.flops * sampler.gpus * options.utilisation)

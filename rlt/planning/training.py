@@ -11,13 +11,9 @@ from typing import Any
 from rlt.config import ColdstartConfig, DistillConfig, TrainConfig, WarmupConfig
 from rlt.planning.machine import GB, Launch
 from rlt.planning.memory import Memory, gathered_bytes, head_bytes, training_activations, training_state
-from rlt.planning.options import PlanConfig
+from rlt.planning.options import FIXED, PlanConfig
 from rlt.recipe import Step
 from rlt.shapes import Shape
-
-# What one CPU step of Adam moves for a parameter: three float32 states in and out, one gradient in.
-ADAM_HOST_BYTES = 28
-GPUS_A_NODE = 8
 
 
 @dataclass(frozen=True)
@@ -129,21 +125,32 @@ class Training:
             return 0.0
         p = self.shape.parameters
         moved = 2.0 * p / self.n * (self.accumulation + 1) * (2 if self.launch.offload_weights else 1)
-        stepped = ADAM_HOST_BYTES * p / math.ceil(self.n / GPUS_A_NODE)  # a node's GPUs share its memory
+        stepped = FIXED.adam_host_bytes * p / math.ceil(self.n / FIXED.gpus_a_node)  # a node's GPUs share its memory
         return steps * (moved / (options.pcie_gb_per_s * GB) + stepped / (options.host_gb_per_s * GB))
 
-    def disk(self, steps: int) -> float:
-        """Bytes of the final model and of the checkpoints that stay (`save_total_limit`, in rlt 2); those of teacher RL
-        have the moving reference in them."""
+    @property
+    def saved_bytes(self) -> int:
+        """Bytes of a weight of the model that the stage leaves: DeepSpeed saves bfloat16; LoRA is merged into its base."""
+        return 2 if self.launch.kind.startswith("zero") else self.dtype_bytes
+
+    def disk(self, steps: int) -> tuple[float, float]:
+        """Bytes that stay (the final model, and as many checkpoints as `save_total_limit` keeps, in rlt 2), and the most
+        there are at one time: a new checkpoint is written before the oldest goes. Those of teacher RL have the moving
+        reference in them."""
         deepspeed = self.launch.kind.startswith("zero")
-        final = float((2 if deepspeed else self.dtype_bytes) * self.shape.parameters)  # LoRA is merged
+        final = float(self.saved_bytes * self.shape.parameters)
         if self.get("save_strategy", "no") == "no":
-            return final
-        kept = min(self.get("save_total_limit", 2), max(1, int(steps // self.get("save_steps", 500))))
+            return final, final
+        saves = max(1, math.ceil(steps / self.get("save_steps", 500)))  # the last step is saved whatever its number
+        limit = self.trainer.get("save_total_limit", 2)
+        kept = saves if limit is None else min(limit, saves)
         if self.lora:
-            return final + kept * (4.0 + self.moments) * self.trainable
-        moving = final if self.get("beta", 0.0) else 0.0
-        return final + kept * (final + moving + ((4 if deepspeed else 0) + self.moments) * self.trainable)
+            each = (4.0 + self.moments) * self.trainable
+        else:
+            moving = final if self.get("beta", 0.0) else 0.0
+            each = final + moving + ((4 if deepspeed else 0) + self.moments) * self.trainable
+        stays = final + kept * each
+        return stays, max(stays, min(kept + 1, saves) * each)
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
+import pkgutil
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from benchmarks.plan_memory import SMALL as SMALL_QWEN
+from benchmarks.plan_memory import saved
+from rlt import logprobs, planning
 from rlt.errors import ConfigError, ModelError
 from rlt.planning import Plan, PlanConfig, plan
 from rlt.planning.machine import GIB, Launch, load_gpu, load_launch
 from rlt.planning.memory import gathered_bytes, head_bytes, training_activations, training_state
+from rlt.planning.options import FIXED, Fixed
 from rlt.planning.throughput import Sampler, cut, fitting, longest, sampling_seconds
 from rlt.recipe import build_recipe, load_recipe
 from rlt.shapes import FAMILIES, Shape, load_shape, shape_of
@@ -128,37 +134,11 @@ def test_the_output_layer_never_holds_the_logits_of_all_positions() -> None:
 
 @pytest.mark.parametrize("residual", [2, 4])
 def test_activations_are_the_tensors_that_transformers_saves(residual: int) -> None:
-    measured = [_saved_bytes(layers, residual) for layers in (1, 3)]
-    shapes = [shape_of(_config(layers).to_dict(), "x") for layers in (1, 3)]
+    config = {**SMALL_QWEN, "intermediate_size": 320}
+    measured = [saved(config, layers, 48, residual) for layers in (1, 3)]
+    shapes = [shape_of({**config, "num_hidden_layers": layers}, "x") for layers in (1, 3)]
     planned = [training_activations(shape, 48, checkpointing=False, residual=residual) for shape in shapes]
     assert measured[1] - measured[0] == pytest.approx(planned[1] - planned[0], rel=0.01)
-
-
-def _config(layers: int):  # type: ignore[no-untyped-def]
-    return AutoConfig.for_model(
-        "qwen2", hidden_size=128, intermediate_size=320, num_hidden_layers=layers, num_attention_heads=4,
-        num_key_value_heads=2, vocab_size=40, tie_word_embeddings=False, attn_implementation="sdpa",
-    )  # fmt: skip
-
-
-def _saved_bytes(layers: int, residual: int) -> int:
-    """Bytes that a forward pass of 48 tokens saves for backward, copies of weights left out."""
-    model = AutoModelForCausalLM.from_config(_config(layers)).to(torch.bfloat16 if residual == 2 else torch.float32)
-    weights = {shape for p in model.parameters() for shape in (p.shape, p.shape[::-1])}
-    saved: dict[int, torch.Tensor] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.shape not in weights:
-            saved[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    with (
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-        torch.autocast("cpu", torch.bfloat16, enabled=residual == 4),
-    ):
-        output = model.model(torch.arange(48)[None] % 40, use_cache=False)
-        assert output.last_hidden_state.shape == (1, 48, 128)
-        return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
 
 
 # -- time --------------------------------------------------------------------------------------------------------------
@@ -236,12 +216,14 @@ def test_hours_cost_and_disk_add_up_over_seeds(tmp_path: Path) -> None:
     assert planned.hours == 2 * step.hours
     assert planned.cost == pytest.approx(2.0 * planned.gpu_hours)
     assert planned.disk == 2 * step.disk == 2 * 4 * load_shape("Qwen/Qwen2.5-0.5B-Instruct").parameters
+    assert planned.disk_peak == planned.disk  # no checkpoints
 
 
 def test_checkpoints_of_lora_have_only_the_adapters(tmp_path: Path) -> None:
     shape, trainer = load_shape("Qwen/Qwen2.5-0.5B-Instruct"), {"save_strategy": "steps", "save_steps": 1}
     (step,) = distill(tmp_path, trainer=trainer).steps
     assert step.disk == (4 + 2 * (4 + 8)) * shape.parameters  # the model, two checkpoints with Adam's moments
+    assert step.disk_peak == 3 * (4 + 8) * shape.parameters  # the third is written before the first goes
     (step,) = distill(tmp_path, trainer=trainer, peft={"r": 8}, dtype="bfloat16").steps
     assert step.disk == 2 * shape.parameters + 2 * (4 + 8) * shape.lora_parameters(8, None)
 
@@ -300,6 +282,20 @@ def test_every_assumption_is_printed() -> None:
     for name in PlanConfig.model_fields:
         if name not in ("gpu", "count", "price_per_hour", "sampler_gpus", "rows"):
             assert f"\n  {name.replace('_', '-')} " in text
+    for name in Fixed.model_fields:
+        assert f"\n  {name.replace('_', '-')} " in text
+    assert "zero3-live 1,000,000,000: " in text
+    assert "math500 500" in text
+
+
+def test_there_is_no_number_that_is_not_printed() -> None:
+    modules = [importlib.import_module(f"rlt.planning.{info.name}") for info in pkgutil.iter_modules(planning.__path__)]
+    named = {name for m in modules for name, value in vars(m).items() if isinstance(value, int | float | dict)}
+    assert {name for name in named if name.isupper()} == {"GIB", "GB"}
+
+
+def test_a_scoring_pass_is_planned_for_the_tokens_that_it_has() -> None:
+    assert logprobs.DEFAULT_BATCH_TOKENS["cuda"] == FIXED.score_tokens
 
 
 def test_the_published_costs_within_the_error_that_the_documentation_states() -> None:
@@ -319,3 +315,59 @@ def test_a_32b_student_needs_its_optimiser_offloaded_on_eight_gpus() -> None:
     planned = plan(recipe, options(count=8))
     step = next(step for step in planned.steps if step.name == "distill-32b")
     assert not planned.fits_step(step)
+
+
+# -- scoring -----------------------------------------------------------------------------------------------------------
+
+
+def recipe_of(tmp_path: Path, **steps: object) -> Plan:
+    data = tmp_path / "data.jsonl"
+    data.write_text("{}\n" * 100)
+    whole = {"name": "x", "first": {"stage": "distill", "model": SMALL_HUB, "data": str(data)}, **steps}
+    return plan(build_recipe(whole, "x/recipe.yaml"), options(count=8))
+
+
+SMALL_HUB = "Qwen/Qwen2.5-0.5B-Instruct"
+P = load_shape(SMALL_HUB).parameters
+
+
+def test_a_selection_by_reward_has_its_moment_and_its_copies_on_the_host(tmp_path: Path) -> None:
+    collect = {
+        "model": SMALL_HUB, "data": str(tmp_path / "data.jsonl"), "select": "reward", "student": SMALL_HUB,
+        "student_placement": "offload", "ray": "local", "ray_workers": 4,
+    }  # fmt: skip
+    step = recipe_of(tmp_path, collect=collect).steps[1]
+    sampling, scoring = step.moments
+    assert (sampling.moment, scoring.moment) == ("sampling", "scoring")
+    assert scoring.weights == 2 * 2 * P  # student and teacher, in bfloat16
+    assert step.host == 4 * 2 * 2 * P  # of each of four workers
+    assert "scoring on 4 GPU(s)" in step.notes
+
+
+@pytest.mark.parametrize(("dtype", "wide"), [("auto", 4), ("bfloat16", 2), ("float32", 4)])
+def test_models_are_planned_in_the_type_in_which_they_are_loaded(tmp_path: Path, dtype: str, wide: int) -> None:
+    """A student that was trained without DeepSpeed is saved in float32, and `auto` takes what is saved."""
+    score = {"student": ["@first"], "data": str(tmp_path / "data.jsonl"), "dtype": dtype}
+    step = recipe_of(tmp_path, score=score).steps[1]
+    assert step.moments[0].weights == wide * P
+    assert any("loaded in float32" in note for note in step.notes) is (wide == 4)
+
+
+def test_what_deepspeed_saves_is_bfloat16(tmp_path: Path) -> None:
+    first = {"stage": "distill", "model": SMALL_HUB, "data": str(tmp_path / "data.jsonl"), "launch": "deepspeed-zero3"}
+    score = {"student": ["@first"], "data": str(tmp_path / "data.jsonl")}
+    assert recipe_of(tmp_path, first=first, score=score).steps[1].moments[0].weights == 2 * P
+
+
+def test_every_process_has_its_own_copy_of_an_offloaded_student() -> None:
+    planned = plan(load_recipe(RECIPES / "gpu-8x80gb" / "recipe.yaml"), options(count=8))
+    (train,) = [step for step in planned.steps if step.name == "train"]
+    assert train.host == 8 * 2 * load_shape("bespokelabs/Bespoke-Stratos-7B").parameters
+    assert planned.host_of_node(train) == train.host
+
+
+def test_a_checkpoint_in_float32_is_known_by_its_config() -> None:
+    config = {"model_type": "llama", "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "vocab_size": 10,
+              "num_attention_heads": 2}  # fmt: skip
+    assert [shape_of({**config, **named}, "x").weight_bytes for named in ({}, {"dtype": "bfloat16"})] == [2, 2]
+    assert shape_of({**config, "torch_dtype": "float32"}, "x").weight_bytes == 4
