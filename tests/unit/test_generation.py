@@ -166,6 +166,16 @@ def test_continuous_batching_writes_greedily_what_batches_do(tmp_path):
     for key, completion in write(3, Sampling(6, temperature=0), REQUESTS[:3]).items():
         assert written[key].token_ids == completion.token_ids
         assert written[key].logprob_sum == pytest.approx(completion.logprob_sum, abs=1e-3)
+    (drawn,) = engine.generate(REQUESTS[:1], Sampling(2, temperature=1.0))
+    assert drawn.seed is None  # its random numbers are those of all requests together
+
+
+@pytest.mark.parametrize(
+    ("sampling", "seeds"), [(Sampling(2, temperature=1.0), {7, 8}), (Sampling(2, temperature=0), {None})]
+)
+def test_a_completion_has_the_seed_that_was_used_and_greedy_ones_have_none(sampling, seeds):
+    written = write(2, sampling, [Request("a", "What?", 7), Request("b", "Why?", 8)])
+    assert {completion.seed for completion in written.values()} == seeds
 
 
 def test_options_that_exclude_each_other_are_refused():
