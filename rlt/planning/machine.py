@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import yaml
 
+from rlt.config import parse_yaml
 from rlt.errors import ConfigError
 
 GIB = 2**30
@@ -72,7 +73,7 @@ def load_launch(name: str | None) -> Launch:
     if not path.is_file():
         names = sorted(entry.name.removesuffix(".yaml") for entry in (SHIPPED / "accelerate").iterdir())
         raise ConfigError(f"`launch`: {name!r} is neither a file nor one of {', '.join(names)}.")
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    values = parse_yaml(path.read_text(encoding="utf-8"))
     processes = values.get("num_processes")
     kind = values.get("distributed_type", "NO")
     if kind == "DEEPSPEED":

@@ -11,6 +11,7 @@ from rlt.planning.memory import PARTS
 from rlt.planning.options import FIXED, PlanConfig
 from rlt.planning.steps import Planner, StepPlan
 from rlt.recipe import Recipe
+from rlt.tables import text_table
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class Plan:
             [name, "", "", "", "", fits, _short(self.hours), _short(self.gpu_hours), cost, _short(self.disk / GB),
              _short(self.disk_peak / GB)]
         )  # fmt: skip
-        return _table(rows)
+        return text_table(rows[0], rows[1:], numbers_from=3)
 
     def _memory_table(self) -> str:
         names = [part.replace("kv_cache", "KV cache").replace("_", " ") for part in PARTS]
@@ -116,7 +117,7 @@ class Plan:
             for memory in step.moments:
                 numbers = [f"{getattr(memory, part) / GIB:.1f}" for part in PARTS]
                 rows.append([step.name, memory.moment, *numbers, f"{memory.total / GIB:.1f}"])
-        return _table(rows)
+        return text_table(rows[0], rows[1:], numbers_from=2)
 
     def _hours_lines(self) -> str:
         lines = []
@@ -174,15 +175,3 @@ def _shown(value: Any) -> str:
 
 def _short(number: float) -> str:
     return "0" if number == 0 else "<0.01" if number < 0.01 else f"{number:,.2f}" if number < 10 else f"{number:,.1f}"
-
-
-def _table(rows: list[list[str]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    texts = (0, 1, 2) if rows[0][2] == "model" else (0, 1)
-    lines = [
-        "  ".join(
-            cell.ljust(w) if i in texts else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    return "\n".join(line.rstrip() for line in [lines[0], "-" * len(lines[0]), *lines[1:]])

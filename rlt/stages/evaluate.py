@@ -28,6 +28,7 @@ from rlt.grading import GraderPool
 from rlt.models import context_length, load_config, load_tokenizer
 from rlt.rows import JsonlWriter, read_rows, write_rows
 from rlt.runs import Result, StageFolder, begin, read_state, write_text
+from rlt.tables import text_table
 from rlt.tasks import load_task
 from rlt.types import Problem
 
@@ -402,7 +403,7 @@ def table(metrics: Mapping[str, Any]) -> str:
     """The benchmarks as a table for the terminal; rates in points of 100, each row with sample count and seed."""
     head = ["benchmark", "questions", "samples", "seed", "pass@1", "s.e.", "95 %", "pass@k", "majority@k", "tokens",
             "unfinished", "no answer"]  # fmt: skip
-    lines = [head]
+    lines = []
     for name, row in metrics["benchmarks"].items():
         error = row["standard_error"]
         low, high = row["interval"]
@@ -414,14 +415,7 @@ def table(metrics: Mapping[str, Any]) -> str:
             f"{row['mean_completion_tokens']:.0f}", f"{row['unfinished'] * 100:.1f} %",
             f"{row['unreadable'] * 100:.1f} %",
         ])  # fmt: skip
-    return _columns(lines)
-
-
-def _columns(lines: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
+    return text_table(head, lines)
 
 
 # -- two models --------------------------------------------------------------------------------------------------------
