@@ -340,6 +340,10 @@ class CollectConfig(StageConfig, ModelOptions, FormatOptions, EngineOptions, Sam
             raise ValueError("`select: reward` needs `student`, the model whose understanding is the reward")
         if not self.student and self.student_context is not None:
             raise ValueError("`student_context` needs `student`, whose tokenizer counts the tokens")
+        if self.student_placement == "sharded" and self.select == "reward":
+            raise ValueError(
+                "`student_placement: sharded` needs several processes, and this stage has one; use `offload`"
+            )
         return self
 
 

@@ -7,6 +7,7 @@ import os
 import queue
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -45,7 +46,7 @@ def spread(
     with _cluster(ray, address, workers):
         pool = _Pool(ray, partial(_one_by_one, make), workers, gpus)
         try:
-            yield from pool.run(([(number, job)] for number, job in enumerate(jobs)), QUEUED + 1)
+            yield from pool.run(([(number, job)] for number, job in enumerate(jobs)), 1, QUEUED)
         finally:
             pool.close()
 
@@ -76,7 +77,7 @@ class _Worker:
     """What lives in an actor of two threads: one works in `run`, the other takes what it is given meanwhile."""
 
     def __init__(self, make: Callable[[], _Work]) -> None:
-        self.make, self.work = make, None
+        self.make, self.work, self.making = make, None, threading.Lock()
         self.given: queue.SimpleQueue[tuple[Any, Any] | None] = queue.SimpleQueue()
 
     def give(self, items: list[tuple[Any, Any] | None]) -> None:
@@ -108,7 +109,8 @@ class _Worker:
             yield error  # raised by Ray it would come back with a traceback for a message
 
     def _made(self) -> _Work:
-        self.work = self.work or self.make()  # type: ignore[assignment]
+        with self.making:  # both threads may ask, and a model must not be loaded twice
+            self.work = self.work or self.make()  # type: ignore[assignment]
         return self.work  # type: ignore[return-value]
 
 
@@ -151,10 +153,13 @@ class _Pool:
                 raise answer
             return answer
 
-    def run(self, groups: Iterator[list[tuple[Any, Any]]], window: int, *arguments: Any) -> Iterator[tuple[Any, Any]]:
-        """`(key, answer)` of every item; items of a group go to one actor, which has about `window` of them at a time.
+    def run(
+        self, groups: Iterator[list[tuple[Any, Any]]], drawn: int, reserve: int, *arguments: Any
+    ) -> Iterator[tuple[Any, Any]]:
+        """`(key, answer)` of every item. Items of a group go to one actor.
 
-        After a run that did not go through, the next one begins with new actors.
+        An actor has up to `drawn` items, which its work may draw before the first answer, and a `reserve`, so that it
+        does not wait for the driver. After a run that did not go through, the next one begins with new actors.
         """
         self._fill()
         members = [self._member(actor, arguments) for actor in self.actors]
@@ -162,9 +167,8 @@ class _Pool:
         failure: Exception | None = None
         try:
             while members:
-                for member in members:
-                    if failure is None:
-                        _feed(member, groups, again, window)
+                if failure is None:
+                    _deal(members, groups, again, drawn, reserve)
                 (stream, *_), _ = self.ray.wait([member.stream for member in members])
                 member = next(member for member in members if member.stream is stream)
                 members.remove(member)
@@ -178,7 +182,7 @@ class _Pool:
                     continue
                 except (self.ray.exceptions.RayActorError, self.ray.exceptions.ObjectLostError) as error:
                     if failure is None and (member.held or not member.ended):
-                        again.append(list(member.held.items()))
+                        again += [[item] for item in member.held.items()]
                         members.append(self._member(self._replace(member.actor, error), arguments))
                     continue
                 except self.ray.exceptions.RayTaskError as error:
@@ -222,22 +226,28 @@ class _Pool:
         return other
 
 
-def _feed(
-    member: _Member, groups: Iterator[list[tuple[Any, Any]]], again: list[list[tuple[Any, Any]]], window: int
+def _deal(
+    members: list[_Member],
+    groups: Iterator[list[tuple[Any, Any]]],
+    again: list[list[tuple[Any, Any]]],
+    drawn: int,
+    reserve: int,
 ) -> None:
-    """Fill an actor up to `window` items once a quarter of them is done: not a message for each."""
-    if member.ended or 4 * len(member.held) > 3 * window:
-        return
-    new: list[tuple[Any, Any] | None] = []
-    while len(member.held) < window and not member.ended:
-        group = again.pop() if again else next(groups, None)
-        if group is None:
-            member.ended = True
-            new.append(None)
-        else:
-            member.held.update(group)
-            new += group
-    member.actor.give.remote(new)
+    """Fill up, in turns so that each gets its part of what is left, the actors that have used half of their reserve."""
+    hungry = [m for m in members if not m.ended and 2 * (len(m.held) - drawn) <= reserve]
+    new: dict[_Member, list[tuple[Any, Any] | None]] = {member: [] for member in hungry}
+    while hungry:
+        for member in hungry:
+            group = again.pop() if again else next(groups, None)
+            if group is None:
+                member.ended = True
+                new[member].append(None)
+            else:
+                member.held.update(group)
+                new[member] += group
+        hungry = [m for m in hungry if not m.ended and len(m.held) < drawn + reserve]
+    for member, items in new.items():
+        member.actor.give.remote(items)
 
 
 def resources(cluster: Mapping[str, float], workers: int, gpus: float) -> tuple[float, str | None]:
@@ -285,8 +295,7 @@ class RayEngine:
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
         """See `rlt.generation.Engine`."""
         groups = ([(request.key, request) for request in group] for group in by_problem(requests))
-        # Twice what an engine draws: it never waits for the driver, and the driver never for it.
-        for _, completion in self._pool.run(groups, 2 * self.window, sampling):
+        for _, completion in self._pool.run(groups, self.window, max(1, self.window // 4), sampling):
             yield completion
 
     def close(self) -> None:

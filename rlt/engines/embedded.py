@@ -10,8 +10,8 @@ from rlt.config import EngineOptions
 from rlt.errors import ConfigError, DataError, DependencyError, RltError, RunError
 from rlt.generation import Completion, Request, Sampling, budget, cut, empty
 
-# Requests that vLLM has at once. It runs at most 1,024 sequences by itself, and what waits behind them costs little.
-WINDOW = 2048
+# Requests that wait in vLLM behind those that run, so that no place stays free.
+WAITING = 64
 
 
 class EmbeddedEngine:
@@ -40,7 +40,8 @@ class EmbeddedEngine:
         # See rlt.engines: on a CPU, seeds end the engine.
         cpu = vllm.platforms.current_platform.is_cpu()
         self.seeded = not cpu if options.send_seeds is None else options.send_seeds
-        self.window, self.name, self._numbers = WINDOW, f"vllm {vllm.__version__}", count()
+        self.window = self.engine.vllm_config.scheduler_config.max_num_seqs + WAITING
+        self.name, self._numbers = f"vllm {vllm.__version__}", count()
 
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
         """See `rlt.generation.Engine`. When vLLM refuses a request, those under way still come, then an error."""

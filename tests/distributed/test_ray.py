@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import time
+from collections import Counter
 from contextlib import closing
 from pathlib import Path
 
@@ -93,6 +94,11 @@ def test_what_a_job_raises_comes_back_as_it_is():
         list(spread(make, [1], address="local", workers=1))
 
 
+def test_a_defect_in_a_job_comes_back_with_its_traceback():
+    with pytest.raises(ZeroDivisionError, match="in <lambda>"):
+        list(spread(lambda: lambda job: 1 // job, [0], address="local", workers=1))
+
+
 def test_what_is_under_way_comes_before_an_error_and_what_waits_is_not_begun(tmp_path):
     begun = str(tmp_path / "begun")
 
@@ -147,14 +153,19 @@ def items(count: int):
 
 
 def test_answers_come_as_they_are_done_and_a_late_one_keeps_nothing_waiting(pool):
-    order = [key for key, _ in pool(make_late).run(items(40), 4)]
+    order = [key for key, _ in pool(make_late).run(items(40), 2, 2)]
     assert sorted(order) == list(range(40))
     assert order.index(0) > 20
 
 
+def test_little_work_is_shared_out_evenly(pool):
+    done = [pid for _, pid in pool(make_late).run(items(40), 1000, 10)]
+    assert sorted(Counter(done).values()) == [20, 20]
+
+
 def test_actors_keep_what_they_loaded(pool):
     engine = pool(make_late)
-    first, second = ({pid for _, pid in engine.run(items(40), 4)} for _ in range(2))
+    first, second = ({pid for _, pid in engine.run(items(40), 2, 2)} for _ in range(2))
     assert first == second
     assert len(first) == 2
 

@@ -97,3 +97,16 @@ def test_students_are_placed_and_batched_as_the_configuration_says():
     assert options.student == ["a", "http://host:8001/v1#b"]
     assert (options.student_placement, options.batch_tokens) == ("offload", 4096)
     assert options.served_model is None  # that is the teacher's
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"select": "reward"}, "`select: reward` needs `student`"),
+        ({"student_context": 512}, "`student_context` needs `student`"),
+        ({"select": "reward", "student": "s", "student_placement": "sharded"}, "needs several processes"),
+    ],
+)
+def test_selections_that_cannot_be_are_refused_before_anything_is_collected(options, said):
+    with pytest.raises(ValueError, match=said):
+        CollectConfig(output="out", model="teacher", data="data.jsonl", **options)

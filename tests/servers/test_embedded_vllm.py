@@ -36,7 +36,7 @@ def main():
     requests = [Request(str(i), prompt, i) for i, prompt in enumerate(prompts)]
     greedy = [dataclasses.asdict(c) for c in engine.generate(requests, Sampling(12, temperature=0))]
 
-    engine.window, drawn = 3, []
+    window, engine.window, drawn = engine.window, 3, []
     source = (drawn.append(request.key) or request for request in requests)
     next(engine.generate(source, Sampling(4, temperature=1.0)))
     at_first = len(drawn)
@@ -54,7 +54,7 @@ def main():
         said = str(error)
     (full,) = engine.generate([Request("full", "x" * 600, 0)], Sampling(4))
     result = {"greedy": greedy, "at_first": at_first, "before": before, "said": said, "full": dataclasses.asdict(full),
-              "context": engine.context_length, "name": engine.name}
+              "context": engine.context_length, "name": engine.name, "window": window}
     engine.close()
     json.dump(result, output)
     output.close()
@@ -108,6 +108,7 @@ def test_greedy_tokens_and_log_probs_are_those_of_the_transformers_engine(writte
 
 def test_requests_are_drawn_as_places_become_free(written):
     assert written["at_first"] <= 3
+    assert written["window"] == 4 + 64  # max_num_seqs, and what waits behind
 
 
 def test_what_is_under_way_comes_before_a_refusal_which_names_its_request(written):
