@@ -80,9 +80,9 @@ def config(folder: Path, model: str, count: int = 50, **options: object) -> Coll
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """All that a finished run leaves, but its state file with times in it, and files that a killed one never ended."""
+    """All that a finished run leaves, but its state file with times in it, and what a killed one could not take away."""
     found = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-    return {name: data for name, data in found.items() if not name.endswith(("stage.json", ".partial"))}
+    return {name: data for name, data in found.items() if not name.endswith(("stage.json", ".stage.lock", ".partial"))}
 
 
 def test_every_problem_has_its_samples_in_the_order_of_the_data(model, tmp_path):
