@@ -8,7 +8,7 @@ from typing import Any
 
 from rlt.config import EngineOptions
 from rlt.errors import ConfigError, DataError, DependencyError, RltError, RunError
-from rlt.generation import Completion, Request, Sampling, budget, cut, empty
+from rlt.generation import Completion, Request, Sampling, budget, cut, empty, encode
 
 # Requests that wait in vLLM behind those that run, so that no place stays free.
 WAITING = 64
@@ -58,7 +58,7 @@ class EmbeddedEngine:
                     if request is None:
                         exhausted = True
                         break
-                    ids = self.tokenizer.encode(request.prompt, add_special_tokens=False)
+                    ids = encode(self.tokenizer, request.prompt)
                     room = budget(len(ids), sampling, self.context_length)
                     if room == 0:
                         yield empty(request, len(ids))

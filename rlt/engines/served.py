@@ -14,7 +14,7 @@ from typing import Any
 
 from rlt.config import EngineOptions
 from rlt.errors import ServerError
-from rlt.generation import Completion, Request, Sampling, budget, cut, empty
+from rlt.generation import Completion, Request, Sampling, budget, cut, empty, encode
 from rlt.models import load_tokenizer
 from rlt.server import PROBE, Server, check_tokenizer, served_model
 
@@ -48,7 +48,7 @@ class ServedEngine:
             self.ids = served.get("owned_by") == "vllm"
             self.context_length: int | None = served.get("max_model_len")
             if self.ids:
-                check_tokenizer(self.server, self.model, self.tokenizer.encode(PROBE, add_special_tokens=False), model)
+                check_tokenizer(self.server, self.model, encode(self.tokenizer, PROBE), model)
             self.seeded = options.send_seeds
             if self.seeded is None:
                 self.seeded = not (self.ids and self._on_cpu())
@@ -77,7 +77,7 @@ class ServedEngine:
                     if request is None:
                         exhausted = True
                         break
-                    ids = self.tokenizer.encode(request.prompt, add_special_tokens=False, verbose=False)
+                    ids = encode(self.tokenizer, request.prompt)
                     room = budget(len(ids), sampling, self.context_length)
                     if room == 0:
                         yield empty(request, len(ids), self.ids)
@@ -225,9 +225,9 @@ def _written(answer: dict[str, Any], with_ids: bool) -> _Written:
         return _Written(text, reason, prompt_tokens, completion_tokens, None, [], None)
     ids = _part(choice, "token_ids", list)
     logprobs = _part(_part(choice, "logprobs", dict), "token_logprobs", list)
-    if not all(type(token) is int and 0 <= token < 2**31 for token in ids):
+    if set(map(type, ids)) - {int} or (ids and not 0 <= min(ids) <= max(ids) < 2**31):
         raise ValueError("`token_ids` are not all ids")
-    if not all(type(value) in (int, float) and math.isfinite(value) for value in logprobs):
+    if set(map(type, logprobs)) - {int, float} or not all(map(math.isfinite, logprobs)):
         raise ValueError("`token_logprobs` are not all numbers")
     if len(ids) != len(logprobs):
         raise ValueError(f"{len(ids)} token ids and {len(logprobs)} log-probs")

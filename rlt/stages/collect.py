@@ -20,7 +20,7 @@ from rlt.data import iter_problems
 from rlt.errors import DataError, RltError, RunError
 from rlt.explanations import Shards, explanation_row, schema, write_card
 from rlt.formats import Format, check_template, load_format, teacher_prompt
-from rlt.generation import Engine, Request, Sampling, build_engine, request_seed
+from rlt.generation import Engine, Request, Sampling, build_engine, encode, request_seed
 from rlt.models import context_length, load_config, load_tokenizer
 from rlt.rows import JsonlWriter, read_rows, write_rows
 from rlt.runs import Result, StageFolder, begin, write_text
@@ -189,7 +189,7 @@ def _room(
         # A token has at least one byte, so most prompts need not be tokenized.
         if frame + len(problem.question.encode()) + len(problem.solution.encode()) + config.max_tokens <= context:
             continue
-        tokens = len(tokenizer.encode(teacher_prompt(fmt, tokenizer, problem), add_special_tokens=False, verbose=False))
+        tokens = len(encode(tokenizer, teacher_prompt(fmt, tokenizer, problem)))
         if tokens < context:
             rooms += [context - tokens] if context - tokens < config.max_tokens else []
             continue

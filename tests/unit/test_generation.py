@@ -12,7 +12,7 @@ from byte_models import byte_tokenizer, tiny_model
 from rlt.config import EngineOptions
 from rlt.engines.local import LocalEngine, sample, uniform
 from rlt.errors import ConfigError, DependencyError
-from rlt.generation import Request, Sampling, budget, build_engine, cut, request_seed
+from rlt.generation import Request, Sampling, budget, build_engine, cut, encode, request_seed
 
 TOKENIZER = byte_tokenizer()
 MODEL = tiny_model(TOKENIZER, 0, max_position_embeddings=96)
@@ -189,3 +189,10 @@ def test_a_missing_extra_gives_its_install_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(DependencyError, match=r"pip install 'rlt\[vllm\]'"):
         build_engine(EngineOptions(engine="vllm"), "x")
+
+
+def test_a_prompt_is_never_truncated_or_padded_whatever_its_tokenizer_was_saved_with():
+    limited = byte_tokenizer()
+    limited.backend_tokenizer.enable_truncation(3)
+    limited.backend_tokenizer.enable_padding(length=64)
+    assert encode(limited, "one two three") == TOKENIZER.encode("one two three", add_special_tokens=False)
