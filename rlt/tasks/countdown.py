@@ -119,7 +119,7 @@ def _whole(left: int, operator: str, right: int) -> int | None:
 
 
 def explain(problem: Problem, mixture: str, rng: random.Random) -> str:
-    """An explanation by an expert drawn from `mixture`; what it says leads to the problem's solution, though steps may be missing."""
+    """An explanation by an expert drawn from `mixture`; it leads to the problem's solution, though steps may be missing."""
     if mixture not in MIXTURES:
         raise ConfigError(
             f"countdown: experts {mixture!r}: there is no such mixture; choose from {', '.join(MIXTURES)}."
