@@ -523,9 +523,9 @@ def validate(model: type[Config], values: dict[str, Any], where: str) -> Any:
     except ValidationError as error:
         lines = []
         for item in error.errors():
-            key = ".".join(map(str, item["loc"])) or "(all)"
+            key = ".".join(map(str, item["loc"]))
             near = difflib.get_close_matches(key.split(".")[-1], model.model_fields, n=2, cutoff=0.6)
             hint = f" (did you mean {' or '.join(near)}?)" if item["type"] == "extra_forbidden" and near else ""
-            message = "no such key" if item["type"] == "extra_forbidden" else item["msg"]
-            lines.append(f"`{key}`: {message}{hint}")
+            message = "no such key" if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ")
+            lines.append(f"`{key}`: {message}{hint}" if key else message)  # none: it is about several keys together
         raise ConfigError(f"{where}: " + "; ".join(lines)) from error

@@ -333,11 +333,6 @@ def by_problem(requests: Iterable[Request]) -> Iterator[list[Request]]:
     return (list(group) for _, group in groupby(requests, key=lambda request: request.prompt))
 
 
-def gpus_of_replica(count: int = 1) -> float:
-    """GPUs that an actor asks for, where its cluster has any."""
-    return float(count)
-
-
 def _ray() -> Any:
     try:
         import ray

@@ -283,11 +283,10 @@ def _score_here(
 
 def _score_on_ray(config: ScoreConfig, address: str, chunks: Iterator[Chunk]) -> Iterator[list[dict[str, Any]]]:
     """The chunks' rows in order, one replica of all models in each worker."""
-    from rlt.fanout import gpus_of_replica, in_order, spread
+    from rlt.fanout import in_order, spread
 
     make = partial(_replica, config)
-    gpus = gpus_of_replica()
-    return in_order(spread(make, chunks, address=address, workers=config.ray_workers, gpus=gpus))
+    return in_order(spread(make, chunks, address=address, workers=config.ray_workers, gpus=1.0))
 
 
 def _replica(config: ScoreConfig) -> Callable[[Chunk], list[dict[str, Any]]]:

@@ -74,6 +74,18 @@ def test_there_are_as_many_different_problems_as_a_recipe_asks_for(name: str) ->
                     load_generated_task(task).generate(part.problems, number, part.options, excluded)
 
 
+def test_the_recipe_in_the_readme_loads_and_fits_the_machine_that_it_is_planned_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (FOLDER.parent / "README.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    for name in ("traces", "problems"):
+        Path(f"{name}.jsonl").write_text('{"question": "1 + 1?", "solution": "2", "explanation": "one more"}\n')
+    (tmp_path / "my-teacher.yaml").write_text(text.split("```yaml\n")[1].split("```")[0])
+    assert "rlt plan my-teacher.yaml --gpu h100-80gb --count 8" in text
+    assert plan(load_recipe(tmp_path / "my-teacher.yaml"), PlanConfig(gpu="h100-80gb", count=8)).fits
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_trainer_options_are_trls_own_and_of_the_right_type(name: str, tmp_path: Path) -> None:
     for step in first_seed(load(name)):
