@@ -129,8 +129,10 @@ def _refuse_changes(recipe: Recipe, made: list[Step], orphans: list[Step], remov
     seeds = [*dict.fromkeys(step.seed for step in made)]
     if orphans and seeds != recipe.head.seeds:
         changes.append(f"`seeds`: {seeds} there, {recipe.head.seeds} now")
-    if orphans:
-        changes.append(f"not in this recipe: {', '.join(dict.fromkeys(str(step.config.output) for step in orphans))}")
+    elif orphans:
+        names = [*dict.fromkeys(step.name for step in orphans)]
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        changes.append(f"steps that are not in this recipe: {', '.join(names[:SHOWN])}{more}")
     for step in recipe.steps:
         state = None if step.stage in ONCE or step in removed else read_state(step.config.output)
         if state is not None:

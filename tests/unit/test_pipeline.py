@@ -105,10 +105,10 @@ def test_seeds_may_be_added_to_several(tmp_path, ran):
 @pytest.mark.parametrize(
     ("seeds", "other", "message"),
     [
-        ([0, 1, 2], {"seeds": [0]}, "`seeds`: [0, 1, 2] there, [0] now; not in this recipe:"),
+        ([0, 1, 2], {"seeds": [0]}, "made with another recipe: `seeds`: [0, 1, 2] there, [0] now. Keep it"),
         ([0, 1, 2], {"seeds": [0, 1]}, "`seeds`: [0, 1, 2] there, [0, 1] now"),
         ([0], {"seeds": [0, 1]}, "`seeds`: [0] there, [0, 1] now"),
-        ([0], {"steps": {"heldout": STEPS["heldout"]}}, "not in this recipe: {}/corpus.jsonl, {}/more.jsonl"),
+        ([0], {"steps": {"heldout": STEPS["heldout"]}}, "steps that are not in this recipe: corpus, more"),
         ([0], {"steps": steps_with("corpus", count=4)}, "corpus `count`: 3 there, 4 now"),
         ([0], {"steps": steps_with("corpus", options={"steps": [2, 3]})}, "corpus `options.steps`: None there, [2, 3]"),
     ],
@@ -119,7 +119,7 @@ def test_a_run_is_not_taken_over_by_another_recipe(tmp_path, seeds, other, messa
     before = files(tmp_path)
     with pytest.raises(RunError) as caught:
         run_recipe(recipe(tmp_path, **{"seeds": seeds, **other}), only=only)
-    assert message.replace("{}", str(tmp_path / "r")) in str(caught.value)
+    assert message in str(caught.value)
     assert "--name r-2" in str(caught.value)
     assert "--restart" in str(caught.value)
     assert files(tmp_path) == before
