@@ -38,7 +38,7 @@ def main() -> None:
     rows, repeats = arguments.rows, arguments.repeats
     cases = [
         against_plain("cpu, miniature, 40 tokens", *plain.miniature(rows), repeats),
-        against_plain("cpu, miniature, 60 tokens", *plain.miniature(rows, steps=7, experts="careful"), repeats),
+        against_plain("cpu, miniature, about 60 tokens", *plain.miniature(rows, steps=7, experts="careful"), repeats),
         against_plain("cpu, 100M, vocabulary 151,936", *plain.large_vocabulary(2, 1000), min(3, repeats)),
         gpu(repeats),
     ]
