@@ -36,11 +36,11 @@ def main() -> None:
 def peak(problems: int) -> int:
     """Bytes of memory that the process had at most while it collected explanations of 2 kB for `problems` problems."""
     from rlt.config import CollectConfig
-    from rlt.formats import load_format
-    from rlt.generation import Completion, Request, Sampling
+    from rlt.engines.base import Completion, Request, Sampling
+    from rlt.models.tiny import tiny_llama, word_tokenizer
     from rlt.stages import collect
     from rlt.tasks import arithmetic
-    from rlt.tiny import tiny_llama, word_tokenizer
+    from rlt.text.formats import load_format
 
     class FakeEngine:
         context_length, name, window = None, "fake", 1

@@ -18,11 +18,12 @@ import plain
 import torch
 
 from rlt.config import RewardOptions
-from rlt.engines.local import LocalEngine
-from rlt.formats import teacher_prompt
-from rlt.generation import Request, Sampling
-from rlt.runs import versions
-from rlt.scoring import RewardEngine, item_of_completion
+from rlt.engines.base import Request, Sampling
+from rlt.engines.hf import LocalEngine
+from rlt.outputs import versions
+from rlt.reward.items import item_of_completion
+from rlt.reward.scoring import RewardEngine
+from rlt.text.formats import teacher_prompt
 
 RESULTS = Path(__file__).parent / "results" / "kl_estimators.json"
 

@@ -15,14 +15,15 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from rlt.config import RewardOptions
-from rlt.formats import Format, load_format, render_student, render_teacher
-from rlt.logprobs import Row
-from rlt.reward import reward_parts
-from rlt.scoring import RewardEngine, ScoreItem, item_of_explanation
-from rlt.sequences import Tokenized, tokenize
-from rlt.students import LocalModel
+from rlt.models.logprobs import Row
+from rlt.models.tiny import tiny_llama, word_tokenizer
+from rlt.reward.formula import reward_parts
+from rlt.reward.items import ScoreItem, item_of_explanation
+from rlt.reward.scoring import RewardEngine
+from rlt.reward.students import LocalModel
 from rlt.tasks import arithmetic
-from rlt.tiny import tiny_llama, word_tokenizer
+from rlt.text.formats import Format, load_format, render_student, render_teacher
+from rlt.text.tokens import Tokenized, tokenize
 from rlt.types import Problem
 
 VOCABULARY = 151_936  # Qwen2.5's

@@ -20,8 +20,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlt.planning.machine import GIB, Launch
 from rlt.planning.memory import training_activations
+from rlt.planning.shapes import SHIPPED_SHAPES, shape_of
 from rlt.planning.training import Training
-from rlt.shapes import SHIPPED_SHAPES, shape_of
 
 RESULTS = Path(__file__).parent / "results"
 LORA = {"r": 32, "lora_alpha": 64, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
@@ -70,8 +70,8 @@ def train(config: dict[str, Any], dtype: str, lora: bool, tokens: int, options: 
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
-    from rlt.formats import load_format
-    from rlt.tiny import word_tokenizer
+    from rlt.models.tiny import word_tokenizer
+    from rlt.text.formats import load_format
 
     gpu = torch.cuda.is_available()
     made = AutoConfig.for_model(**config)

@@ -21,9 +21,9 @@ import plain
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rlt.formats import load_format
-from rlt.runs import versions
-from rlt.tiny import word_tokenizer
+from rlt.models.tiny import word_tokenizer
+from rlt.outputs import versions
+from rlt.text.formats import load_format
 
 RESULTS = Path(__file__).parent / "results" / "reward_memory.json"
 LENGTHS = (1024, 2048, 4096, 8192, 16384)

@@ -22,7 +22,7 @@ import plain
 import torch
 
 from rlt.allocator import keep_freed_memory
-from rlt.runs import versions
+from rlt.outputs import versions
 
 RESULTS = Path(__file__).parent / "results" / "reward_speed.json"
 Case = dict[str, Any]
@@ -158,9 +158,9 @@ def step_cost(steps: int = 4, repeats: int = 2) -> dict[str, float]:
     from transformers import AutoModelForCausalLM
     from trl import GRPOConfig
 
+    from rlt.reward.trl import TeacherReward, teacher_rows
     from rlt.tasks import arithmetic
-    from rlt.teacher_reward import TeacherReward, teacher_rows
-    from rlt.teacher_trainer import TeacherTrainer
+    from rlt.training.teacher import TeacherTrainer
 
     engine, _ = plain.miniature(1)
     student, teacher = engine.students[0], engine.teacher

@@ -12,9 +12,9 @@ from transformers import AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
 from rlt.config import DataConfig
-from rlt.data import load_problems
-from rlt.formats import load_format
-from rlt.teacher_reward import TeacherReward, teacher_rows
+from rlt.data.problems import load_problems
+from rlt.reward.trl import TeacherReward, teacher_rows
+from rlt.text.formats import load_format
 
 teacher, student, problems, output = sys.argv[1:5]
 fmt = load_format("stratos")

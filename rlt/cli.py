@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import os
 import sys
 import textwrap
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from pydantic.fields import FieldInfo
 from rlt import __version__
 from rlt.allocator import keep_freed_memory
 from rlt.config import STAGES, Config, ReportConfig, parse_yaml, validate
-from rlt.errors import ConfigError, RltError
+from rlt.errors import ConfigError, guarded
 
 SUMMARIES = {
     "run": "do every stage of a recipe, in order; skips what is complete, goes on with what was cut off",
@@ -29,21 +28,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status: 0, 1 (a stage says that something was wrong with its rows), 2 (an error, told in one line)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     return guarded(lambda: _dispatch(words))
-
-
-def guarded(action: Callable[[], int]) -> int:
-    """The exit status of `action`, with errors of rlt told in one line and no traceback."""
-    try:
-        return action()
-    except RltError as error:
-        print(f"rlt: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nrlt: stopped. The same command goes on where it was.", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def _dispatch(words: list[str]) -> int:

@@ -1,5 +1,11 @@
 """Errors of rlt: one short hierarchy, each member also a standard exception, each message naming the fix."""
 
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
 
 class RltError(Exception):
     """Base of everything rlt raises on purpose; the command line prints it in one line, without a traceback."""
@@ -31,3 +37,18 @@ class ServerError(RltError, ConnectionError):
 
 class DependencyError(RltError, ImportError):
     """An optional dependency is missing; the message is its install line."""
+
+
+def guarded(action: Callable[[], int]) -> int:
+    """The exit status of `action`, with errors of rlt told in one line and no traceback."""
+    try:
+        return action()
+    except RltError as error:
+        print(f"rlt: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nrlt: stopped. The same command goes on where it was.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

@@ -24,7 +24,7 @@ import yaml
 
 from rlt.config import StageConfig, parse_yaml
 from rlt.errors import ConfigError, DependencyError, RunError
-from rlt.runs import Result, begin, read_state, write_text
+from rlt.outputs import Result, begin, read_state, write_text
 
 SHIPPED = resources.files("rlt") / "shipped" / "accelerate"
 LOOPBACK = "127.0.0.1"
@@ -55,7 +55,7 @@ def launch_stage(stage: str, config: StageConfig) -> Result:
         request.unlink(missing_ok=True)
     state = read_state(output)
     if status != 0 or state is None or not state.get("complete"):
-        from rlt.checkpoints import last_checkpoint
+        from rlt.training.checkpoints import last_checkpoint
 
         saved = last_checkpoint(output)
         again = f"goes on from {saved.name}" if saved else "begins again: no checkpoint was saved"
@@ -159,7 +159,7 @@ def main() -> None:
     """Launch with accelerate (`launch ...`), or, launched, run the stage that the request file names (`STAGE FILE`)."""
     if sys.argv[1] == "launch":
         return _launch(sys.argv[2:])
-    from rlt.cli import guarded
+    from rlt.errors import guarded
 
     stage, request = sys.argv[1:]
     sys.exit(guarded(lambda: _run(stage, Path(request))))
@@ -167,9 +167,10 @@ def main() -> None:
 
 def _run(stage: str, request: Path) -> int:
     from rlt.config import STAGES
-    from rlt.pipeline import run_stage
 
-    result = run_stage(stage, STAGES[stage].model_validate_json(request.read_text(encoding="utf-8")))
+    result = importlib.import_module(f"rlt.stages.{stage}").run(
+        STAGES[stage].model_validate_json(request.read_text(encoding="utf-8"))
+    )
     return int(result.metrics.get("exit_status", 0))
 
 

@@ -22,8 +22,8 @@ from typing import Any
 from rlt.allocator import keep_freed_memory
 from rlt.config import ReportConfig, StageConfig
 from rlt.errors import RunError
+from rlt.outputs import Result, check_free, differences, read_state, remove_output, write_text
 from rlt.recipe import ONCE, Recipe, Step, recipe_of_run
-from rlt.runs import Result, check_free, differences, read_state, remove_output, write_text
 
 HEARTBEAT = 20.0  # seconds without a line after which it is said what runs side by side
 SHOWN = 6  # differences that an error lists

@@ -34,7 +34,7 @@ class RewardParts:
     """One row's reward and what it is made of. Log-probs and divergences in nats; `None` where a part is not defined.
 
     `r_ss = mean + alpha * min` over the solution's tokens; `r_kl = mean + alpha * max` over the explanation's;
-    `reward = r_ss - kl_coef * r_kl + format_penalty` (paper, section 3; see `rlt.reward`). `error` says why a row could
+    `reward = r_ss - kl_coef * r_kl + format_penalty` (paper, section 3; see `rlt.reward.formula`). `error` says why a row could
     not be scored; every number is then `None`.
     """
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rlt import runs
+from rlt import outputs
 
 
 @contextmanager
@@ -16,7 +16,7 @@ def another_process_writing(output: Path) -> Iterator[int]:
     child = os.fork()
     if child == 0:
         try:
-            lock = runs._hold(output)
+            lock = outputs._hold(output)
             os.write(writing, b"held" if lock else b"")
             signal.pause()
         finally:

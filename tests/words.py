@@ -6,10 +6,10 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
-from rlt.formats import load_format
-from rlt.rows import write_rows
+from rlt.data.rows import write_rows
+from rlt.models.tiny import tiny_llama, word_tokenizer
 from rlt.tasks import arithmetic
-from rlt.tiny import tiny_llama, word_tokenizer
+from rlt.text.formats import load_format
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 
 from rlt.planning.machine import GIB, Launch
 from rlt.planning.options import FIXED, PlanConfig
-from rlt.shapes import Shape
+from rlt.planning.shapes import Shape
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,7 @@ class Fixed(Config):
     logits_tile: int = 4096 * 32768
     """Tokens x vocabulary of the only logits that exist at one time (TRL's fused output layer)."""
     score_tokens: int = 32768
-    """Tokens of one scoring pass on a GPU where the recipe has no `batch_tokens` (rlt.logprobs)."""
+    """Tokens of one scoring pass on a GPU where the recipe has no `batch_tokens` (rlt.models.logprobs)."""
     response_limit: int = 32768
     """Most tokens of a response where an evaluate step has no `max_tokens`."""
     vllm_share: float = 0.92

@@ -23,15 +23,15 @@ from rlt.config import (
     TrainConfig,
     WarmupConfig,
 )
+from rlt.data.rows import read_rows
 from rlt.errors import ConfigError
 from rlt.planning.machine import GB, GIB, Launch, load_gpu, load_launch
 from rlt.planning.memory import Memory, forward_activations, head_bytes, with_overhead
 from rlt.planning.options import FIXED, PlanConfig
+from rlt.planning.shapes import Shape, load_shape, shape_of
 from rlt.planning.throughput import Sampler, cut, fitting, longest, sampling_seconds
 from rlt.planning.training import Training
 from rlt.recipe import Recipe, Step
-from rlt.rows import read_rows
-from rlt.shapes import Shape, load_shape, shape_of
 
 
 @dataclass(frozen=True)
@@ -453,7 +453,7 @@ class Planner:
         if step is None:
             return _load_shape(model)
         if isinstance(step.config, BaseModelConfig):
-            from rlt.tiny import DEFAULT_SHAPE
+            from rlt.models.tiny import DEFAULT_SHAPE
 
             config = {"model_type": "llama", "vocab_size": 100, **DEFAULT_SHAPE, **step.config.model}
             return shape_of(config, f"step `{step.name}`")

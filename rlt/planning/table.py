@@ -11,7 +11,7 @@ from rlt.planning.memory import PARTS
 from rlt.planning.options import FIXED, PlanConfig
 from rlt.planning.steps import Planner, StepPlan
 from rlt.recipe import Recipe
-from rlt.tables import text_table
+from rlt.results.tables import text_table
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from statistics import NormalDist
 
 from rlt.planning.machine import Gpu
 from rlt.planning.options import FIXED, PlanConfig
-from rlt.shapes import Shape
+from rlt.planning.shapes import Shape
 
 
 def _log_normal(mean: float, spread: float) -> tuple[float, float]:

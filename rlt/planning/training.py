@@ -12,8 +12,8 @@ from rlt.config import ColdstartConfig, DistillConfig, TrainConfig, WarmupConfig
 from rlt.planning.machine import GB, Launch
 from rlt.planning.memory import Memory, gathered_bytes, head_bytes, training_activations, training_state
 from rlt.planning.options import FIXED, PlanConfig
+from rlt.planning.shapes import Shape
 from rlt.recipe import Step
-from rlt.shapes import Shape
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,17 @@ import torch
 from pydantic import Field
 from transformers import TrainerCallback
 
-from rlt.cards import finish_model
 from rlt.config import BaseModelConfig, Config, validate
-from rlt.examples import Example, examples_of, taught_to_student, taught_to_teacher, turn_end
-from rlt.formats import load_format, render_student, render_teacher
-from rlt.models import load_tokenizer
-from rlt.rows import read_rows
-from rlt.runs import Result, begin
+from rlt.data.rows import read_rows
+from rlt.models.loading import load_tokenizer
+from rlt.models.tiny import tiny_llama, word_tokenizer
+from rlt.outputs import Result, begin
 from rlt.tasks import GeneratedTask, load_generated_task
-from rlt.tiny import tiny_llama, word_tokenizer
-from rlt.training import MetricsFile, trainer_arguments
+from rlt.text.formats import load_format, render_student, render_teacher
+from rlt.training.arguments import trainer_arguments
+from rlt.training.cards import finish_model
+from rlt.training.examples import Example, examples_of, taught_to_student, taught_to_teacher, turn_end
+from rlt.training.loop import MetricsFile
 
 
 class Part(Config):

@@ -8,26 +8,18 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from rlt.cards import finish_model
 from rlt.config import ColdstartConfig
 from rlt.errors import DataError
-from rlt.examples import end_ids, fit_prompts, read_text
-from rlt.formats import Format, student_prompt
-from rlt.generation import decode
-from rlt.grading import GraderPool
-from rlt.runs import Result, begin
+from rlt.outputs import Result, begin, complete_before
 from rlt.tasks import load_task
-from rlt.training import (
-    MetricsFile,
-    ResumablePrompts,
-    check_saving,
-    complete_before,
-    loading,
-    peft_config,
-    run_trainer,
-    sampling_context,
-    trainer_arguments,
-)
+from rlt.tasks.grading import GraderPool
+from rlt.text.formats import Format, student_prompt
+from rlt.text.tokens import decode
+from rlt.training.arguments import check_saving, loading, sampling_context, trainer_arguments
+from rlt.training.cards import finish_model
+from rlt.training.examples import end_ids, fit_prompts, read_text
+from rlt.training.loop import MetricsFile, ResumablePrompts, run_trainer
+from rlt.training.lora import peft_config
 
 # The paper's settings for this stage are not known (PAPER.md, section 6); these are those of its teacher RL but for the
 # group size, TRL's own.
@@ -55,8 +47,8 @@ def run(config: ColdstartConfig) -> Result:
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
-    from rlt.checkpoints import WholeCheckpoints
-    from rlt.trimming import TrimmedPadding
+    from rlt.training.checkpoints import WholeCheckpoints
+    from rlt.training.trimming import TrimmedPadding
 
     class StudentTrainer(ResumablePrompts, TrimmedPadding, WholeCheckpoints, GRPOTrainer):
         """TRL's trainer with prompts as rendered, in an order that can be resumed."""

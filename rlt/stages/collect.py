@@ -16,21 +16,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlt.config import CollectConfig, DataConfig, StudentOptions
-from rlt.data import iter_problems
+from rlt.data.explanations import Shards, explanation_row, schema, write_card
+from rlt.data.problems import iter_problems
+from rlt.data.rows import JsonlWriter, read_rows, write_rows
+from rlt.data.selection import Fits, Report, choose_all, choose_best, choose_random, problem_of_row, select
+from rlt.engines.base import Engine, Request, Sampling, request_seed
+from rlt.engines.build import build_engine
 from rlt.errors import DataError, RltError, RunError
-from rlt.explanations import Shards, explanation_row, schema, write_card
-from rlt.formats import Format, check_template, load_format, teacher_prompt
-from rlt.generation import Engine, Request, Sampling, build_engine, encode, request_seed
-from rlt.models import context_length, load_config, load_tokenizer
-from rlt.rows import JsonlWriter, read_rows, write_rows
-from rlt.runs import Result, StageFolder, begin, write_text
-from rlt.selection import Fits, Report, choose_all, choose_best, choose_random, problem_of_row, select
+from rlt.models.loading import context_length, load_config, load_tokenizer
+from rlt.outputs import Result, StageFolder, begin, write_text
+from rlt.text.formats import Format, check_template, load_format, teacher_prompt
+from rlt.text.tokens import encode
 from rlt.types import Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from rlt.students import Opened
+    from rlt.reward.students import Opened
 
 # Explanations that are scored and noted together.
 WINDOW = 64
@@ -314,7 +316,7 @@ _Models = tuple["Opened", "PreTrainedTokenizerBase | None"]
 def _open_students(config: CollectConfig, fmt: Format, stack: ExitStack) -> _Models:
     if not config.student:
         return {}, None
-    from rlt.students import ServedStudent, checked_tokenizer, close_students, is_url, open_students
+    from rlt.reward.students import ServedStudent, checked_tokenizer, close_students, is_url, open_students
 
     options = _student_options(config)
     if config.select == "reward":
@@ -341,7 +343,7 @@ def _fits(config: CollectConfig, fmt: Format, models: _Models) -> Fits | None:
     """What an explanation must be for students; None where no selection was asked for."""
     if not config.student:
         return None if config.select == "all" else Fits(fmt)
-    from rlt.students import ServedStudent
+    from rlt.reward.students import ServedStudent
 
     students = []
     for path, student in models[0].items():
@@ -403,7 +405,7 @@ def _scored(
 ) -> Iterator[list[dict[str, Any]]]:
     """The verdicts on each window of rows, in order, computed here or by workers of a Ray cluster."""
     if config.ray is not None:
-        from rlt.fanout import in_order, spread
+        from rlt.engines.cluster import in_order, spread
 
         make = partial(_replica, config)
         yield from in_order(spread(make, windows, address=config.ray, workers=config.ray_workers, gpus=1.0))
@@ -421,8 +423,8 @@ def _replica(config: CollectConfig) -> Callable[[list[dict[str, Any]]], list[dic
 
 def _reward_engine(config: CollectConfig, fmt: Format, models: _Models) -> Any:
     """The reward that `config.reward` names: the students, and the teacher for r_kl where that counts."""
-    from rlt.scoring import RewardEngine
-    from rlt.students import LocalModel, load_students
+    from rlt.reward.scoring import RewardEngine
+    from rlt.reward.students import LocalModel, load_students
 
     (opened, tokenizer), options = models, _student_options(config)
     students = load_students(opened, config, options)
@@ -436,7 +438,7 @@ def _reward_engine(config: CollectConfig, fmt: Format, models: _Models) -> Any:
 
 def _verdicts(engine: Any, fmt: Format, fits: Fits, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """`id`, `reason` and `reward` of each row; only what fits is scored."""
-    from rlt.scoring import item_of_completion
+    from rlt.reward.items import item_of_completion
 
     reasons = [fits.reason(row) for row in rows]
     wanted = [row for row, reason in zip(rows, reasons, strict=True) if reason is None]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rlt.cards import finish_model
 from rlt.config import DataConfig, DistillConfig
-from rlt.data import Problems, load_problems
+from rlt.data.problems import Problems, load_problems
 from rlt.errors import DataError
-from rlt.examples import Example, Text, examples_of, fit, read_text, taught_to_student
-from rlt.formats import render_student
-from rlt.runs import Result, begin
-from rlt.training import complete_before, supervised_arguments, train_supervised
+from rlt.outputs import Result, begin, complete_before
+from rlt.text.formats import render_student
+from rlt.training.arguments import supervised_arguments
+from rlt.training.cards import finish_model
+from rlt.training.examples import Example, Text, examples_of, fit, read_text, taught_to_student
+from rlt.training.loop import train_supervised
 
 # Published student SFT (SkyThought 4bb8f3e, which RLT's README names): learning rate 1e-5, cosine after 10% warm-up,
 # 3 epochs, global batch 96. The batch is the recipe's: it depends on the number of devices.

@@ -18,18 +18,19 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from rlt import statistics
-from rlt.benchmark_sets import Benchmark, Question, fingerprint, load_benchmark, load_questions
 from rlt.config import EvaluateConfig
+from rlt.data.rows import JsonlWriter, read_rows, write_rows
+from rlt.engines.base import Completion, Request, Sampling, request_seed
+from rlt.engines.build import build_engine
 from rlt.errors import ConfigError, DataError, RltError, RunError
-from rlt.formats import Format, check_template, load_format, student_prompt
-from rlt.generation import Completion, Request, Sampling, build_engine, request_seed
-from rlt.grading import GraderPool
-from rlt.models import context_length, load_config, load_tokenizer
-from rlt.rows import JsonlWriter, read_rows, write_rows
-from rlt.runs import Result, StageFolder, begin, read_state, write_text
-from rlt.tables import text_table
+from rlt.models.loading import context_length, load_config, load_tokenizer
+from rlt.outputs import Result, StageFolder, begin, read_state, write_text
+from rlt.results import intervals
+from rlt.results.tables import text_table
 from rlt.tasks import load_task
+from rlt.tasks.benchmarks import Benchmark, Question, fingerprint, load_benchmark, load_questions
+from rlt.tasks.grading import GraderPool
+from rlt.text.formats import Format, check_template, load_format, student_prompt
 from rlt.types import Problem
 
 if TYPE_CHECKING:
@@ -353,7 +354,7 @@ def numbers(rows: Sequence[Mapping[str, Any]], task: str) -> dict[str, Any]:
     """A benchmark's numbers: pass@1 with standard error and interval, pass@k, majority@k, lengths and shares."""
     correct, extracted = _by_question(rows)
     samples = len(correct[0])
-    solved = statistics.pass_at_1(correct)
+    solved = intervals.pass_at_1(correct)
     same = getattr(load_task(task), "same", str.__eq__)
     more = sorted({k for k in (2, 4, 8, 16, 32, 64, samples) if 1 < k <= samples})
     return {
@@ -362,8 +363,8 @@ def numbers(rows: Sequence[Mapping[str, Any]], task: str) -> dict[str, Any]:
         "interval": [solved.low, solved.high],
         "questions": solved.questions,
         "samples": samples,
-        "pass@k": {str(k): statistics.pass_at_k(correct, k) for k in more},
-        "majority@k": {str(k): statistics.majority_at_k(correct, extracted, k, same) for k in more if k > 2},
+        "pass@k": {str(k): intervals.pass_at_k(correct, k) for k in more},
+        "majority@k": {str(k): intervals.majority_at_k(correct, extracted, k, same) for k in more if k > 2},
         "mean_completion_tokens": _share(row["completion_tokens"] for row in rows),
         "unfinished": _share(row["finish_reason"] == "length" for row in rows),
         "unreadable": _share(row["extracted"] is None and row["error"] is None for row in rows),
@@ -393,7 +394,7 @@ def _results(config: EvaluateConfig, asked: _Asked, metrics: Mapping[str, Any]) 
         "system_prompt": config.system_prompt,
         "instruction": config.instruction,
         "sampling": {**asdict(asked.sampling), "samples": asked.samples, "seed": config.seed},
-        "interval": statistics.INTERVAL,
+        "interval": intervals.INTERVAL,
         "benchmarks": metrics["benchmarks"],
         "sources": {part.benchmark.name: part.benchmark.source for part in asked.sets},
     }
@@ -427,7 +428,7 @@ class Comparison:
 
     first: str
     second: str
-    differences: dict[str, statistics.Estimate]
+    differences: dict[str, intervals.Estimate]
     rates: dict[str, tuple[float, float]]
     notes: tuple[str, ...]
 
@@ -435,9 +436,9 @@ class Comparison:
         lines = [f"A = {self.first}", f"B = {self.second}"]
         for name, difference in self.differences.items():
             a, b = self.rates[name]
-            words = statistics.in_words(difference, "A", "B")
+            words = intervals.in_words(difference, "A", "B")
             lines.append(f"{name}: A {a * 100:.1f}, B {b * 100:.1f}. {words}")
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes), f"({statistics.DIFFERENCE_INTERVAL})"])
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes), f"({intervals.DIFFERENCE_INTERVAL})"])
 
 
 def compare(first: Path, second: Path) -> Comparison:
@@ -466,8 +467,8 @@ def compare(first: Path, second: Path) -> Comparison:
                 f"{name}: compared on the {len(common)} questions that both have ({len(sides[0])}, {len(sides[1])})"
             )
         pair = [[side[key] for key in common] for side in sides]
-        differences[name] = statistics.paired_difference(pair[0], pair[1])
-        rates[name] = (statistics.pass_at_1(pair[0]).mean, statistics.pass_at_1(pair[1]).mean)
+        differences[name] = intervals.paired_difference(pair[0], pair[1])
+        rates[name] = (intervals.pass_at_1(pair[0]).mean, intervals.pass_at_1(pair[1]).mean)
     settings = [
         {**r["sampling"], **{key: r[key] for key in ("system_prompt", "instruction", "format")}} for r in results
     ]

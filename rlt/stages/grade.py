@@ -9,12 +9,12 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from rlt.config import GradeConfig
+from rlt.data.rows import ROW_FILES, read_rows, write_rows
 from rlt.errors import ConfigError, DataError
-from rlt.formats import load_format
-from rlt.grading import GraderPool
-from rlt.rows import ROW_FILES, read_rows, write_rows
-from rlt.runs import Result, begin
+from rlt.outputs import Result, begin
 from rlt.tasks import Verdict, load_task
+from rlt.tasks.grading import GraderPool
+from rlt.text.formats import load_format
 
 RECORDED = "correct"  # a verdict that the file has already; it is kept as `recorded`
 

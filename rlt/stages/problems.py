@@ -6,8 +6,8 @@ import dataclasses
 import random
 
 from rlt.config import ProblemsConfig
-from rlt.rows import read_rows, write_rows
-from rlt.runs import Result, begin
+from rlt.data.rows import read_rows, write_rows
+from rlt.outputs import Result, begin
 from rlt.tasks import load_generated_task
 
 

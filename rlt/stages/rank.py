@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from rlt.config import RankConfig
-from rlt.data import iter_problems
+from rlt.data.problems import iter_problems
+from rlt.data.rows import read_rows, write_rows
 from rlt.errors import DataError
-from rlt.rows import read_rows, write_rows
-from rlt.runs import Result, begin
+from rlt.outputs import Result, begin
 
 
 def run(config: RankConfig) -> Result:

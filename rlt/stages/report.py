@@ -15,12 +15,12 @@ from statistics import fmean, stdev
 from typing import Any
 
 from rlt.config import ReportConfig
+from rlt.data.rows import read_rows
 from rlt.errors import RunError
+from rlt.outputs import Result, read_state, versions, write_text
 from rlt.recipe import Recipe, Step, recipe_of_run
-from rlt.rows import read_rows
-from rlt.runs import Result, read_state, versions, write_text
-from rlt.statistics import student_t
-from rlt.tables import text_table
+from rlt.results.intervals import student_t
+from rlt.results.tables import text_table
 from rlt.tasks import load_task
 
 

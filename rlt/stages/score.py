@@ -15,18 +15,19 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from rlt.config import ScoreConfig, StudentOptions
-from rlt.data import problem_of, text_of
+from rlt.data.problems import problem_of, text_of
+from rlt.data.rows import JsonlWriter, read_rows
 from rlt.errors import DataError, RunError
-from rlt.formats import Format, check_problem, load_format
-from rlt.rows import JsonlWriter, read_rows
-from rlt.runs import Result, StageFolder, begin, read_state, write_text
+from rlt.outputs import Result, StageFolder, begin, read_state, write_text
+from rlt.text.formats import Format, check_problem, load_format
 from rlt.types import Problem, RewardParts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from rlt.scoring import RewardEngine, ScoredRow, ScoreItem
-    from rlt.students import Opened
+    from rlt.reward.items import ScoredRow, ScoreItem
+    from rlt.reward.scoring import RewardEngine
+    from rlt.reward.students import Opened
 
 # Rows from which placebos are drawn.
 WINDOW = 1024
@@ -42,7 +43,7 @@ def run(config: ScoreConfig) -> Result:
     Resumable: what was written stays, and the rest is scored. Rows that cannot be scored are named before any model is
     loaded where that can be known, get an `error`, and make the exit status 1. Raises DataError where no row can be.
     """
-    from rlt.students import close_students
+    from rlt.reward.students import close_students
 
     fmt = load_format(config.format)
     count, with_answers = survey(config, fmt)
@@ -86,7 +87,7 @@ def _served_models(config: ScoreConfig, students: Opened) -> dict[str, Any]:
 
     The configuration has addresses only, which may differ from start to start, and tells nothing of what they serve.
     """
-    from rlt.students import ServedStudent
+    from rlt.reward.students import ServedStudent
 
     served = [student.model for student in students.values() if isinstance(student, ServedStudent)]
     before = (read_state(config.output) or {}).get("served", served)
@@ -139,7 +140,7 @@ class Chunk:
 
 def numbered(config: ScoreConfig, fmt: Format) -> Iterator[InputRow]:
     """Every row of the file, in order, read lazily."""
-    from rlt.scoring import item_of_completion, item_of_explanation
+    from rlt.reward.items import item_of_completion, item_of_explanation
 
     for number, (where, row) in enumerate(read_rows(config.data)):
         try:
@@ -204,9 +205,9 @@ def _chunks(rows: Iterator[InputRow], done: int, config: ScoreConfig) -> Iterato
 
     Windows begin at multiples of their size, also when a run goes on, so that placebos are drawn from the same rows.
     """
-    from rlt.logprobs import DEFAULT_BATCH_TOKENS
-    from rlt.models import default_device
-    from rlt.students import is_url
+    from rlt.models.loading import default_device
+    from rlt.models.logprobs import DEFAULT_BATCH_TOKENS
+    from rlt.reward.students import is_url
 
     place = "cuda" if any(map(is_url, config.student)) else default_device().type
     room = CHUNK_BATCHES * (config.batch_tokens or DEFAULT_BATCH_TOKENS[place]) * CHARACTERS_A_TOKEN
@@ -235,7 +236,7 @@ def _length(row: InputRow) -> int:
 
 def open_models(config: ScoreConfig, fmt: Format) -> tuple[Opened, PreTrainedTokenizerBase | None]:
     """Students and the teacher's tokenizer, their templates checked, before a state file or any weights."""
-    from rlt.students import checked_tokenizer, open_students
+    from rlt.reward.students import checked_tokenizer, open_students
 
     tokenizer = None if config.teacher is None else checked_tokenizer(config.teacher, fmt, config)
     return open_students(fmt, config, config, config, tokenizer), tokenizer
@@ -245,8 +246,8 @@ def load_engine(
     config: ScoreConfig, fmt: Format, opened: Opened, tokenizer: PreTrainedTokenizerBase | None
 ) -> RewardEngine:
     """The engine with the weights of all models."""
-    from rlt.scoring import RewardEngine
-    from rlt.students import LocalModel, load_students
+    from rlt.reward.scoring import RewardEngine
+    from rlt.reward.students import LocalModel, load_students
 
     students = load_students(opened, config, config)
     teacher = None
@@ -265,7 +266,7 @@ def _score_here(
     bar: _Bar,
 ) -> Iterator[list[dict[str, Any]]]:
     """The chunks' rows in order. Where a student's server is lost, what was scored before comes first."""
-    from rlt.scoring import StudentLost
+    from rlt.reward.items import StudentLost
 
     engine = load_engine(config, fmt, *models)
     bar.passes = engine.passes + 2 * len(engine.students) * config.placebos
@@ -283,7 +284,7 @@ def _score_here(
 
 def _score_on_ray(config: ScoreConfig, address: str, chunks: Iterator[Chunk]) -> Iterator[list[dict[str, Any]]]:
     """The chunks' rows in order, one replica of all models in each worker."""
-    from rlt.fanout import in_order, spread
+    from rlt.engines.cluster import in_order, spread
 
     make = partial(_replica, config)
     return in_order(spread(make, chunks, address=address, workers=config.ray_workers, gpus=1.0))

@@ -6,21 +6,14 @@ import logging
 from contextlib import closing
 from typing import Any
 
-from rlt.cards import finish_model
 from rlt.config import TrainConfig
 from rlt.errors import ConfigError
-from rlt.examples import end_ids, fit_prompts, read_text
-from rlt.runs import Result, begin
-from rlt.training import (
-    MetricsFile,
-    check_saving,
-    complete_before,
-    loading,
-    peft_config,
-    run_trainer,
-    sampling_context,
-    trainer_arguments,
-)
+from rlt.outputs import Result, begin, complete_before
+from rlt.training.arguments import check_saving, loading, sampling_context, trainer_arguments
+from rlt.training.cards import finish_model
+from rlt.training.examples import end_ids, fit_prompts, read_text
+from rlt.training.loop import MetricsFile, run_trainer
+from rlt.training.lora import peft_config
 
 # Published teacher RL (SakanaAI/RLT 86a3f5c, run_cfg): every number of PAPER.md, section 4, that TRL has an option for.
 DEFAULTS: dict[str, Any] = {
@@ -49,8 +42,8 @@ def run(config: TrainConfig) -> Result:
     from datasets import Dataset
     from trl import GRPOConfig
 
-    from rlt.teacher_reward import TeacherReward, teacher_rows
-    from rlt.teacher_trainer import SAMPLES_FILE, TeacherTrainer
+    from rlt.reward.trl import TeacherReward, teacher_rows
+    from rlt.training.teacher import SAMPLES_FILE, TeacherTrainer
 
     beta = config.trainer.get("beta", DEFAULTS["beta"])
     moving = {"sync_ref_model": bool(beta) and config.peft is None}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from rlt.cards import finish_model
 from rlt.config import WarmupConfig
-from rlt.examples import examples_of, fit, read_text, taught_to_teacher
-from rlt.formats import render_teacher
-from rlt.runs import Result, begin
-from rlt.training import complete_before, supervised_arguments, train_supervised
+from rlt.outputs import Result, begin, complete_before
+from rlt.text.formats import render_teacher
+from rlt.training.arguments import supervised_arguments
+from rlt.training.cards import finish_model
+from rlt.training.examples import examples_of, fit, read_text, taught_to_teacher
+from rlt.training.loop import train_supervised
 
 # Published warm-up (SakanaAI/RLT 86a3f5c): AdamW 0.9/0.95, weight decay 1e-4, cosine after 5% warm-up, clip 1.
 DEFAULTS = {

@@ -21,7 +21,7 @@ CHEAP = False  # sympy may take for ever: graded in processes that can be ended
 
 
 def grade(solution: str, answer: str, question: str) -> Verdict:
-    """The verdict on the last answer in `solution`. May take unbounded time; `rlt.grading` limits it."""
+    """The verdict on the last answer in `solution`. May take unbounded time; `rlt.tasks.grading` limits it."""
     boxes = _last_boxes(solution)
     if len(boxes) > 1:
         # Parts of one answer, or one answer in several forms: `15\\frac{39}{40}` or `\\frac{639}{40}`.

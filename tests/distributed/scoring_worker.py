@@ -6,8 +6,8 @@ import sys
 import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 
-from rlt.logprobs import Row, hidden_states, token_logprobs
-from rlt.models import load_model
+from rlt.models.loading import load_model
+from rlt.models.logprobs import Row, hidden_states, token_logprobs
 
 model_folder, out = sys.argv[1:]
 dist.init_process_group("gloo")

@@ -20,10 +20,11 @@ ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'rlt[
 from byte_models import byte_tokenizer, save, tiny_model  # noqa: E402
 
 from rlt.config import CollectConfig, EngineOptions, EvaluateConfig, ScoreConfig  # noqa: E402
+from rlt.data.rows import read_rows, write_rows  # noqa: E402
+from rlt.engines.base import Request, Sampling  # noqa: E402
+from rlt.engines.build import build_engine  # noqa: E402
+from rlt.engines.cluster import Pool, cluster, import_ray, spread  # noqa: E402
 from rlt.errors import RunError, ScoringError  # noqa: E402
-from rlt.fanout import _cluster, _Pool, _ray, spread  # noqa: E402
-from rlt.generation import Request, Sampling, build_engine  # noqa: E402
-from rlt.rows import read_rows, write_rows  # noqa: E402
 from rlt.stages import collect, evaluate, score  # noqa: E402
 from tests.words import make_model, make_problems  # noqa: E402
 
@@ -35,9 +36,9 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cluster():
+def local_cluster():
     """The cluster that `ray: local` starts, once for all tests here."""
-    with _cluster(_ray(), "local", 2):
+    with cluster(import_ray(), "local", 2):
         yield
 
 
@@ -122,10 +123,10 @@ def test_what_is_under_way_comes_before_an_error_and_what_waits_is_not_begun(tmp
 
 @pytest.fixture
 def pool():
-    made: list[_Pool] = []
+    made: list[Pool] = []
 
     def start(make):
-        made.append(_Pool(_ray(), make, 2, 0.0))
+        made.append(Pool(import_ray(), make, 2, 0.0))
         return made[-1]
 
     yield start
@@ -182,9 +183,9 @@ def test_collecting_with_a_killed_worker_gives_the_files_of_one_process(model, t
     common = {"model": model, "data": str(data), "samples": 2, "max_tokens": 24, "batch_size": 4, "temperature": 1.0}
     collect.run(CollectConfig(output=tmp_path / "alone", **common))
 
-    from rlt import fanout
+    from rlt.engines import ray as on_ray
 
-    monkeypatch.setattr(fanout, "_Replica", dying_engine(fanout._Replica, str(tmp_path / "died")))
+    monkeypatch.setattr(on_ray, "_Replica", dying_engine(on_ray._Replica, str(tmp_path / "died")))
     collect.run(CollectConfig(output=tmp_path / "ray", ray="local", ray_workers=2, **common))
     assert (tmp_path / "died").exists()
     alone, spread_out = ([row for _, row in read_rows(tmp_path / name)] for name in ("alone", "ray"))
@@ -296,9 +297,9 @@ def test_evaluating_with_a_killed_worker_gives_the_responses_of_one_process(mode
     }  # fmt: skip
     evaluate.run(EvaluateConfig(output=tmp_path / "alone", **common))
 
-    from rlt import fanout
+    from rlt.engines import ray as on_ray
 
-    monkeypatch.setattr(fanout, "_Replica", dying_engine(fanout._Replica, str(tmp_path / "died")))
+    monkeypatch.setattr(on_ray, "_Replica", dying_engine(on_ray._Replica, str(tmp_path / "died")))
     evaluate.run(EvaluateConfig(output=tmp_path / "ray", ray="local", ray_workers=2, **common))
     assert (tmp_path / "died").exists()
     alone, spread_out = (

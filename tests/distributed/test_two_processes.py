@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rlt.rows import read_rows
+from rlt.data.rows import read_rows
 from tests.words import make_model, make_problems
 
 HERE = Path(__file__).parent

@@ -9,7 +9,7 @@ import torch
 
 from rlt.config import TrainConfig
 from rlt.pipeline import run_stage
-from rlt.teacher_trainer import TeacherTrainer
+from rlt.training.teacher import TeacherTrainer
 
 CONFIG, RECORD = sys.argv[1:]
 records = []

@@ -5,13 +5,13 @@ import json
 import pytest
 
 from rlt.config import STAGES
+from rlt.data.rows import read_rows
 from rlt.errors import DataError
-from rlt.formats import load_format
-from rlt.grading import GraderPool
-from rlt.models import load_model, load_tokenizer
+from rlt.models.loading import load_model, load_tokenizer
 from rlt.pipeline import run_stage
-from rlt.rows import read_rows
 from rlt.stages.coldstart import CorrectnessReward
+from rlt.tasks.grading import GraderPool
+from rlt.text.formats import load_format
 
 TRAINER = {
     "max_steps": 2, "per_device_train_batch_size": 4, "num_generations": 4, "max_completion_length": 8, "temperature": 1.0,

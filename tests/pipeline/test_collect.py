@@ -20,9 +20,9 @@ import pytest
 from byte_models import byte_tokenizer, save, tiny_model
 
 from rlt.config import CollectConfig
+from rlt.data.rows import read_rows
+from rlt.engines.base import Completion, Request, Sampling
 from rlt.errors import DataError, RltError, RunError
-from rlt.generation import Completion, Request, Sampling
-from rlt.rows import read_rows
 from rlt.stages import collect
 
 CLOSE = "\n\n<|end_of_explanation|>"
@@ -64,7 +64,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(autouse=True)
 def fake(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(collect, "build_engine", lambda *args, **options: FakeEngine())
-    monkeypatch.setattr("rlt.explanations.SHARD_ROWS", 12)
+    monkeypatch.setattr("rlt.data.explanations.SHARD_ROWS", 12)
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
     monkeypatch.setenv("RLT_QUIET", "1")
 

@@ -9,8 +9,8 @@ from itertools import groupby
 import pytest
 
 from rlt.config import CollectConfig, ScoreConfig
-from rlt.rows import read_rows
-from rlt.scoring import ScoredRow
+from rlt.data.rows import read_rows
+from rlt.reward.items import ScoredRow
 from rlt.stages import collect, score
 from rlt.types import RewardParts
 from tests.words import make_model, make_problems

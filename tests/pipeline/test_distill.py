@@ -3,11 +3,11 @@
 import pytest
 
 from rlt.config import STAGES
+from rlt.data.rows import write_rows
 from rlt.errors import DataError
-from rlt.examples import Example
 from rlt.pipeline import run_stage
-from rlt.rows import write_rows
 from rlt.stages.distill import within
+from rlt.training.examples import Example
 
 
 def test_a_budget_takes_the_first_examples_whose_explanations_fit():

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from rlt.benchmark_sets import load_benchmark, load_questions
 from rlt.config import EvaluateConfig, GradeConfig
+from rlt.data.rows import read_rows
+from rlt.engines.base import Completion, Request, Sampling
 from rlt.errors import ConfigError, DataError, ModelError, RunError
-from rlt.generation import Completion, Request, Sampling
-from rlt.rows import read_rows
-from rlt.runs import read_state
+from rlt.outputs import read_state
 from rlt.stages import evaluate, grade
+from rlt.tasks.benchmarks import load_benchmark, load_questions
 from tests.words import make_model
 
 ANSWERS = {question.question: question.answer for question in load_questions(load_benchmark("arithmetic")[0])}
@@ -227,7 +227,7 @@ def test_a_real_model_is_evaluated_and_graded_again(
 
 
 def test_no_chat_template_is_told(model: str, tmp_path: Path) -> None:
-    from rlt.models import load_tokenizer
+    from rlt.models.loading import load_tokenizer
 
     tokenizer = load_tokenizer(model)
     tokenizer.chat_template = None

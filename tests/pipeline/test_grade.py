@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from rlt.config import GradeConfig
+from rlt.data.rows import read_rows
 from rlt.errors import ConfigError, DataError
-from rlt.rows import read_rows
 from rlt.stages import grade
 
 ENDLESS = r"\boxed{9^{9^{9^{9}}}}"

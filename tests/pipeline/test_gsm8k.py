@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rlt.cli import main
-from rlt.rows import read_rows, write_rows
+from rlt.data.rows import read_rows, write_rows
 from tests.byte_models import byte_tokenizer, save, tiny_model
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"

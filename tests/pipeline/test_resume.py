@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rlt.checkpoints import last_checkpoint
 from rlt.config import STAGES
+from rlt.data.rows import read_rows
 from rlt.pipeline import run_stage
-from rlt.rows import read_rows
+from rlt.training.checkpoints import last_checkpoint
 
 STEPS, SAVE = 6, 3
 SFT = {"max_steps": STEPS, "save_strategy": "steps", "save_steps": SAVE, "per_device_train_batch_size": 4,
@@ -26,8 +26,8 @@ import os, signal, sys
 from transformers import TrainerCallback, TrainerState
 from rlt.config import STAGES
 from rlt.pipeline import run_stage
-from rlt.teacher_trainer import TeacherTrainer
-from rlt.training import MetricsFile
+from rlt.training.teacher import TeacherTrainer
+from rlt.training.loop import MetricsFile
 def dies(original, step):
     def method(self, *args, **kwargs):
         state = self if isinstance(self, TrainerState) else args[1] if isinstance(self, TrainerCallback) else self.state

@@ -12,9 +12,9 @@ from byte_models import byte_tokenizer, published, save, tiny_model
 
 from rlt.cli import main
 from rlt.config import ScoreConfig
-from rlt.formats import load_format
-from rlt.rows import read_rows
+from rlt.data.rows import read_rows
 from rlt.stages import score
+from rlt.text.formats import load_format
 
 ROOT = Path(__file__).resolve().parents[2]
 FMT = load_format("stratos").model_copy(update={"teacher_system_prompt": "Teach.", "student_system_prompt": "Think."})
@@ -66,7 +66,7 @@ def _score(place, data, output, *more):
 
 def test_every_row_gets_its_reward_in_order(place, tmp_path):
     assert _score(place, "good.jsonl", tmp_path / "out.jsonl") == 0
-    from rlt.models import load_model, load_tokenizer
+    from rlt.models.loading import load_model, load_tokenizer
 
     student, teacher = (load_model(str(place / name), device="cpu") for name in ("student", "teacher"))
     tokenizer = load_tokenizer(str(place / "student"))
@@ -91,7 +91,7 @@ def test_rows_that_cannot_be_scored_are_named_and_the_others_scored(place, tmp_p
 
 
 def test_what_is_wrong_with_everything_ends_before_any_weights_are_loaded(place, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("rlt.models.load_model", lambda *_, **__: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("rlt.models.loading.load_model", lambda *_, **__: pytest.fail("weights were loaded"))
     assert _score(place, "no_column.jsonl", tmp_path / "out.jsonl") == 2
     assert "no_column.jsonl line 1: column `solution` is missing" in capsys.readouterr().err
     for student, words in (("drops", "+++ what the template made of it"), ("good.jsonl", "not a model folder")):

@@ -8,15 +8,16 @@ import pytest
 import torch
 
 from rlt.config import STAGES, RewardOptions
+from rlt.data.rows import read_rows, write_rows
 from rlt.errors import ConfigError, DataError, ModelError, RunError
-from rlt.formats import load_format
-from rlt.logprobs import Row, token_logprobs
-from rlt.models import load_model, load_tokenizer
+from rlt.models.loading import load_model, load_tokenizer
+from rlt.models.logprobs import Row, token_logprobs
 from rlt.pipeline import run_stage
-from rlt.rows import read_rows, write_rows
-from rlt.scoring import RewardEngine, ScoreItem
-from rlt.students import LocalModel
-from rlt.teacher_trainer import TeacherTrainer
+from rlt.reward.items import ScoreItem
+from rlt.reward.scoring import RewardEngine
+from rlt.reward.students import LocalModel
+from rlt.text.formats import load_format
+from rlt.training.teacher import TeacherTrainer
 from rlt.types import Problem
 
 TRAINER = {

@@ -3,11 +3,11 @@
 import json
 
 from rlt.config import STAGES, TrainConfig
-from rlt.engines.local import end_ids as engine_ends
-from rlt.examples import end_ids, read_text
-from rlt.models import load_model, load_tokenizer
+from rlt.data.rows import write_rows
+from rlt.engines.hf import end_ids as engine_ends
+from rlt.models.loading import load_model, load_tokenizer
 from rlt.pipeline import run_stage
-from rlt.rows import write_rows
+from rlt.training.examples import end_ids, read_text
 from tests.byte_models import byte_tokenizer, save, tiny_model
 
 

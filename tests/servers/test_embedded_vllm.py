@@ -13,7 +13,8 @@ import pytest
 from vllm_process import ABSENT, PYTHON, STARTS_WITHIN, make_qwen
 
 from rlt.config import EngineOptions
-from rlt.generation import Request, Sampling, build_engine
+from rlt.engines.base import Request, Sampling
+from rlt.engines.build import build_engine
 
 pytestmark = pytest.mark.server
 ROOT = Path(__file__).parents[2]
@@ -28,7 +29,8 @@ def main():
     os.dup2(2, 1)
     from rlt.config import EngineOptions
     from rlt.errors import DataError
-    from rlt.generation import Request, Sampling, build_engine
+    from rlt.engines.base import Request, Sampling
+    from rlt.engines.build import build_engine
 
     model, prompts = sys.argv[1], json.loads(sys.argv[2])
     options = {"max_model_len": 512, "max_num_seqs": 4, "enforce_eager": True}

@@ -15,9 +15,9 @@ import pytest
 from byte_models import byte_tokenizer, save, tiny_model
 
 from rlt.config import CollectConfig
+from rlt.data.rows import read_rows
+from rlt.engines.client import Server
 from rlt.errors import ConfigError, ServerError
-from rlt.rows import read_rows
-from rlt.server import Server
 from rlt.stages import collect
 
 KEY = "sk-very-secret"
@@ -107,8 +107,8 @@ def loopback(model: str) -> Iterator[Callable[..., Loopback]]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlt.server.FIRST_WAIT", 0.01)
-    monkeypatch.setattr("rlt.server.LONGEST_WAIT", 0.1)
+    monkeypatch.setattr("rlt.engines.client.FIRST_WAIT", 0.01)
+    monkeypatch.setattr("rlt.engines.client.LONGEST_WAIT", 0.1)
 
 
 def config(folder: Path, model: str, url: str, **options: Any) -> CollectConfig:
@@ -224,7 +224,7 @@ def test_a_server_that_is_not_there(model, tmp_path):
 
 
 def test_a_server_that_never_answered_is_not_waited_for_as_one_that_restarts(model, tmp_path, monkeypatch):
-    monkeypatch.setattr("rlt.server.ABSENT_AFTER", 0.2)
+    monkeypatch.setattr("rlt.engines.client.ABSENT_AFTER", 0.2)
     with pytest.raises(ServerError, match=r"tries in \d s"):
         collect.run(config(tmp_path, model, "http://127.0.0.1:9/v1", retry_for=600))
 

@@ -5,9 +5,10 @@ from byte_models import byte_tokenizer, save, tiny_model
 
 from rlt.config import ModelOptions, RewardOptions, StudentOptions
 from rlt.errors import ServerError
-from rlt.formats import load_format
-from rlt.scoring import RewardEngine, item_of_completion
-from rlt.students import LocalModel, load_students, open_students
+from rlt.reward.items import item_of_completion
+from rlt.reward.scoring import RewardEngine
+from rlt.reward.students import LocalModel, load_students, open_students
+from rlt.text.formats import load_format
 from rlt.types import Problem
 
 pytestmark = pytest.mark.server

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from rlt.config import CollectConfig, EngineOptions
+from rlt.data.rows import read_rows
+from rlt.engines.base import Completion, Request, Sampling
+from rlt.engines.build import build_engine
 from rlt.errors import ServerError
-from rlt.formats import load_format, teacher_prompt
-from rlt.generation import Completion, Request, Sampling, build_engine
-from rlt.models import load_tokenizer
-from rlt.rows import read_rows
+from rlt.models.loading import load_tokenizer
 from rlt.stages import collect
+from rlt.text.formats import load_format, teacher_prompt
 from rlt.types import Problem
 
 pytestmark = pytest.mark.server
@@ -46,8 +47,8 @@ def test_greedy_tokens_and_log_probs_are_those_of_the_transformers_engine(vllm_s
 
 
 def test_log_prob_sums_are_the_models_own_at_any_temperature(vllm_server):
-    from rlt.logprobs import Row, token_logprobs
-    from rlt.models import load_model
+    from rlt.models.loading import load_model
+    from rlt.models.logprobs import Row, token_logprobs
 
     asked = requests(vllm_server.model, 4)
     options = EngineOptions(engine="openai", url=vllm_server.url)

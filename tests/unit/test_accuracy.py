@@ -3,14 +3,14 @@
 import pytest
 from byte_models import byte_tokenizer
 
-from rlt.accuracy import student_accuracy
 from rlt.config import AccuracyConfig
+from rlt.engines.base import Completion
 from rlt.errors import ScoringError
-from rlt.formats import load_format
-from rlt.generation import Completion
-from rlt.grading import GraderPool
-from rlt.scoring import item_of_explanation
+from rlt.reward.accuracy import student_accuracy
+from rlt.reward.items import item_of_explanation
 from rlt.tasks import Verdict
+from rlt.tasks.grading import GraderPool
+from rlt.text.formats import load_format
 from rlt.types import Problem
 
 FMT = load_format("stratos")

@@ -9,8 +9,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rlt.adapters import save_whole
-from rlt.models import load_model
+from rlt.models.loading import load_model
+from rlt.training.lora import save_whole
 
 
 def _trainer(model: torch.nn.Module, folder: Path) -> SimpleNamespace:

@@ -5,7 +5,7 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from rlt.config import BaseModelConfig
-from rlt.rows import write_rows
+from rlt.data.rows import write_rows
 from rlt.stages import base
 from rlt.tasks import arithmetic, countdown
 

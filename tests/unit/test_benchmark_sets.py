@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from rlt.benchmark_sets import fingerprint, load_benchmark, load_questions, shipped_benchmarks
 from rlt.errors import ConfigError, DataError
+from rlt.tasks.benchmarks import fingerprint, load_benchmark, load_questions, shipped_benchmarks
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 GPQA_ROW = {

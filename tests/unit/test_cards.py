@@ -9,10 +9,10 @@ from typing import Any
 import huggingface_hub
 import pytest
 
-from rlt.cards import finish_model, open_repository
 from rlt.config import WarmupConfig
 from rlt.errors import RunError
-from rlt.runs import begin
+from rlt.outputs import begin
+from rlt.training.cards import finish_model, open_repository
 
 
 class Hub:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rlt.checkpoints import MARKER, WholeCheckpoints, discard_incomplete, last_checkpoint
+from rlt.training.checkpoints import MARKER, WholeCheckpoints, discard_incomplete, last_checkpoint
 
 
 def make_checkpoint(folder: Path, step: int, *files: str) -> None:

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from rlt.config import DataConfig
-from rlt.data import load_problems
+from rlt.data.problems import load_problems
 from rlt.errors import DataError
-from rlt.formats import load_format
+from rlt.text.formats import load_format
 from rlt.types import Problem
 
 
@@ -139,7 +139,7 @@ def test_limit_counts_valid_rows_and_skip_counts_rows(tmp_path):
 
 
 def test_parquet_reads_like_jsonl(tmp_path):
-    from rlt.rows import write_rows
+    from rlt.data.rows import write_rows
 
     write_rows(tmp_path / "d.parquet", [{"question": "q", "solution": "s", "answer": None}])
     assert list(load(str(tmp_path / "d.parquet"))) == [Problem(id="0", question="q", solution="s")]

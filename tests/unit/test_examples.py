@@ -6,9 +6,9 @@ import pytest
 
 from rlt.config import DataConfig
 from rlt.errors import DataError, ModelError
-from rlt.examples import Example, examples_of, fit, fit_prompts, taught_to_student, taught_to_teacher, turn_end
-from rlt.formats import load_format, render_student, render_teacher
-from rlt.tiny import word_tokenizer
+from rlt.models.tiny import word_tokenizer
+from rlt.text.formats import load_format, render_student, render_teacher
+from rlt.training.examples import Example, examples_of, fit, fit_prompts, taught_to_student, taught_to_teacher, turn_end
 from rlt.types import Problem
 from tests.byte_models import byte_tokenizer
 

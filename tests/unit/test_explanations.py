@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from rlt.explanations import Shards
-from rlt.rows import read_rows
+from rlt.data.explanations import Shards
+from rlt.data.rows import read_rows
 
 
 def row(position: int, sample: int, text: str = "so") -> dict[str, object]:

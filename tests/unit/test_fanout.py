@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from rlt.config import EngineOptions
+from rlt.engines.base import Request
+from rlt.engines.build import build_engine
+from rlt.engines.cluster import cluster, in_order, resources
+from rlt.engines.ray import _Replica, by_problem, of_replica
 from rlt.errors import ConfigError
-from rlt.fanout import _cluster, _Replica, by_problem, in_order, of_replica, resources
-from rlt.generation import Request
 
 
 def test_requests_of_one_prompt_stay_together() -> None:
@@ -52,9 +54,9 @@ def test_a_worker_without_the_key_says_where_to_set_it(monkeypatch: pytest.Monke
     monkeypatch.delenv("MY_KEY", raising=False)
     options = EngineOptions(engine="openai", url="http://host/v1", api_key_env="MY_KEY")
     with pytest.raises(ConfigError, match=r"MY_KEY is not set for the Ray worker on .* where `ray start` runs"):
-        _Replica(options, "model", "auto", False)
+        _Replica(build_engine, options, "model", "auto", False)
 
 
 def test_rays_client_is_refused_because_it_cannot_stream() -> None:
-    with pytest.raises(ConfigError, match="which cannot stream"), _cluster(None, "ray://host:10001", 2):
+    with pytest.raises(ConfigError, match="which cannot stream"), cluster(None, "ray://host:10001", 2):
         pass

@@ -4,7 +4,7 @@ import pytest
 from byte_models import CHATML, byte_tokenizer
 
 from rlt.errors import ModelError
-from rlt.formats import check_template, load_format, render_student
+from rlt.text.formats import check_template, load_format, render_student
 from rlt.types import Problem
 
 FMT = load_format("stratos").model_copy(update={"teacher_system_prompt": "Teach.", "student_system_prompt": "Think."})

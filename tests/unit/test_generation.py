@@ -10,9 +10,11 @@ import torch
 from byte_models import byte_tokenizer, tiny_model
 
 from rlt.config import EngineOptions
-from rlt.engines.local import LocalEngine, sample, uniform
+from rlt.engines.base import Request, Sampling, budget, cut, request_seed
+from rlt.engines.build import build_engine
+from rlt.engines.hf import LocalEngine, sample, uniform
 from rlt.errors import ConfigError, DependencyError
-from rlt.generation import Request, Sampling, budget, build_engine, cut, encode, request_seed
+from rlt.text.tokens import encode
 
 TOKENIZER = byte_tokenizer()
 MODEL = tiny_model(TOKENIZER, 0, max_position_embeddings=96)
@@ -125,7 +127,7 @@ def test_greedy_is_what_transformers_generates():
 
 
 def test_the_log_prob_sum_is_the_models_own_whatever_the_temperature():
-    from rlt.logprobs import Row, token_logprobs
+    from rlt.models.logprobs import Row, token_logprobs
 
     for completion in write(4, Sampling(8, temperature=0.5, top_k=5), REQUESTS[:4]).values():
         prompt = ids(REQUESTS[int(completion.key)].prompt)

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from rlt.formats import load_format
-from rlt.grading import GraderPool
+from rlt.tasks.grading import GraderPool
+from rlt.text.formats import load_format
 
 FORMAT = load_format("stratos")
 ENDLESS = r"\boxed{9^{9^{9^{9}}}}"

@@ -7,7 +7,7 @@ import torch
 from byte_models import byte_tokenizer, tiny_model
 
 from rlt.errors import ModelError
-from rlt.logprobs import Head, Row, exact_kl, plan_batches, token_logprobs
+from rlt.models.logprobs import Head, Row, exact_kl, plan_batches, token_logprobs
 
 TOKENIZER = byte_tokenizer()
 MODEL = tiny_model(TOKENIZER, 0)

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlt.formats import load_format
-from rlt.grading import answer_part
 from rlt.tasks import math
+from rlt.tasks.grading import answer_part
 from rlt.tasks.math_answers import spell
+from rlt.text.formats import load_format
 
 FORMAT = load_format("stratos")
 RECORDED = Path(__file__).resolve().parents[3] / "shared" / "data" / "traces_math500_sample.jsonl"

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from rlt.config import StudentOptions
 from rlt.errors import ConfigError
-from rlt.models import load_model
+from rlt.models.loading import load_model
 
 
 @pytest.mark.parametrize("place", ["same", "offload", "sharded", "cpu", "cuda", "cuda:1"])

@@ -4,9 +4,9 @@ import pytest
 
 from rlt import pipeline
 from rlt.errors import RunError
+from rlt.outputs import begin
 from rlt.pipeline import run_recipe
 from rlt.recipe import build_recipe
-from rlt.runs import begin
 from tests.processes import another_process_writing
 
 STEPS = {

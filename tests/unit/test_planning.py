@@ -14,15 +14,16 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.plan_memory import SMALL as SMALL_QWEN
 from benchmarks.plan_memory import saved
-from rlt import logprobs, planning
+from rlt import planning
 from rlt.errors import ConfigError, ModelError
+from rlt.models import logprobs
 from rlt.planning import Plan, PlanConfig, plan
 from rlt.planning.machine import GIB, Launch, load_gpu, load_launch
 from rlt.planning.memory import gathered_bytes, head_bytes, training_activations, training_state
 from rlt.planning.options import FIXED, Fixed
+from rlt.planning.shapes import FAMILIES, Shape, load_shape, shape_of
 from rlt.planning.throughput import Sampler, cut, fitting, longest, sampling_seconds
 from rlt.recipe import build_recipe, load_recipe
-from rlt.shapes import FAMILIES, Shape, load_shape, shape_of
 from rlt.stages.plan import run
 
 RECIPES = Path(__file__).parents[2] / "recipes"

@@ -19,10 +19,10 @@ from trl import GRPOConfig, SFTConfig
 from rlt.cli import SUMMARIES
 from rlt.config import STAGES, BaseModelConfig, ProblemsConfig
 from rlt.launching import processes
+from rlt.outputs import changed_keys
 from rlt.planning import PlanConfig, plan
 from rlt.planning.machine import SHIPPED
 from rlt.recipe import Recipe, Step, load_recipe
-from rlt.runs import changed_keys
 from rlt.stages import coldstart, distill, train, warmup
 from rlt.stages.base import Phase
 from rlt.tasks import load_generated_task

@@ -6,12 +6,12 @@ import sys
 import pytest
 
 from rlt.config import ReportConfig
+from rlt.data.rows import write_rows
+from rlt.outputs import begin
 from rlt.pipeline import run_recipe
 from rlt.recipe import Step, build_recipe
-from rlt.rows import write_rows
-from rlt.runs import begin
+from rlt.results.tables import text_table
 from rlt.stages.report import _solved, headline, mean_and_interval, spearman
-from rlt.tables import text_table
 from rlt.tasks import load_task
 
 

@@ -2,7 +2,7 @@
 
 import json
 
-from rlt.rows import JsonlWriter, read_rows, write_rows
+from rlt.data.rows import JsonlWriter, read_rows, write_rows
 
 
 def test_half_a_character_is_written_as_json_has_it(tmp_path):

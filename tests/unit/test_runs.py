@@ -7,9 +7,9 @@ import time
 import pytest
 
 from rlt.config import EvaluateConfig, ProblemsConfig, TrainConfig
+from rlt.data.rows import JsonlWriter, read_rows, write_rows
 from rlt.errors import DataError, RunError
-from rlt.rows import JsonlWriter, read_rows, write_rows
-from rlt.runs import begin, changed_keys, read_state
+from rlt.outputs import begin, changed_keys, read_state
 from rlt.stages import problems
 from tests.processes import another_process_writing
 

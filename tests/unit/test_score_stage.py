@@ -8,12 +8,12 @@ import pytest
 from pydantic import ValidationError
 
 from rlt.config import AccuracyConfig, ScoreConfig
+from rlt.data.rows import read_rows
 from rlt.errors import DataError, RltError, RunError
-from rlt.rows import read_rows
-from rlt.runs import read_state
-from rlt.scoring import ScoredRow, StudentLost
+from rlt.outputs import read_state
+from rlt.reward.items import ScoredRow, StudentLost
+from rlt.reward.students import ServedStudent
 from rlt.stages import score
-from rlt.students import ServedStudent
 from rlt.types import RewardParts
 
 ROW = {"question": "q", "solution": "s", "explanation": "e"}

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from rlt.config import AccuracyConfig, RewardOptions
 from rlt.errors import ConfigError, ScoringError, ServerError
-from rlt.formats import load_format, render_student
-from rlt.scoring import RewardEngine, StudentLost, item_of_completion, item_of_explanation
-from rlt.students import LocalModel
+from rlt.reward.items import StudentLost, item_of_completion, item_of_explanation
+from rlt.reward.scoring import RewardEngine
+from rlt.reward.students import LocalModel
+from rlt.text.formats import load_format, render_student
 from rlt.types import Problem
 
 FMT = load_format("stratos").model_copy(update={"teacher_system_prompt": "Teach.", "student_system_prompt": None})
@@ -281,8 +282,8 @@ def test_exact_kl_is_that_of_whole_distributions_at_every_token():
     (row,) = RewardEngine([STUDENT], FMT, RewardOptions(estimator="exact", score_temperature=1.0), TEACHER).score(
         [item]
     )
-    from rlt.formats import render_student, render_teacher
-    from rlt.sequences import tokenize
+    from rlt.text.formats import render_student, render_teacher
+    from rlt.text.tokens import tokenize
 
     (ours,) = tokenize(TAGS_AS_TOKENS, [render_student(FMT, TAGS_AS_TOKENS, item.problem, item.body)])
     (theirs,) = tokenize(TAGS_AS_TOKENS, [render_teacher(FMT, TAGS_AS_TOKENS, item.problem, item.body)])
@@ -484,7 +485,7 @@ def test_a_placebo_is_the_next_that_can_be_read():
 
 
 def test_accuracy_is_the_share_of_right_solutions(monkeypatch):
-    from rlt.generation import Completion
+    from rlt.engines.base import Completion
 
     class Writer:
         def generate(self, requests, sampling):
@@ -514,7 +515,7 @@ def test_with_several_students_the_accuracy_is_that_of_the_reward(monkeypatch, a
     item = item_of(rows_of(1)[0])
     dense = [RewardEngine([s], FMT, RewardOptions()).score([item])[0].parts.reward for s in (STUDENT, second)]
     low, high = ("student", "second") if dense[0] < dense[1] else ("second", "student")
-    monkeypatch.setattr("rlt.scoring.student_accuracy", lambda s, *_: [{low: 1.0, high: 0.5}[s.name]])
+    monkeypatch.setattr("rlt.reward.scoring.student_accuracy", lambda s, *_: [{low: 1.0, high: 0.5}[s.name]])
     # So little weight that the order of the students stays.
     options = RewardOptions(aggregate=aggregate, accuracy=AccuracyConfig(weight=1e-6, task="arithmetic"))
     (row,) = RewardEngine([STUDENT, second], FMT, options).score([item])
@@ -526,7 +527,7 @@ def test_with_several_students_the_accuracy_is_that_of_the_reward(monkeypatch, a
 
 
 def test_an_accuracy_that_is_not_known_is_the_rows_error(monkeypatch):
-    monkeypatch.setattr("rlt.scoring.student_accuracy", lambda *_: [0.5, ScoringError("no `answer`")])
+    monkeypatch.setattr("rlt.reward.scoring.student_accuracy", lambda *_: [0.5, ScoringError("no `answer`")])
     options = RewardOptions(accuracy=AccuracyConfig(task="arithmetic"))
     good, bad = RewardEngine([STUDENT], FMT, options).score([item_of(row) for row in rows_of(2)])
     assert (good.accuracy, good.parts.error) == (0.5, None)

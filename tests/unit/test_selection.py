@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from byte_models import byte_tokenizer
 
-from rlt.explanations import explanation_row
-from rlt.formats import load_format, render_student
-from rlt.generation import Completion
-from rlt.selection import Fits, Report, choose_all, choose_best, choose_random, problem_of_row, select
+from rlt.data.explanations import explanation_row
+from rlt.data.selection import Fits, Report, choose_all, choose_best, choose_random, problem_of_row, select
+from rlt.engines.base import Completion
+from rlt.text.formats import load_format, render_student
 from rlt.types import Problem
 
 FORMAT = load_format("stratos")

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from rlt.formats import Rendered
-from rlt.sequences import aligned, common_stretches, sampled_boundaries, token_span, tokenize
+from rlt.text.formats import Rendered
+from rlt.text.tokens import aligned, common_stretches, sampled_boundaries, token_span, tokenize
 
 COARSE, FINE = byte_tokenizer(vocabulary=420, split_words=False), byte_tokenizer(vocabulary=256)
 VISIBLE = bytes_to_unicode()

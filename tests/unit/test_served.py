@@ -10,10 +10,10 @@ import pytest
 from byte_models import byte_tokenizer, save, tiny_model
 
 from rlt.config import EngineOptions
-from rlt.engines import served
-from rlt.engines.served import ServedEngine, same_model
+from rlt.engines import openai
+from rlt.engines.base import Request, Sampling
+from rlt.engines.openai import ServedEngine, same_model
 from rlt.errors import ServerError
-from rlt.generation import Request, Sampling
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_one_folder_by_two_paths_is_one_model(tmp_path: Path) -> None:
 
 
 class FakeServer:
-    """Stands in for `rlt.server.Server`: vLLM that answers each request with `choice`."""
+    """Stands in for `rlt.engines.client.Server`: vLLM that answers each request with `choice`."""
 
     url = "http://host/v1"
 
@@ -82,7 +82,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def engine_of(model: str, monkeypatch: pytest.MonkeyPatch, choice: dict[str, Any], **options: Any) -> ServedEngine:
-    monkeypatch.setattr(served, "Server", lambda *_, **__: FakeServer(model, choice))
+    monkeypatch.setattr(openai, "Server", lambda *_, **__: FakeServer(model, choice))
     return ServedEngine(EngineOptions(engine="openai", url=FakeServer.url, **options), model)
 
 

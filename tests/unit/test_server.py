@@ -6,9 +6,8 @@ import resource
 
 import pytest
 
-from rlt import server
+from rlt.engines.client import OTHER_FILES, Server
 from rlt.errors import ConfigError
-from rlt.server import Server
 
 KEY = "sk-very-secret-key"
 
@@ -42,7 +41,7 @@ def limits(monkeypatch: pytest.MonkeyPatch, soft: int, hard: int) -> list[tuple[
 def test_more_connections_than_open_files_raise_the_soft_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     made = limits(monkeypatch, 1024, 4096)
     Server("http://127.0.0.1:9/v1", max_in_flight=2048)
-    assert made == [(2048 + server.OTHER_FILES, 4096)]
+    assert made == [(2048 + OTHER_FILES, 4096)]
 
 
 def test_few_connections_change_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from rlt.statistics import (
+from rlt.results.intervals import (
     exact_interval,
     in_words,
     incomplete_beta,

@@ -4,13 +4,14 @@ import pytest
 import torch
 from byte_models import byte_tokenizer, tiny_model
 
-from rlt import models, students
 from rlt.config import AccuracyConfig, ModelOptions, RewardOptions, StudentOptions
+from rlt.engines.client import PROBE
 from rlt.errors import ConfigError, ModelError, ScoringError, ServerError
-from rlt.formats import load_format
-from rlt.logprobs import Row
-from rlt.server import PROBE
-from rlt.students import LocalModel, ServedStudent, open_students
+from rlt.models import loading
+from rlt.models.logprobs import Row
+from rlt.reward import students
+from rlt.reward.students import LocalModel, ServedStudent, open_students
+from rlt.text.formats import load_format
 
 FMT = load_format("stratos")
 TOKENIZER = byte_tokenizer()
@@ -263,7 +264,7 @@ def test_what_is_no_model_is_refused():
 
 def test_an_offloaded_model_is_back_where_it_was(monkeypatch):
     student = LocalModel(tiny_model(TOKENIZER, 0), TOKENIZER, placement="offload")
-    monkeypatch.setattr(models, "default_device", lambda: torch.device("meta"))
+    monkeypatch.setattr(loading, "default_device", lambda: torch.device("meta"))
     monkeypatch.setattr(student.model, "to", lambda device: moves.append(torch.device(device).type))
     moves: list[str] = []
     with student.in_place():

@@ -8,11 +8,12 @@ from byte_models import byte_tokenizer, tiny_model
 
 from rlt.config import AccuracyConfig, RewardOptions
 from rlt.errors import ConfigError, DataError, ScoringError
-from rlt.formats import load_format, render_student
-from rlt.logprobs import Row, hidden_states, output_head, token_logprobs
-from rlt.scoring import RewardEngine, item_of_completion
-from rlt.students import LocalModel
-from rlt.teacher_reward import TeacherReward, teacher_rows
+from rlt.models.logprobs import Row, hidden_states, output_head, token_logprobs
+from rlt.reward.items import item_of_completion
+from rlt.reward.scoring import RewardEngine
+from rlt.reward.students import LocalModel
+from rlt.reward.trl import TeacherReward, teacher_rows
+from rlt.text.formats import load_format, render_student
 from rlt.types import Problem
 
 FMT = load_format("stratos").model_copy(update={"teacher_system_prompt": "Teach.", "student_system_prompt": None})
@@ -141,7 +142,7 @@ def test_a_process_without_completions_waits_for_nobody():
 
 def test_the_seed_reaches_the_solutions_that_students_sample(monkeypatch):
     seeds = []
-    monkeypatch.setattr("rlt.scoring.student_accuracy", lambda *arguments: seeds.append(arguments[-1]) or [0.5])
+    monkeypatch.setattr("rlt.reward.scoring.student_accuracy", lambda *arguments: seeds.append(arguments[-1]) or [0.5])
     options = RewardOptions(accuracy=AccuracyConfig(task="arithmetic"))
     TeacherReward([STUDENT], TOKENIZER, FMT, options, seed=7, placebos=0)(
         ["p"], [""], [sampled("So")], question=["a"], solution=["b"], answer=["5"]

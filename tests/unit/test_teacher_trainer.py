@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlt.errors import RunError
-from rlt.teacher_trainer import is_reference, load_weights
+from rlt.training.teacher import is_reference, load_weights
 
 ACCELERATOR = SimpleNamespace(unwrap_model=lambda model: model)
 

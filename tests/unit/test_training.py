@@ -8,9 +8,10 @@ import pytest
 from trl import GRPOConfig
 
 from rlt.config import BaseModelConfig, TrainConfig, WarmupConfig
+from rlt.data.rows import read_rows
 from rlt.errors import ConfigError
-from rlt.rows import read_rows
-from rlt.training import MetricsFile, check_saving, loading, sampling_context, supervised_arguments, trainer_arguments
+from rlt.training.arguments import check_saving, loading, sampling_context, supervised_arguments, trainer_arguments
+from rlt.training.loop import MetricsFile
 
 
 @pytest.mark.parametrize(("use_vllm", "limit"), [(True, 4096), (False, 32768)])

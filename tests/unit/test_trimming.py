@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from rlt.trimming import TrimmedPadding
+from rlt.training.trimming import TrimmedPadding
 
 
 class Counting:

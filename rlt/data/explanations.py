@@ -1,0 +1,191 @@
+"""Explanations on disk: rows in shards of whole problems, each complete or absent, with a card that opens the folder.
+
+While a shard's problems are being explained, its rows stand in an append-only journal under `state/`. When its last
+row is there, the shard is written whole, in the order of the data, and the journal is removed. A process can be killed
+between any two writes: what is visible is always valid, and a resumed run leaves the files of one never cut off.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlt.data.rows import JsonlWriter, read_rows, write_rows
+from rlt.engines.base import Completion
+from rlt.outputs import write_text
+from rlt.text.formats import Format
+from rlt.types import Problem
+
+if TYPE_CHECKING:
+    import pyarrow
+
+# Rows in a shard, about; a shard is sorted in memory.
+SHARD_ROWS = 1000
+
+COLUMNS = {
+    "id": "string", "problem": "string", "sample": "int64", "question": "string", "solution": "string",
+    "answer": "string", "system": "string", "explanation": "string", "completion": "string", "closed": "bool",
+    "finish_reason": "string", "prompt_tokens": "int64", "completion_tokens": "int64", "logprob_sum": "float64",
+    "seed": "int64", "engine": "string", "text_only": "bool",
+}  # fmt: skip
+
+
+def explanation_row(
+    fmt: Format, problem: Problem, sample: int, samples: int, completion: Completion, engine: str
+) -> dict[str, Any]:
+    """The row of one explanation, with all of `COLUMNS`.
+
+    `completion` is what the teacher wrote, to the letter. `explanation` is that up to the closing tag, without the one
+    padding that belongs before the tag, where it is there: a student's text is padding + explanation + padding. `id` is
+    the problem's, with `/sample` behind it where a problem has several. `seed` is null where none was used. `engine`:
+    who wrote it, and for a server which model it served. `text_only`: the server gave no token ids.
+    """
+    text, closed = fmt.parse_completion(completion.text)
+    return {
+        "id": problem.id if samples == 1 else f"{problem.id}/{sample}", "problem": problem.id, "sample": sample,
+        "question": problem.question, "solution": problem.solution, "answer": problem.answer, "system": problem.system,
+        "explanation": text.removesuffix(fmt.padding), "completion": completion.text, "closed": closed,
+        "finish_reason": completion.finish_reason, "prompt_tokens": completion.prompt_tokens,
+        "completion_tokens": completion.completion_tokens, "logprob_sum": completion.logprob_sum, "seed": completion.seed,
+        "engine": engine, "text_only": completion.token_ids is None,
+    }  # fmt: skip
+
+
+class Shards:
+    """The explanations of one folder: `add` rows as they come, in any order; whole shards appear as they are complete.
+
+    `problems` of them, numbered by their place in the data, have `samples` rows each, but for those `left_out`, which
+    have none.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        state: Path,
+        problems: int,
+        samples: int,
+        file_format: str,
+        left_out: Collection[int] = frozenset(),
+    ) -> None:
+        self.folder, self.state, self.problems, self.samples = Path(folder), Path(state), problems, samples
+        self.left_out = left_out
+        self.file_format = file_format
+        self.per_shard = max(1, SHARD_ROWS // samples)
+        self._open: dict[int, tuple[JsonlWriter, set[tuple[int, int]]]] = {}
+
+    @property
+    def count(self) -> int:
+        """Number of shards when all is done."""
+        return math.ceil(self.problems / self.per_shard)
+
+    def path(self, shard: int) -> Path:
+        return self.folder / f"explanations-{shard:05d}.{self.file_format}"
+
+    def written(self) -> int:
+        """Rows that are on disk, in shards and journals."""
+        whole = sum(self._size(shard) for shard in range(self.count) if self.path(shard).exists())
+        return whole + sum(len(self._journal(shard)[1]) for shard in self._journals())
+
+    def missing(self) -> Iterator[tuple[int, int]]:
+        """`(position, sample)` of each row that is not on disk, in the order of the data."""
+        for shard in range(self.count):
+            if self.path(shard).exists():
+                # The process died after the shard was complete and before its journal was gone.
+                self._journal_path(shard).unlink(missing_ok=True)
+                continue
+            done = set(self._journal(shard)[1]) if self._journal_path(shard).exists() else set()
+            if len(done) == self._size(shard):
+                self._seal(shard)
+                continue
+            for position in self._positions(shard):
+                yield from ((position, sample) for sample in range(self.samples) if (position, sample) not in done)
+
+    def add(self, position: int, row: dict[str, Any]) -> None:
+        """Write one row. Raises DataError for a full disk; the rows before stay."""
+        shard = position // self.per_shard
+        journal, done = self._journal(shard)
+        journal.write([{"position": position, "row": row}])
+        done.add((position, row["sample"]))
+        if len(done) == self._size(shard):
+            self._seal(shard)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """All rows of the complete shards, in the order of the data, never all at once."""
+        for shard in range(self.count):
+            yield from (row for _, row in read_rows(self.path(shard)))
+
+    def close(self) -> None:
+        """Close the journals."""
+        for journal, _ in self._open.values():
+            journal.close()
+        self._open.clear()
+
+    def _positions(self, shard: int) -> list[int]:
+        whole = range(shard * self.per_shard, min((shard + 1) * self.per_shard, self.problems))
+        return [position for position in whole if position not in self.left_out]
+
+    def _size(self, shard: int) -> int:
+        return len(self._positions(shard)) * self.samples
+
+    def _journal_path(self, shard: int) -> Path:
+        return self.state / f"journal-{shard:05d}.jsonl"
+
+    def _journals(self) -> list[int]:
+        return [s for s in range(self.count) if self._journal_path(s).exists() and not self.path(s).exists()]
+
+    def _journal(self, shard: int) -> tuple[JsonlWriter, set[tuple[int, int]]]:
+        if shard not in self._open:
+            path = self._journal_path(shard)
+            writer = JsonlWriter(path)  # cuts off a line that was being written
+            self._open[shard] = (writer, {(line["position"], line["row"]["sample"]) for _, line in read_rows(path)})
+        return self._open[shard]
+
+    def _seal(self, shard: int) -> None:
+        journal, _ = self._journal(shard)
+        path = self._journal_path(shard)
+        rows: dict[tuple[int, int], dict[str, Any]] = {}
+        for _, line in read_rows(path):
+            rows.setdefault((line["position"], line["row"]["sample"]), line["row"])
+        write_rows(
+            self.path(shard), (rows[key] for key in sorted(rows)), schema() if self.file_format == "parquet" else None
+        )
+        journal.close()
+        del self._open[shard]
+        path.unlink()
+
+
+def schema(more: dict[str, str] | None = None) -> pyarrow.Schema:
+    """The Parquet schema of explanation rows, with the columns `more`: fixed, so that all shards have the same."""
+    import pyarrow
+
+    kinds = {
+        "string": pyarrow.string(),
+        "int64": pyarrow.int64(),
+        "float64": pyarrow.float64(),
+        "bool": pyarrow.bool_(),
+    }
+    return pyarrow.schema([(name, kinds[kind]) for name, kind in {**COLUMNS, **(more or {})}.items()])
+
+
+def write_card(folder: Path, configs: dict[str, tuple[str, dict[str, str]]], text: str) -> None:
+    """A README.md with which `datasets.load_dataset(folder)` opens the rows.
+
+    `configs`: name -> (pattern of its files, further columns); the first is the default.
+    """
+    lines = ["---", "configs:"]
+    for number, (name, (pattern, _)) in enumerate(configs.items()):
+        lines += [
+            f"- config_name: {name}",
+            f"  data_files: {json.dumps(pattern)}",
+            *(["  default: true"] if not number else []),
+        ]
+    lines.append("dataset_info:")
+    for name, (_, more) in configs.items():
+        lines += [f"- config_name: {name}", "  features:"]
+        for column, kind in {**COLUMNS, **more}.items():
+            lines += [f"  - name: {column}", f"    dtype: {kind}"]
+    lines += ["tags: [rlt, explanations]", "---", "", text]
+    write_text(Path(folder) / "README.md", "\n".join(lines))

@@ -1,0 +1,220 @@
+"""Datasets to problems: the hub, JSONL, JSON and Parquet; known schemas; validation that names file, row and column."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlt.config import DataConfig
+from rlt.data.rows import read_rows
+from rlt.errors import DataError
+from rlt.text.formats import Format, check_problem
+from rlt.types import Problem
+
+COLUMNS = ("id", "question", "solution", "answer", "explanation", "system")
+
+
+class Problems(Sequence[Problem]):
+    """Valid problems in the order of the data, and why rows were dropped (`on_invalid: skip`)."""
+
+    def __init__(self, problems: Sequence[Problem], dropped: Sequence[str] = ()) -> None:
+        self._problems = tuple(problems)
+        self.dropped = tuple(dropped)
+
+    def __len__(self) -> int:
+        return len(self._problems)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._problems[index]
+
+    def summary(self) -> str:
+        """One line: how many problems, how many rows dropped and for which reasons."""
+        if not self.dropped:
+            return f"{len(self)} problems"
+        reasons = Counter(line.partition(": ")[2] for line in self.dropped)
+        listed = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
+        return f"{len(self)} problems, {len(self.dropped)} rows dropped ({listed})"
+
+
+def load_problems(data: DataConfig, fmt: Format | None = None, *, need: tuple[str, ...] = ()) -> Problems:
+    """All valid problems of `data`, in order. `need` names optional columns that every row must have.
+
+    With `fmt`, questions and solutions that contain one of its tags are invalid. Raises DataError with file, row, column
+    and the fix at the first invalid row, or drops it and says so in `.dropped` where `data.on_invalid` is `skip`.
+    """
+    dropped: list[str] = []
+    problems = list(iter_problems(data, fmt, need=need, dropped=dropped))
+    if not problems:
+        reason = f" All {len(dropped)} rows were invalid; the first: {dropped[0]}" if dropped else " It has no rows."
+        raise DataError(f"{data.path}: no problem left.{reason}")
+    duplicates = [key for key, count in Counter(problem.id for problem in problems).items() if count > 1]
+    if duplicates:
+        raise DataError(
+            f"{data.path}: column `id` repeats ({duplicates[0]!r} and {len(duplicates) - 1} more). Every problem needs its own."
+        )
+    return Problems(problems, dropped)
+
+
+def iter_problems(
+    data: DataConfig, fmt: Format | None = None, *, need: tuple[str, ...] = (), dropped: list[str] | None = None
+) -> Iterator[Problem]:
+    """The problems of `data` one at a time, for files larger than memory; invalid rows as `load_problems` treats them."""
+    count = 0
+    for number, (where, row) in enumerate(rows_of(data)):
+        if number < data.skip:
+            continue
+        try:
+            problem = problem_of(row, where, str(number), data.columns)
+            for column in need:
+                if getattr(problem, column) is None:
+                    raise DataError(f"{where}: column `{column}` is missing, and this stage needs it.")
+            if fmt is not None:
+                check_problem(fmt, problem, where)
+        except DataError as error:
+            if data.on_invalid == "error":
+                raise DataError(f"{error} Or set `on_invalid: skip`.") from error
+            if dropped is not None:
+                dropped.append(str(error))
+            continue
+        yield problem
+        count += 1
+        if data.limit is not None and count >= data.limit:
+            return
+
+
+# -- one row ---------------------------------------------------------------------------------------------------------------
+
+
+def problem_of(row: dict[str, Any], where: str, default_id: str, columns: dict[str, str] | None = None) -> Problem:
+    """The problem in one row: by the mapping `columns` (ours -> the file's), else by the schema that the row has.
+
+    Known without a mapping: question/solution (+ answer, explanation, system, id), Bespoke-Stratos (`system`,
+    `conversations`), GSM8K (`question`, `answer` with `####`), MATH (`problem`, `solution`). Texts are taken as they
+    are; an `answer` may be a number. Raises DataError, naming the column, for whatever else stands there.
+    """
+    values = _mapped(row, where, columns) if columns else _known_schema(row, where)
+    for column in ("question", "solution"):
+        text = values.get(column)
+        if text is None or (isinstance(text, str) and not text.strip()):
+            state = "missing" if text is None else "empty"
+            raise DataError(f"{where}: column `{column}` is {state}; every problem needs a {column}. Drop the row.")
+    answer, key = values.get("answer"), values.get("id", row.get("id"))
+    if isinstance(answer, int) or (isinstance(answer, float) and math.isfinite(answer)):
+        values["answer"] = str(answer)
+    values["id"] = default_id if key is None else str(key)
+    return Problem(**{column: text_of(value, where, column) for column, value in values.items()})  # type: ignore[arg-type]
+
+
+def text_of(value: Any, where: str, column: str) -> str | None:
+    """The text in a column, or None where there is none; raises DataError for a value that is no text, or not all of it."""
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise DataError(f"{where}: column `{column}` is a {type(value).__name__}, not text. Mend or drop the row.")
+    if half := re.search("[\ud800-\udfff]", value):
+        raise DataError(
+            f"{where}: column `{column}` has half a character (a lone surrogate, {half[0]!a}) at position "
+            f"{half.start()}. Mend or drop the row."
+        )
+    return value
+
+
+def _columns(row: dict[str, Any]) -> str:
+    # A name may hold a lone surrogate too, which no terminal could show.
+    return ", ".join(sorted(row)).encode("utf-8", "backslashreplace").decode()
+
+
+def _mapped(row: dict[str, Any], where: str, columns: dict[str, str]) -> dict[str, Any]:
+    unknown = [column for column in columns if column not in COLUMNS]
+    if unknown:
+        raise DataError(f"`columns`: {unknown[0]!r} is no column of ours; those are {', '.join(COLUMNS)}.")
+    for ours, theirs in columns.items():
+        if theirs not in row:
+            raise DataError(f"{where}: column `{theirs}` (mapped to `{ours}`) is missing; the row has {_columns(row)}.")
+    rest = {column: row[column] for column in COLUMNS if column in row and column not in columns}
+    return {**rest, **{ours: row[theirs] for ours, theirs in columns.items()}}
+
+
+def _known_schema(row: dict[str, Any], where: str) -> dict[str, Any]:
+    if "conversations" in row and (row.get("question") is None or row.get("solution") is None):
+        return _stratos(row, where)
+    if "problem" in row and "question" not in row:
+        row = {**row, "question": row["problem"]}
+    if "question" not in row:
+        raise DataError(
+            f"{where}: column `question` is missing; the row has {_columns(row)}. Name the right one with "
+            "`columns: {question: THEIRS, solution: THEIRS}`."
+        )
+    if row.get("solution") is None and isinstance(row.get("answer"), str) and "####" in row["answer"]:
+        return _gsm8k(row)
+    return {column: row[column] for column in COLUMNS if column in row}
+
+
+def _gsm8k(row: dict[str, Any]) -> dict[str, Any]:
+    # The worked answer carries calculator marks (<<2+3=5>>), which are no part of what a person would write.
+    steps, _, answer = row["answer"].rpartition("####")
+    answer = answer.strip().replace(",", "")
+    steps = re.sub(r"<<[^>]*>>", "", steps).strip()
+    rest = {column: row[column] for column in COLUMNS if column in row}
+    return {**rest, "solution": f"{steps}\nThe answer is {answer}.", "answer": answer}
+
+
+_STRATOS = re.compile(
+    r"<\|begin_of_thought\|>(?P<thought>.*?)<\|end_of_thought\|>\s*<\|begin_of_solution\|>(?P<solution>.*?)<\|end_of_solution\|>",
+    re.DOTALL,
+)
+
+
+def _stratos(row: dict[str, Any], where: str) -> dict[str, Any]:
+    turns = row["conversations"]
+    texts: dict[str, Any] = {}
+    for turn in turns if isinstance(turns, list) else []:
+        if isinstance(turn, dict):
+            who = str(turn.get("from"))
+            texts.setdefault({"human": "user", "gpt": "assistant"}.get(who, who), turn.get("value"))
+    if not isinstance(texts.get("user"), str) or not isinstance(texts.get("assistant"), str):
+        raise DataError(
+            f"{where}: column `conversations` needs a `user` and an `assistant` turn with `from` and `value`."
+        )
+    match = _STRATOS.search(texts["assistant"])
+    if match is None:
+        raise DataError(
+            f"{where}: column `conversations`: the assistant's turn has no complete thought and solution tags. "
+            "Drop the row."
+        )
+    # The format writes padding around an explanation, but none around a solution: that stays as it is, to the letter.
+    values = {"question": texts["user"], "solution": match["solution"], "explanation": match["thought"].strip("\n")}
+    return values | ({"system": row["system"]} if row.get("system") else {})
+
+
+# -- where rows come from ----------------------------------------------------------------------------------------------------
+
+
+def rows_of(data: DataConfig) -> Iterable[tuple[str, dict[str, Any]]]:
+    """`(where, row)` of each row that `data` names: of a file, a folder or a hub dataset; raises DataError."""
+    path = Path(data.path).expanduser()
+    if path.exists() or path.suffix in (".jsonl", ".json", ".parquet") or data.path.startswith((".", "/", "~")):
+        split = path / data.split
+        return read_rows(split if path.is_dir() and split.is_dir() else path)
+    return _hub_rows(data)
+
+
+def _hub_rows(data: DataConfig) -> Iterator[tuple[str, dict[str, Any]]]:
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(data.path, data.name, split=data.split, streaming=data.stream)
+    except (OSError, ValueError, ConnectionError) as error:
+        offline = os.environ.get("HF_HUB_OFFLINE") == "1" or isinstance(error, ConnectionError)
+        reason = "the hub cannot be reached" if offline else str(error).strip().splitlines()[0]
+        raise DataError(
+            f"{data.path}: neither a file nor a dataset that could be loaded ({reason}). Give a local file as "
+            "`data`, or check the name."
+        ) from error
+    for number, row in enumerate(rows, 1):
+        yield f"{data.path} ({data.split}) row {number}", dict(row)

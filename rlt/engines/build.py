@@ -1,0 +1,36 @@
+"""The engine that a configuration names."""
+
+from __future__ import annotations
+
+from rlt.config import EngineOptions
+from rlt.engines.base import Engine
+from rlt.errors import ConfigError
+
+
+def build_engine(options: EngineOptions, model: str, *, dtype: str = "auto", trust_remote_code: bool = False) -> Engine:
+    """The engine that `options` name, for the model (or, at a server, the tokenizer) of a folder or hub name.
+
+    Raises ConfigError for options that exclude each other, ServerError for a server that is absent, refuses or has
+    another model, DependencyError with the install line of a missing extra, ModelError for what is no model.
+    """
+    if options.engine == "openai" and not options.url:
+        raise ConfigError("engine `openai` needs `url`, the server's address, for example http://127.0.0.1:8000/v1.")
+    if options.engine != "openai" and options.url:
+        raise ConfigError(
+            f"`url` is for engine `openai`, not `{options.engine}`. Set `engine: openai` or leave it out."
+        )
+    if options.ray is not None:
+        from rlt.engines.ray import RayEngine
+
+        return RayEngine(options, model, build_engine, dtype=dtype, trust_remote_code=trust_remote_code)
+    if options.engine == "openai":
+        from rlt.engines.openai import ServedEngine
+
+        return ServedEngine(options, model, trust_remote_code=trust_remote_code)
+    if options.engine == "vllm":
+        from rlt.engines.vllm import EmbeddedEngine
+
+        return EmbeddedEngine(options, model, dtype=dtype, trust_remote_code=trust_remote_code)
+    from rlt.engines.hf import LocalEngine
+
+    return LocalEngine(options, model, dtype=dtype, trust_remote_code=trust_remote_code)

@@ -1,0 +1,60 @@
+"""Small models from nothing: a word-level tokenizer with a chat template, and a Llama of any size with random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from rlt.text.formats import Format
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+PAD, UNK, END, USER = "<pad>", "<unk>", "<end>", "<user>"
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] }} "
+    "{% elif m['role'] == 'user' %}" + USER + " {{ m['content'] }} "
+    "{% else %}{% generation %}{{ m['content'] }}" + END + "{% endgeneration %}{% endif %}{% endfor %}"
+)
+# Untied embeddings with a wide initialisation: tied ones with the usual 0.02 did not learn arithmetic at this size.
+DEFAULT_SHAPE: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 256,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": False,
+    "initializer_range": 0.1,
+}
+
+
+def word_tokenizer(words: Iterable[str], fmt: Format) -> PreTrainedTokenizerFast:
+    """A tokenizer in which each of `words` and each tag of `fmt` is one token, with a chat template."""
+    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokens = [PAD, UNK, END, USER, *fmt.tags.all(), *words]
+    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(dict.fromkeys(tokens))}, unk_token=UNK))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens([PAD, UNK, END])
+    # Tags are ordinary tokens, not special ones: decoding "without special tokens" must not drop them.
+    tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in (USER, *fmt.tags.all())])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, unk_token=UNK, eos_token=END, padding_side="left",
+        clean_up_tokenization_spaces=False, model_input_names=["input_ids", "attention_mask"],
+    )  # fmt: skip
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def tiny_llama(tokenizer: PreTrainedTokenizerFast, seed: int, shape: dict[str, Any] | None = None) -> LlamaForCausalLM:
+    """A Llama with random weights for `tokenizer`; `shape` overrides `DEFAULT_SHAPE` (arguments of LlamaConfig)."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None, **{**DEFAULT_SHAPE, **(shape or {})},
+    )  # fmt: skip
+    return LlamaForCausalLM(config)

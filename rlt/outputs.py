@@ -1,0 +1,366 @@
+"""What a stage leaves on disk and how it is found again: begin, refuse, resume, finish.
+
+A stage's output is a folder (or one file of rows). Beside its results stands `stage.json` (for a file:
+`FILE.stage.json`): the resolved configuration, versions, whether the stage is complete, and which outputs of other
+stages it was made from. While a process writes an output it holds the lock `.stage.lock` there.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import platform
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+from rlt.config import StageConfig
+from rlt.data.rows import ROW_FILES
+from rlt.errors import RunError
+
+try:
+    import fcntl
+except ImportError:  # Windows: outputs are not locked there
+    fcntl = None  # type: ignore[assignment]
+
+# Keys that say how fast or where, not what: they may differ when a stage goes on.
+INCIDENTAL = frozenset({
+    "output", "launch", "batch_tokens", "packing", "batch_size", "max_in_flight", "timeout", "retry_for", "url",
+    "api_key_env", "student_api_key_env", "workers", "ray", "ray_workers", "student_placement", "grade_timeout",
+    "grade_workers",
+    *(f"engine_options.{key}" for key in (
+        "gpu_memory_utilization", "tensor_parallel_size", "pipeline_parallel_size", "max_num_seqs",
+        "max_num_batched_tokens", "enforce_eager", "cpu_offload_gb")),
+    *(f"trainer.{key}" for key in (
+        "vllm_server_base_url", "vllm_server_host", "vllm_server_port", "vllm_server_timeout", "vllm_group_port",
+        "vllm_gpu_memory_utilization", "vllm_tensor_parallel_size", "vllm_enable_sleep_mode", "save_strategy",
+        "save_steps", "save_total_limit", "gradient_checkpointing", "dataloader_num_workers", "dataloader_pin_memory",
+        "disable_tqdm", "report_to", "run_name", "push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo")),
+})  # fmt: skip
+_SERVED = re.compile(r"^https?://[^#]*")  # what follows # names the model behind an address
+VERSIONED = ("torch", "transformers", "trl", "datasets", "accelerate", "peft", "vllm")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a stage made: where, and its numbers (also in `stage.json`)."""
+
+    output: Path
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class StageFolder:
+    """The output of one stage while it runs. `result` is set when it was complete before; `resumed` when it was begun."""
+
+    stage: str
+    config: StageConfig
+    state_file: Path
+    resumed: bool
+    result: Result | None
+    inputs: dict[str, str]
+    seconds_before: float
+    started: float
+    lock: IO[str] | None
+
+    @property
+    def path(self) -> Path:
+        return Path(self.config.output)
+
+    def finish(self, metrics: Mapping[str, Any]) -> Result:
+        """Mark the stage complete with its numbers and return its Result.
+
+        `seconds` is the time of all its starts; one that was killed counts until the last file that it wrote.
+        """
+        if not is_main_process():
+            return Result(self.path, dict(metrics))
+        elapsed = round(self.seconds_before + time.time() - self.started, 3)
+        numbers = {"seconds": elapsed, **metrics}
+        finished = datetime.now(UTC).isoformat()
+        self._write_state({"complete": True, "finished": finished, "seconds": elapsed, "metrics": numbers})
+        _release(self.lock)
+        return Result(self.path, numbers)
+
+    def _write_state(self, more: Mapping[str, Any]) -> None:
+        state = {"stage": self.stage, "config": _dumped(self.config), "versions": versions(), "inputs": self.inputs}
+        write_text(self.state_file, json.dumps({**state, **more}, indent=1, ensure_ascii=False) + "\n")
+
+
+def is_main_process() -> bool:
+    """Whether this process is the only one, or the first of those that were launched together."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def begin(stage: str, config: StageConfig) -> StageFolder:
+    """The output of `stage`, ready to be written, resumed, or already complete.
+
+    Raises RunError if it was made with another configuration or from other inputs (naming the keys that differ and two
+    commands that help), if it has content that no stage of rlt made, or if another process is writing it. Of processes
+    launched together the first one begins.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate import PartialState
+
+        with PartialState().main_process_first():
+            return _begin(stage, config)
+    return _begin(stage, config)
+
+
+def _begin(stage: str, config: StageConfig) -> StageFolder:
+    output = Path(config.output)
+    try:
+        _folder_of(output).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{output}: cannot be made ({error.strerror}). Choose another --output.") from error
+    state, lock = read_state(output), None
+    if is_main_process() and not (state and state["complete"]):
+        lock = _hold(output)
+        state = read_state(output)  # as its holder left it
+    try:
+        if state is None:
+            _refuse_foreign(output)
+        else:
+            _refuse_changes(stage, config, state, output)
+    except RunError:
+        _release(lock)
+        raise
+    folder = StageFolder(
+        stage, config, state_file_of(output), state is not None, None, inputs_of(config), _seconds(state, output),
+        time.time(), lock,
+    )  # fmt: skip
+    if state is not None and state["complete"]:
+        folder.result = Result(output, state["metrics"])
+        _release(lock)
+    elif is_main_process():
+        folder._write_state({"complete": False, "started": folder.started, "seconds": folder.seconds_before})
+    return folder
+
+
+def _refuse_foreign(output: Path) -> None:
+    # A partial state is our own: the process died while it wrote the first one.
+    ours = (".stage.json.", ".stage.lock")
+    if output.is_dir() and any(not file.name.startswith(ours) for file in output.iterdir()):
+        raise RunError(
+            f"{output}: holds files that rlt did not make. Choose another --output, or empty the folder first."
+        )
+    if output.is_file():
+        raise RunError(f"{output}: exists, and rlt did not make it. Choose another --output, or remove it first.")
+
+
+def _refuse_changes(stage: str, config: StageConfig, state: Mapping[str, Any], output: Path) -> None:
+    if state.get("stage") != stage:
+        raise RunError(f"{output}: made by the stage `{state.get('stage')}`, not `{stage}`. Choose another --output.")
+    changes = differences(state, config)
+    if changes:
+        raise RunError(
+            f"{output}: made with another configuration: {'; '.join(changes)}. Mixing the two would mislead. Either keep it "
+            f"and write elsewhere (`rlt run RECIPE --name NEW_NAME`, or `rlt {stage} ... --output OTHER`), or start over "
+            f"(`rlt run RECIPE --restart`, or remove {' and '.join(map(str, files_of(output)))})."
+        )
+
+
+def _seconds(state: Mapping[str, Any] | None, output: Path) -> float:
+    """Seconds that earlier starts took, by the newest file that the last one left: nothing else outlives a `kill -9`."""
+    if state is None or "started" not in state:
+        return 0.0
+    files = [*output.rglob("*")] if output.is_dir() else files_of(output)
+    written = [file.stat().st_mtime for file in files if file.is_file() and file != _lock_file_of(output)]
+    return float(state["seconds"]) + max(0.0, max(written, default=0.0) - state["started"])
+
+
+# -- what an output was made with and from -----------------------------------------------------------------------------
+
+
+def differences(state: Mapping[str, Any], config: StageConfig) -> list[str]:
+    """What keeps a stage of this configuration from going on with the output of this state, in words; empty: nothing.
+
+    Keys that decide what is made (not INCIDENTAL ones), and inputs that are not those it was made from.
+    """
+    return changed_keys(state["config"], _dumped(config)) + [
+        f"its input {path} was made anew or removed since"
+        for path, finished in state.get("inputs", {}).items()
+        if (read_state(Path(path)) or {}).get("finished") != finished
+    ]
+
+
+def changed_keys(there: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The keys of two dumped configurations that differ and decide what a stage makes: `train.x`: 1 there, 2 now."""
+    lines = []
+    for key in sorted({*there, *now}):
+        name, old, new = prefix + key, there.get(key), now.get(key)
+        if name in INCIDENTAL:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            lines += changed_keys(old, new, f"{name}.")
+        elif (_served(old) != _served(new)) if name == "student" else (old != new):
+            lines.append(f"`{name}`: {old!r} there, {new!r} now")
+    return lines
+
+
+def _served(students: Any) -> Any:
+    """Students without their servers' addresses."""
+    return [_SERVED.sub("served", name) for name in students] if isinstance(students, list) else students
+
+
+def inputs_of(config: StageConfig) -> dict[str, str]:
+    """Path -> when it was finished, for each complete output of a stage that a key of the configuration names.
+
+    Also of outputs with a file in them that is named (`quarters/band-1.jsonl`).
+    """
+    found = {}
+    for text in _texts({key: value for key, value in _dumped(config).items() if key != "output"}):
+        if text and os.path.exists(text):
+            for path in (Path(text), Path(text).parent):
+                finished = (read_state(path) or {}).get("finished")
+                if finished is not None:
+                    found[str(path)] = finished
+                    break
+    return found
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item)
+
+
+def _dumped(config: StageConfig) -> dict[str, Any]:
+    # By way of JSON, so that it equals what is read from a state file.
+    dumped: dict[str, Any] = json.loads(config.model_dump_json())
+    return dumped
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+def state_file_of(output: Path) -> Path:
+    """Where the state of the stage with this output stands."""
+    output = Path(output)
+    return output.with_name(f"{output.name}.stage.json") if output.suffix in ROW_FILES else output / "stage.json"
+
+
+def _lock_file_of(output: Path) -> Path:
+    state = state_file_of(output)
+    return state.with_name(f".{state.stem}.lock")
+
+
+def _folder_of(output: Path) -> Path:
+    return output.parent if output.suffix in ROW_FILES else output
+
+
+def files_of(output: Path) -> list[Path]:
+    """What has to be removed to start over: the folder, or the file with what stands beside it."""
+    output = Path(output)
+    if output.suffix not in ROW_FILES:
+        return [output] if output.exists() else []
+    rows = output.with_name(f"{output.name}.rows.jsonl")  # of a Parquet file that is not complete
+    return [file for file in (output, rows, state_file_of(output), _lock_file_of(output)) if file.exists()]
+
+
+def remove_output(output: Path) -> None:
+    """Remove a stage's output with its state. Raises RunError while another process writes it."""
+    check_free(output)
+    for path in files_of(output):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def read_state(output: Path) -> dict[str, Any] | None:
+    """`stage.json` of a stage's output; None where there is none, or where a complete output is gone but its state left."""
+    path = state_file_of(output)
+    if not path.is_file():
+        return None
+    state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return state if Path(output).exists() or not state["complete"] else None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file's text so that at every moment the old or the new one is there, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+# -- one writer --------------------------------------------------------------------------------------------------------
+
+
+def check_free(output: Path) -> None:
+    """Raises RunError, naming the process, where another process is writing this output."""
+    if _lock_file_of(output).exists():
+        _release(_hold(Path(output)))
+
+
+def _hold(output: Path) -> IO[str] | None:
+    """The output's lock file, locked until it is released or this process ends, however it ends.
+
+    A record lock: processes forked off this one do not hold it, so that none of them keeps an output locked.
+    """
+    if fcntl is None:
+        return None
+    path = _lock_file_of(output)
+    while True:
+        try:
+            file = path.open("a+", encoding="utf-8")
+        except OSError as error:
+            raise RunError(f"{output}: cannot be written ({error.strerror}). Choose another --output.") from error
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            file.close()
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise RunError(
+                    f"{output}: process {holder} is writing it. Wait for it or end it, then run this again."
+                ) from None
+            return None  # a file system without locks
+        if os.fstat(file.fileno()).st_nlink:
+            break
+        file.close()  # its holder finished, and removed it, a moment ago
+    file.truncate(0)
+    file.write(f"{os.getpid()} on {platform.node()}")
+    file.flush()
+    return file
+
+
+def _release(lock: IO[str] | None) -> None:
+    if lock is not None and not lock.closed:
+        Path(lock.name).unlink(missing_ok=True)
+        lock.close()
+
+
+# -- versions ----------------------------------------------------------------------------------------------------------
+
+
+def versions() -> dict[str, str]:
+    """Versions of rlt, Python and the libraries that decide results, of those that are installed."""
+    from rlt import __version__
+
+    found = {"rlt": __version__, "python": platform.python_version()}
+    for name in VERSIONED:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def complete_before(stage: str, config: StageConfig) -> Result | None:
+    """The stage's Result where it is complete already, so that nothing has to be read again; else None."""
+    state = read_state(config.output)
+    return begin(stage, config).result if state is not None and state.get("complete") else None

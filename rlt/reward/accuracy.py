@@ -1,0 +1,89 @@
+"""The accuracy reward: how often a student that has read the explanation gets the answer right.
+
+The first reports of RLT describe the reward this way; the published code refuses it. It costs `samples` generations an
+explanation where the dense reward costs one forward pass.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rlt.config import AccuracyConfig
+from rlt.engines.base import Completion, Request, Sampling, request_seed
+from rlt.errors import ScoringError
+from rlt.tasks.grading import GraderPool
+from rlt.text.formats import Format, render_student
+
+if TYPE_CHECKING:
+    from rlt.reward.items import ScoreItem
+    from rlt.reward.students import Scorer
+
+
+def student_accuracy(
+    student: Scorer,
+    fmt: Format,
+    items: Sequence[ScoreItem],
+    config: AccuracyConfig,
+    graders: GraderPool,
+    seed: int = 0,
+) -> list[float | ScoringError]:
+    """For each item the share, in [0, 1], of right ones among `config.samples` solutions that the student samples.
+
+    The student's prompt is its text up to the opened solution: question and explanation, closed as for scoring. Samples
+    depend on `seed`, question and explanation, not on the other items. In place of a share stands why there is none: no
+    `answer`, or one that cannot be graded; a solution that the end of the context cut off, or whose grader failed.
+    """
+    errors = _answer_errors(items, graders)
+    prompts = {}
+    for i, item in enumerate(items):
+        if i not in errors:
+            rendered = render_student(fmt, student.tokenizer, item.problem, item.body)
+            prompts[i] = rendered.text[: rendered.spans["solution"][0]]
+    requests = [
+        Request(f"{i}", prompt, request_seed(seed, items[i].problem.question, items[i].body, sample))
+        for i, prompt in prompts.items()
+        for sample in range(config.samples)
+    ]
+    tags = fmt.tags.solution
+    sampling = Sampling(config.max_tokens, config.temperature, stop=(tags.close,))
+    written: dict[int, list[Completion]] = defaultdict(list)
+    for completion in student.engine().generate(requests, sampling):
+        written[int(completion.key)].append(completion)
+    for i in prompts:
+        # Fewer tokens than were asked for: that is no verdict on the explanation.
+        short = [c for c in written[i] if c.finish_reason == "length" and c.completion_tokens < config.max_tokens]
+        if short:
+            errors[i] = (
+                f"the student's context ends after {short[0].completion_tokens} tokens of a solution; set "
+                f"`accuracy.max_tokens`, {config.max_tokens}, so that prompt and solution fit"
+            )
+    whole = [i for i in prompts if i not in errors]
+    responses = [
+        (tags.open + completion.text, items[i].problem.answer or "", items[i].problem.question)
+        for i in whole
+        for completion in written[i]
+    ]
+    verdicts = iter(graders.grade(responses, fmt))
+    shares: dict[int, float] = {}
+    for i in whole:
+        own = [next(verdicts) for _ in written[i]]
+        failed = next((verdict.error for verdict in own if verdict.error is not None), None)
+        if failed is not None:
+            errors[i] = f"a solution could not be graded: {failed}"
+        shares[i] = sum(verdict.correct for verdict in own) / len(own)
+    return [ScoringError(errors[i]) if i in errors else shares[i] for i in range(len(items))]
+
+
+def _answer_errors(items: Sequence[ScoreItem], graders: GraderPool) -> dict[int, str]:
+    errors = {
+        i: "the accuracy reward needs the column `answer`"
+        for i, item in enumerate(items)
+        if not (item.problem.answer or "").strip()
+    }
+    asked = [(i, item.problem.answer or "", item.problem.question) for i, item in enumerate(items) if i not in errors]
+    reasons = graders.check([(answer, question) for _, answer, question in asked])
+    return errors | {
+        i: f"column `answer`: {reason}" for (i, _, _), reason in zip(asked, reasons, strict=True) if reason is not None
+    }

@@ -1,0 +1,98 @@
+"""What is scored and what comes of it: an explanation with its problem, a model's tokens of it, its reward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from rlt.errors import ServerError
+from rlt.text.formats import Format
+from rlt.types import Problem, RewardParts
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One model's tokens of an explanation: those wholly inside the tags, padding included.
+
+    `ids` `(n,)`; `boundaries` `(n + 1,)` characters from the opening tag's end before and after each; `logprobs` `(n,)`
+    float32 in nats, at the scoring temperature; `hidden` `(n, H)`, the states that predict them, for the exact KL.
+    """
+
+    ids: list[int]
+    boundaries: list[int]
+    logprobs: torch.Tensor | None = None
+    hidden: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreItem:
+    """One explanation to be scored.
+
+    `body` is all that stands between the thought tags, padding included; `closed` whether the teacher wrote its closing
+    tag. `teacher` is the teacher's side where it is known already (in training: the sampled tokens and the policy's
+    log-probs of them); None lets the engine's teacher compute it.
+    """
+
+    problem: Problem
+    body: str
+    closed: bool = True
+    teacher: Side | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredRow:
+    """The reward of one explanation: `parts` over all students, and of each student where there are several.
+
+    `accuracy` is the share of right solutions among those that the students sampled: their mean, or that of the student
+    whose parts these are (`aggregate` `min`); `accuracies` are each one's where there are several. The lifts are `r_ss`
+    minus what it is with an empty explanation, and with another question's: near 0 means that any text would earn this
+    reward.
+    """
+
+    parts: RewardParts
+    students: dict[str, RewardParts] = field(default_factory=dict)
+    accuracy: float | None = None
+    accuracies: dict[str, float] = field(default_factory=dict)
+    lift_over_empty: float | None = None
+    lift_over_shuffled: float | None = None
+
+    @classmethod
+    def failed(cls, error: str) -> ScoredRow:
+        """A row that could not be scored, and why."""
+        return cls(RewardParts(error=error))
+
+    def to_row(self) -> dict[str, Any]:
+        """The columns of `rlt score`: every part, and the others where they were asked for."""
+        more: dict[str, Any] = {
+            name: value
+            for name in ("accuracy", "lift_over_empty", "lift_over_shuffled")
+            if (value := getattr(self, name)) is not None
+        }
+        if self.students:
+            more["students"] = {
+                name: parts.to_row() | ({"accuracy": self.accuracies[name]} if self.accuracies else {})
+                for name, parts in self.students.items()
+            }
+        return {**self.parts.to_row(), **more}
+
+
+class StudentLost(ServerError):
+    """A student's server is gone. `rows`: those that were scored before, from the first on."""
+
+    def __init__(self, message: str, rows: Sequence[ScoredRow] = ()) -> None:
+        super().__init__(message)
+        self.rows = list(rows)
+
+
+def item_of_explanation(fmt: Format, problem: Problem, explanation: str) -> ScoreItem:
+    """What is scored for a finished explanation: the text with the format's padding around it."""
+    return ScoreItem(problem, fmt.thought_body(explanation))
+
+
+def item_of_completion(fmt: Format, problem: Problem, completion: str) -> ScoreItem:
+    """What is scored for a teacher's raw completion: its text up to the closing tag, exactly as written."""
+    text, closed = fmt.parse_completion(completion)
+    return ScoreItem(problem, fmt.body_of_completion(text), closed)

@@ -1,0 +1,480 @@
+"""The reward engine: explanations in, rewards with their parts out, for one student or several.
+
+Each student reads question, explanation and solution once; that one forward pass serves both terms. The teacher's side
+comes from a teacher model, or, in training, from the log-probs that the policy's step has computed already. A row that
+cannot be scored says why and leaves the others alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from rlt.config import AccuracyConfig, RewardOptions
+from rlt.errors import ConfigError, ModelError, RltError, ScoringError, ServerError
+from rlt.models.logprobs import Head, Progress, Row, exact_kl, is_sharded, project
+from rlt.reward.accuracy import student_accuracy
+from rlt.reward.formula import divergence, reward_parts, stretch_sums
+from rlt.reward.items import ScoredRow, ScoreItem, Side, StudentLost
+from rlt.reward.students import LocalModel, Scorer, check_estimator, close_students, same_tokens
+from rlt.tasks.grading import GraderPool
+from rlt.text.formats import Format, Rendered, render_student, render_teacher
+from rlt.text.tokens import Tokenized, aligned, tokenize
+from rlt.types import RewardParts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Texts whose hidden states are held at once for the exact KL, in tokens.
+HELD_TOKENS = 65536
+
+
+class RewardEngine:
+    """Scores explanations for `students` under `options`; `r_kl` where a teacher's side is known.
+
+    `teacher` computes that side; `teacher_tokenizer` is enough where items bring it along. Raises ConfigError for what
+    a student cannot do (a served one: temperature, `exact`), for `exact` between different tokenizers, and for two
+    students of one name. `close` ends what it holds beside models: connections and graders.
+    """
+
+    def __init__(
+        self,
+        students: Sequence[Scorer],
+        fmt: Format,
+        options: RewardOptions,
+        teacher: LocalModel | None = None,
+        teacher_tokenizer: PreTrainedTokenizerBase | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.students, self.fmt, self.options, self.teacher = list(students), fmt, options.resolved(), teacher
+        self.seed = seed
+        self.temperature, self.estimator = self.options.score_temperature or 1.0, self.options.estimator or "k1"
+        theirs = teacher.tokenizer if teacher is not None else teacher_tokenizer
+        names = [student.name for student in self.students]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"students must have names of their own; these are {', '.join(names)}.")
+        self._graders: GraderPool | None = None
+        self._same_tokens = [theirs is not None and same_tokens(theirs, student.tokenizer) for student in students]
+        for student in self.students:
+            student.check(self.options)
+            if theirs is not None:
+                check_estimator(student.name, student.tokenizer, theirs, self.options)
+
+    @property
+    def passes(self) -> int:
+        """How many forward passes read each row, a teacher's included."""
+        return len(self.students) + (self.teacher is not None)
+
+    # -- the reward --------------------------------------------------------------------------------------------------
+
+    def score(
+        self, items: Sequence[ScoreItem], *, teacher_head: Head | None = None, progress: Progress | None = None
+    ) -> list[ScoredRow]:
+        """The reward of each item, in order; what cannot be scored has an `error` and no numbers.
+
+        A row's numbers do not depend on the rows beside it. `teacher_head`: the policy's output layer, for the exact KL
+        where items bring hidden states along. `progress` gets, for each model, numbers of rows and tokens read. Raises
+        StudentLost, with the rows before, where the server of a student answers no longer.
+        """
+        errors: list[str | None] = [None] * len(items)
+        prepared = [self._prepare(student, items, errors) for student in self.students]
+        teachers = self._prepare_teacher(items, errors)
+        live = [i for i in range(len(items)) if errors[i] is None]
+        accuracy = self.options.accuracy
+        with self.in_place():
+            if accuracy is not None and accuracy.only:
+                parts: dict[int, list[RewardParts | RltError]] = {i: self._penalties(items[i]) for i in live}
+            elif self.estimator == "exact" and any(teachers):
+                parts = self._score_exactly(items, prepared, teachers, live, teacher_head, progress)
+            else:
+                parts = self._score_sampled(items, prepared, teachers, live, progress)
+            lost = {i: part for i in live for part in parts[i] if isinstance(part, ServerError)}
+            if lost and accuracy is not None:
+                raise StudentLost(str(lost[min(lost)]))
+            shares = self._accuracies([items[i] for i in live], accuracy)
+        share_of = dict(zip(live, zip(*shares, strict=True), strict=True)) if shares else {}
+        rows = [
+            ScoredRow.failed(error) if error is not None else self._combined(parts[i], share_of.get(i))
+            for i, error in enumerate(errors)
+        ]
+        if lost:
+            raise StudentLost(str(lost[min(lost)]), rows[: min(lost)])
+        return rows
+
+    def _accuracies(
+        self, items: Sequence[ScoreItem], accuracy: AccuracyConfig | None
+    ) -> list[list[float | ScoringError]]:
+        if accuracy is None or not items:
+            return []
+        if self._graders is None:
+            self._graders = GraderPool(accuracy.task)
+        return [student_accuracy(s, self.fmt, items, accuracy, self._graders, self.seed) for s in self.students]
+
+    def close(self) -> None:
+        """Close the connections to served students, and end the graders' processes."""
+        close_students(self.students)
+        if self._graders is not None:
+            self._graders.close()
+
+    def _penalties(self, item: ScoreItem) -> list[RewardParts | RltError]:
+        penalty = self._penalty(item)
+        return [RewardParts(reward=penalty, format_penalty=penalty) for _ in self.students]
+
+    def _penalty(self, item: ScoreItem) -> float:
+        return 0.0 if item.closed else self.options.unclosed_penalty or 0.0
+
+    def _score_sampled(
+        self,
+        items: Sequence[ScoreItem],
+        prepared: list[list[Tokenized | None]],
+        teachers: list[Tokenized | Side | None],
+        live: list[int],
+        progress: Progress | None,
+    ) -> dict[int, list[RewardParts | RltError]]:
+        sides = self._teacher_sides(teachers, live, progress)
+        parts: dict[int, list[RewardParts | RltError]] = {i: [] for i in live}
+        for student, texts, same in zip(self.students, prepared, self._same_tokens, strict=True):
+            rows = [_row(_known(texts[i]), both=sides[i] is not None) for i in live]
+            columns = student.logprobs(rows, self.temperature, progress)
+            for i, column in zip(live, columns, strict=True):
+                if isinstance(column, RltError):
+                    parts[i].append(column)
+                    continue
+                text, side = _known(texts[i]), sides[i]
+                kl, tokens = None, len(text.spans["explanation"])
+                if side is not None:
+                    ours = _side(text, column[:tokens])
+                    kl, tokens = explanation_divergence(side, ours, self.estimator, same)
+                    column = column[len(ours.ids) :]
+                parts[i].append(self._parts(items[i], column, kl, tokens))
+        return parts
+
+    def _score_exactly(
+        self,
+        items: Sequence[ScoreItem],
+        prepared: list[list[Tokenized | None]],
+        teachers: list[Tokenized | Side | None],
+        live: list[int],
+        teacher_head: Head | None,
+        progress: Progress | None,
+    ) -> dict[int, list[RewardParts | RltError]]:
+        if teacher_head is None:
+            if self.teacher is None:
+                raise ConfigError(
+                    "the estimator `exact` needs the teacher's output layer and hidden states, not log-probs."
+                )
+            teacher_head = self.teacher.head()
+        parts: dict[int, list[RewardParts | RltError]] = {i: [] for i in live}
+        for group in _groups(live, [len(_known(prepared[0][i]).ids) for i in live]):
+            sides = self._hidden_sides([teachers[i] for i in group], progress)
+            for student, texts in zip(self.students, prepared, strict=True):
+                if not isinstance(student, LocalModel):
+                    raise ConfigError(f"{student.name}: the estimator `exact` needs a student in this process.")
+                head = student.head()
+                rows = [_row(_known(texts[i]), both=True) for i in group]
+                for i, side, hidden in zip(group, sides, student.hidden(rows), strict=True):
+                    text = _known(texts[i])
+                    n = len(text.spans["explanation"])
+                    kl = self._exact_divergence(teacher_head, side, head, _side(text, None, hidden[:n]))
+                    span = text.spans["solution"]
+                    targets = torch.tensor(text.ids[span.start : span.stop], device=hidden.device)
+                    column = project(head, hidden[n:], targets, self.temperature).float().cpu()
+                    parts[i].append(self._parts(items[i], column, kl, kl.numel()))
+                if progress is not None:
+                    progress(len(rows), sum(len(row.ids) for row in rows))
+        return parts
+
+    def _exact_divergence(self, teacher_head: Head, theirs: Side, head: Head, ours: Side) -> torch.Tensor:
+        if theirs.hidden is None or ours.hidden is None:
+            raise ConfigError("the estimator `exact` needs the hidden states of teacher and student.")
+        pairs = aligned(theirs.ids, theirs.boundaries, ours.ids, ours.boundaries, True)
+        # Whole distributions can be compared wherever both models predict from the same place in the text.
+        first, second = [a.start for a, _ in pairs], [b.start for _, b in pairs]
+        return exact_kl(teacher_head, theirs.hidden[first], head, ours.hidden[second], self.temperature)
+
+    def _parts(
+        self, item: ScoreItem, solution: torch.Tensor, kl: torch.Tensor | None, explanation_tokens: int
+    ) -> RewardParts | RltError:
+        options, penalty = self.options, self._penalty(item)
+        written = item.body.removeprefix(self.fmt.padding).removesuffix(self.fmt.padding)
+        if kl is not None and kl.numel() == 0 and written:
+            # Without tokens r_kl would be 0, its best value: right for an empty explanation only.
+            return ScoringError(
+                "no token of the explanation can be compared with the teacher's; all of them merge with the tags"
+            )
+        try:
+            return reward_parts(
+                solution, kl, alpha=options.alpha, alpha_kl=options.alpha_kl, mean_coef=options.mean_coef,
+                kl_coef=options.kl_coef, format_penalty=penalty, explanation_tokens=explanation_tokens,
+            )  # fmt: skip
+        except ScoringError as error:
+            return error
+
+    def _combined(
+        self, parts: list[RewardParts | RltError], shares: Sequence[float | ScoringError] | None
+    ) -> ScoredRow:
+        names = [student.name for student in self.students]
+        known = [part for part in parts if isinstance(part, RewardParts)]
+        right = [share for share in shares or [] if isinstance(share, float)]
+        if len(known) < len(parts) or len(right) < len(shares or []):
+            each = [(name, part) for result in (parts, shares or []) for name, part in zip(names, result, strict=False)]
+            return ScoredRow.failed("; ".join(f"{name}: {part}" for name, part in each if isinstance(part, RltError)))
+        if right and self.options.accuracy is not None:
+            weight = self.options.accuracy.weight
+            known = [
+                replace(part, reward=(part.reward or 0.0) + weight * share)
+                for part, share in zip(known, right, strict=True)
+            ]
+        total, smallest = combine(known, self.options.aggregate), _smallest(known)
+        if right:  # with `min` the accuracy too is that student's
+            accuracy = right[smallest] if self.options.aggregate == "min" else sum(right) / len(right)
+        else:
+            accuracy = None
+        if self.options.floor is not None and total.reward is not None:
+            total = replace(total, reward=max(total.reward, self.options.floor))
+        if len(known) == 1:
+            return ScoredRow(total, accuracy=accuracy)
+        each_right = dict(zip(names, right, strict=True)) if right else {}
+        return ScoredRow(total, dict(zip(names, known, strict=True)), accuracy, each_right)
+
+    # -- placebos ----------------------------------------------------------------------------------------------------
+
+    def placebos(
+        self,
+        items: Sequence[ScoreItem],
+        scored: Sequence[ScoredRow],
+        chosen: Sequence[int] | None = None,
+        *,
+        others: Callable[[int], Iterator[str]] | None = None,
+        progress: Progress | None = None,
+    ) -> list[ScoredRow]:
+        """`scored` with `lift_over_empty` and `lift_over_shuffled` in the rows `chosen` (None: all) that have an `r_ss`.
+
+        The empty explanation is the paddings alone. The other question's is the first of `others(i)` (bodies) that the
+        students can read with the question of row i; None: those of the next of `items` (round the end) that have an `r_ss`
+        and another question. A lift is None where none of them can be read.
+        """
+        others = others or partial(_next_bodies, items, scored)
+        considered = range(len(items)) if chosen is None else chosen
+        wanted = [i for i in considered if scored[i].parts.r_ss is not None]
+        bodies = {i: others(i) for i in wanted}
+        asked = [(i, "empty", self.fmt.thought_body("")) for i in wanted]
+        asked += [(i, "shuffled", body) for i in wanted if (body := next(bodies[i], None)) is not None]
+        # Without a teacher, and without sampling: r_ss is all that is compared.
+        plain = RewardEngine(self.students, self.fmt, self.options.model_copy(update={"accuracy": None}))
+        # Ranks that share a student ask together, so that each must ask equally often.
+        once = any(isinstance(student, LocalModel) and is_sharded(student.model) for student in self.students)
+        found: dict[tuple[int, str], float] = {}
+        while True:
+            try:
+                rows = plain.score(
+                    [replace(items[i], body=body, teacher=None) for i, _, body in asked], progress=progress
+                )
+            except StudentLost as error:
+                raise StudentLost(str(error)) from error  # its rows are no rows of ours
+            for (i, kind, _), row in zip(asked, rows, strict=True):
+                if row.parts.r_ss is not None:
+                    found[i, kind] = row.parts.r_ss
+            again = [i for i, kind, _ in asked if kind == "shuffled" and (i, kind) not in found]
+            asked = [(i, "shuffled", body) for i in again if (body := next(bodies[i], None)) is not None]
+            if once or not asked:
+                break
+        return [
+            replace(
+                row,
+                lift_over_empty=_lift(row.parts.r_ss, found.get((i, "empty"))),
+                lift_over_shuffled=_lift(row.parts.r_ss, found.get((i, "shuffled"))),
+            )
+            for i, row in enumerate(scored)
+        ]
+
+    # -- texts -------------------------------------------------------------------------------------------------------
+
+    def _prepare(self, student: Scorer, items: Sequence[ScoreItem], errors: list[str | None]) -> list[Tokenized | None]:
+        def render(item: ScoreItem) -> Rendered:
+            return render_student(self.fmt, student.tokenizer, item.problem, item.body)
+
+        texts = self._tokenized(student, render, items, errors)
+        for i, text in enumerate(texts):
+            if text is not None and errors[i] is None and not text.spans["solution"]:
+                errors[i] = (
+                    f"{student.name}: no token of the solution lies inside its tags; it is empty or merges with them"
+                )
+        return texts
+
+    def _prepare_teacher(self, items: Sequence[ScoreItem], errors: list[str | None]) -> list[Tokenized | Side | None]:
+        sides: list[Tokenized | Side | None] = [item.teacher for item in items]
+        teacher = self.teacher
+        missing = [i for i, side in enumerate(sides) if side is None]
+        if teacher is None or not missing:
+            return sides
+
+        def render(item: ScoreItem) -> Rendered:
+            return render_teacher(self.fmt, teacher.tokenizer, item.problem, item.body)
+
+        some_errors = [errors[i] for i in missing]
+        texts = self._tokenized(teacher, render, [items[i] for i in missing], some_errors)
+        for i, text, error in zip(missing, texts, some_errors, strict=True):
+            sides[i], errors[i] = text, error
+        return sides
+
+    def _tokenized(
+        self,
+        scorer: Scorer,
+        render: Callable[[ScoreItem], Rendered],
+        items: Sequence[ScoreItem],
+        errors: list[str | None],
+    ) -> list[Tokenized | None]:
+        texts: list[Tokenized | None] = [None] * len(items)
+        rendered: dict[int, Rendered] = {}
+        for i, item in enumerate(items):
+            if errors[i] is None:
+                try:
+                    rendered[i] = render(item)
+                except ModelError as error:
+                    errors[i] = str(error)
+        for i, text in zip(rendered, tokenize(scorer.tokenizer, list(rendered.values())), strict=True):
+            if scorer.context is not None and len(text.ids) > scorer.context:
+                errors[i] = (
+                    f"{len(text.ids)} tokens, but the context of {scorer.name} is {scorer.context}; nothing is cut off"
+                )
+            elif isinstance(scorer, LocalModel) and max(text.ids) >= scorer.vocabulary:
+                errors[i] = (
+                    f"token {max(text.ids)} is unknown to {scorer.name}, which has {scorer.vocabulary} embeddings"
+                )
+            else:
+                texts[i] = text
+        return texts
+
+    # -- the teacher's side ------------------------------------------------------------------------------------------
+
+    def _teacher_sides(
+        self, teachers: list[Tokenized | Side | None], live: list[int], progress: Progress | None
+    ) -> dict[int, Side | None]:
+        sides: dict[int, Side | None] = {i: side for i in live if not isinstance(side := teachers[i], Tokenized)}
+        if self.teacher is None:
+            return sides
+        texts = {i: text for i in live if isinstance(text := teachers[i], Tokenized)}
+        rows = [Row(text.ids, [text.spans["explanation"]]) for text in texts.values()]
+        columns = self.teacher.logprobs(rows, self.temperature, progress)
+        return sides | {i: _side(text, column) for (i, text), column in zip(texts.items(), columns, strict=True)}
+
+    def _hidden_sides(self, teachers: list[Tokenized | Side | None], progress: Progress | None) -> list[Side]:
+        texts = [text for text in teachers if isinstance(text, Tokenized)]
+        rows = [Row(text.ids, [text.spans["explanation"]]) for text in texts]
+        states = iter(self.teacher.hidden(rows) if self.teacher is not None else [])
+        if progress is not None:
+            progress(len(rows), sum(len(row.ids) for row in rows))
+        sides = [_side(side, None, next(states)) if isinstance(side, Tokenized) else side for side in teachers]
+        return [side if side is not None else Side([], []) for side in sides]
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """While open, offloaded models are on the GPU; nested uses move them once."""
+        with contextlib.ExitStack() as stack:
+            for scorer in (*self.students, self.teacher):
+                if isinstance(scorer, LocalModel):
+                    stack.enter_context(scorer.in_place())
+            yield
+
+
+# -- arithmetic on sides ---------------------------------------------------------------------------------------------
+
+
+def explanation_divergence(teacher: Side, student: Side, estimator: str, same: bool) -> tuple[torch.Tensor, int]:
+    """`(E,)` one-sample divergences, in nats, and how many of the student's tokens stand behind them.
+
+    Where both tokenizers are one (`same`), E is the number of tokens, and each value belongs to one. Otherwise E is the
+    number of shortest stretches of text on whose boundaries both tokenizations agree, and each value is the estimate on
+    the log-probs of that stretch under each model: the sums over its tokens, by the chain rule. The same construction
+    aligns tokenizers in TRL's GOLD trainer (Patiño et al., "Unlocking on-policy distillation for any model family",
+    2025). Tokens that merge with a tag on one side only are in no stretch.
+    """
+    if teacher.logprobs is None or student.logprobs is None:
+        raise ConfigError(f"the estimator `{estimator}` needs the log-probs of teacher and student.")
+    if same and teacher.ids == student.ids and teacher.boundaries == student.boundaries:
+        return divergence(teacher.logprobs, student.logprobs, estimator), len(student.ids)
+    pairs = aligned(teacher.ids, teacher.boundaries, student.ids, student.boundaries, same)
+    theirs = stretch_sums(teacher.logprobs, [a for a, _ in pairs])
+    ours = stretch_sums(student.logprobs, [b for _, b in pairs])
+    return divergence(theirs, ours, estimator), sum(len(b) for _, b in pairs)
+
+
+def combine(parts: Sequence[RewardParts], aggregate: str) -> RewardParts:
+    """The reward over several students: of the one with the smallest (`min`), or each number's mean (`mean`).
+
+    Token counts that differ between students (tokenizers) have no common value and are None.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    if aggregate == "min":
+        return parts[_smallest(parts)]
+
+    def mean(name: str) -> float | None:
+        values = [getattr(part, name) for part in parts]
+        return None if any(value is None for value in values) else sum(values) / len(values)
+
+    def common(name: str) -> int | None:
+        values = {getattr(part, name) for part in parts}
+        return values.pop() if len(values) == 1 else None
+
+    return RewardParts(
+        reward=mean("reward"),
+        r_ss=mean("r_ss"),
+        r_kl=mean("r_kl"),
+        solution_log_prob_mean=mean("solution_log_prob_mean"),
+        solution_log_prob_min=mean("solution_log_prob_min"),
+        explanation_kl_mean=mean("explanation_kl_mean"),
+        explanation_kl_max=mean("explanation_kl_max"),
+        format_penalty=mean("format_penalty"),
+        solution_tokens=common("solution_tokens"),
+        explanation_tokens=common("explanation_tokens"),
+    )
+
+
+def _smallest(parts: Sequence[RewardParts]) -> int:
+    return min(range(len(parts)), key=lambda i: parts[i].reward or 0.0)
+
+
+def _side(text: Tokenized, logprobs: torch.Tensor | None, hidden: torch.Tensor | None = None) -> Side:
+    span = text.spans["explanation"]
+    return Side(text.ids[span.start : span.stop], text.boundaries("explanation"), logprobs, hidden)
+
+
+def _row(text: Tokenized, both: bool) -> Row:
+    spans = [text.spans["explanation"]] if both else []
+    return Row(text.ids, [*spans, text.spans["solution"]])
+
+
+def _known(text: Tokenized | None) -> Tokenized:
+    if text is None:
+        raise ValueError("a row without text is among those to be scored")
+    return text
+
+
+def _groups(live: list[int], lengths: list[int]) -> Iterator[list[int]]:
+    group: list[int] = []
+    used = 0
+    for i, length in sorted(zip(live, lengths, strict=True), key=lambda pair: -pair[1]):
+        if group and used + length > HELD_TOKENS:
+            yield group
+            group, used = [], 0
+        group.append(i)
+        used += length
+    if group:
+        yield group
+
+
+def _next_bodies(items: Sequence[ScoreItem], scored: Sequence[ScoredRow], i: int) -> Iterator[str]:
+    for j in (*range(i + 1, len(items)), *range(i)):
+        if scored[j].parts.r_ss is not None and items[j].problem.question != items[i].problem.question:
+            yield items[j].body
+
+
+def _lift(value: float | None, placebo: float | None) -> float | None:
+    return None if value is None or placebo is None else value - placebo

@@ -1,0 +1,377 @@
+"""Who scores: a model in this process, or a student served by vLLM. Both give the log-probs of chosen tokens."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from rlt.config import ModelOptions, RewardOptions, StudentOptions
+from rlt.engines.client import PROBE, Server, check_tokenizer, served_model
+from rlt.errors import ConfigError, RltError, ScoringError, ServerError
+from rlt.models import loading, logprobs
+from rlt.models.logprobs import Head, Progress, Row
+from rlt.tasks import load_task
+from rlt.text.formats import Format, check_template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from rlt.engines.base import Engine
+
+
+class Scorer(Protocol):
+    """Anything that knows how likely a text's tokens are."""
+
+    name: str
+    tokenizer: PreTrainedTokenizerBase
+    context: int | None
+    """Tokens that a text may have, where known."""
+
+    def check(self, options: RewardOptions) -> None:
+        """Raise ConfigError for a choice this scorer cannot make."""
+
+    def logprobs(
+        self, rows: Sequence[Row], temperature: float, progress: Progress | None = None
+    ) -> Sequence[torch.Tensor | RltError]:
+        """For each row `(n_kept,)` float32 log-probs, in nats, of its kept tokens; NaN where the model gave NaN.
+
+        A row that this scorer cannot read has a ScoringError in its place; from the row on at which it was lost for good,
+        all have the ServerError.
+        """
+
+    def engine(self) -> Engine:
+        """What continues prompts with this model, for the accuracy reward."""
+
+
+class LocalModel:
+    """A causal language model in this process: a student, or the teacher.
+
+    `placement`: `same` (where the model is); `offload`: on the CPU, moved to the GPU while it is used; `sharded`: over
+    all ranks, which then must score together, each with any number of rows.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        name: str | None = None,
+        context: int | None = None,
+        batch_tokens: int | None = None,
+        packing: bool = False,
+        placement: str = "same",
+    ) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.name = name or model.name_or_path or type(model).__name__
+        self.context = context if context is not None else loading.context_length(logprobs.causal_lm(model).config)
+        self.vocabulary: int = logprobs.causal_lm(model).get_input_embeddings().num_embeddings
+        self.batch_tokens, self.packing, self.placement = batch_tokens, packing, placement
+
+    @classmethod
+    def load(cls, path: str, fmt: Format, model: ModelOptions, options: StudentOptions) -> LocalModel:
+        """The model of a folder or hub name, after its tokenizer and chat template were found to serve `fmt`."""
+        return cls.from_tokenizer(path, checked_tokenizer(path, fmt, model), model, options)
+
+    @classmethod
+    def from_tokenizer(
+        cls, path: str, tokenizer: PreTrainedTokenizerBase, model: ModelOptions, options: StudentOptions
+    ) -> LocalModel:
+        """The model of a folder or hub name, whose tokenizer is loaded already."""
+        place = options.student_placement
+        device = "cpu" if place in ("offload", "sharded") else None if place == "same" else place
+        dtype: str = model.dtype
+        if device == "cpu" and dtype == "auto" and loading.default_device().type != "cpu":
+            # `auto` is about where the model computes, not where its weights rest.
+            dtype = str(loading.load_config(path, model.trust_remote_code).dtype or torch.float32).removeprefix(
+                "torch."
+            )
+        weights = loading.load_model(path, dtype, model.trust_remote_code, device)
+        if place == "sharded":
+            loading.shard(weights)
+        return cls(
+            weights, tokenizer, name=path, batch_tokens=options.batch_tokens, packing=options.packing,
+            placement=place if place in ("offload", "sharded") else "same",
+        )  # fmt: skip
+
+    def check(self, options: RewardOptions) -> None:
+        """Raises ConfigError for what a sharded model cannot do."""
+        if self.placement == "sharded":
+            check_sharded(self.name, options)
+
+    def logprobs(self, rows: Sequence[Row], temperature: float, progress: Progress | None = None) -> list[torch.Tensor]:
+        """For each row `(n_kept,)` float32 log-probs of its kept tokens, on the CPU."""
+        with self.in_place():
+            return logprobs.token_logprobs(
+                self.model, rows, temperature=temperature, batch_tokens=self.batch_tokens, packing=self.packing,
+                progress=progress,
+            )  # fmt: skip
+
+    def hidden(self, rows: Sequence[Row]) -> list[torch.Tensor]:
+        """For each row the `(n_kept, H)` hidden states that predict its kept tokens."""
+        with self.in_place():
+            return logprobs.hidden_states(self.model, rows, batch_tokens=self.batch_tokens, packing=self.packing)
+
+    def engine(self) -> Engine:
+        """Continues prompts with this model, in this process."""
+        from rlt.engines.hf import LocalEngine
+
+        return LocalEngine.of(self.model, self.tokenizer)
+
+    def head(self) -> Head:
+        """The whole output layer. Where weights are sharded, every rank must call this together."""
+        return logprobs.output_head(self.model)
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """While open, an offloaded model is on the GPU; nested uses move it once."""
+        home = next(self.model.parameters()).device
+        device = loading.default_device()
+        if self.placement != "offload" or home == device:
+            yield
+            return
+        self.model.to(device)  # type: ignore[arg-type]  # transformers 5 annotates its own class here
+        try:
+            yield
+        finally:
+            self.model.to(home)  # type: ignore[arg-type]
+            torch.cuda.empty_cache()
+
+
+class ServedStudent:
+    """A student behind vLLM's OpenAI-compatible server: token ids in, `prompt_logprobs` out.
+
+    Its tokenizer is loaded from the path or hub name that the server reports for its model, or from what follows `#` in
+    the address (`http://host:8000/v1#Qwen/Qwen2.5-7B-Instruct`). The server gives the log-probs of its own temperature
+    of 1 and no hidden states, so other temperatures and the estimator `exact` are refused.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        tokenizer: PreTrainedTokenizerBase,
+        model: str,
+        options: StudentOptions,
+        *,
+        name: str | None = None,
+        context: int | None = None,
+    ) -> None:
+        self.server, self.tokenizer, self.model, self.context = server, tokenizer, model, context
+        self.name, self.options = name or server.url, options
+        self._pool = ThreadPoolExecutor(options.max_in_flight, thread_name_prefix="rlt-student")
+        self._engine: Engine | None = None
+
+    @classmethod
+    def connect(cls, address: str, fmt: Format, model: ModelOptions, options: StudentOptions) -> ServedStudent:
+        """The student at an address, once its server was found to be vLLM and to have the tokenizer by which rows are read.
+
+        Raises ServerError where it is not, or serves several models and `options.served_model` names none of them.
+        """
+        url, _, path = address.partition("#")
+        server = Server(
+            url, options.student_api_key_env, timeout=options.timeout, retry_for=options.retry_for,
+            max_in_flight=options.max_in_flight,
+        )  # fmt: skip
+        try:
+            served = served_model(server, options.served_model)
+            if served.get("owned_by") != "vllm":
+                raise ServerError(f"{url}: the server of a student must be vLLM; others give no `prompt_logprobs`.")
+            path = path or served.get("root") or served["id"]
+            tokenizer = checked_tokenizer(path, fmt, model)
+            check_tokenizer(server, served["id"], tokenizer.encode(PROBE, add_special_tokens=False), path)
+        except BaseException:
+            server.close()
+            raise
+        return cls(server, tokenizer, served["id"], options, name=address, context=served.get("max_model_len"))
+
+    def check(self, options: RewardOptions) -> None:
+        """Raise ConfigError for a temperature other than 1 and for `exact`, with the reason."""
+        if options.score_temperature != 1.0:
+            raise ConfigError(
+                f"{self.name}: `score_temperature` is {options.score_temperature}, but a server gives log-probs at "
+                "temperature 1 only, and other temperatures do not follow from those. Set `score_temperature: 1`, or "
+                "load the student from a folder."
+            )
+        if options.estimator == "exact":
+            raise ConfigError(
+                f"{self.name}: the estimator `exact` needs whole next-token distributions, which no server "
+                "gives. Use `k1` or `k3`, or load the student from a folder."
+            )
+
+    def logprobs(
+        self, rows: Sequence[Row], temperature: float, progress: Progress | None = None
+    ) -> Sequence[torch.Tensor | RltError]:
+        """See `Scorer.logprobs`; many requests are under way at once. An interrupted call closes the connections."""
+        results: list[torch.Tensor | RltError] = []
+        waiting: deque[Future[torch.Tensor]] = deque()
+        rest = iter(rows)
+        try:
+            for row in rows:
+                more = islice(rest, 2 * self.options.max_in_flight - len(waiting))
+                waiting.extend(self._pool.submit(self._ask, wanted) for wanted in more)
+                try:
+                    results.append(waiting.popleft().result())
+                except ServerError as error:
+                    if not self._answers():
+                        results += [error] * (len(rows) - len(results))
+                        break
+                    results.append(ScoringError(str(error)))
+                if progress is not None:
+                    progress(1, row.read)
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            for future in waiting:
+                future.cancel()
+        return results
+
+    def _answers(self) -> bool:
+        """Whether the server is still there: then a request that failed is about its row."""
+        return bool(self.server.text(f"{self.server.url}/models"))
+
+    def _ask(self, row: Row) -> torch.Tensor:
+        # One token must be generated. vLLM leaves its prefix cache aside where prompt log-probs are asked for.
+        ids = list(row.ids[: row.read + 1])
+        body = {"model": self.model, "prompt": ids, "max_tokens": 1, "prompt_logprobs": 0}
+        answer = self.server.request("POST", "completions", body)
+        values = []
+        try:
+            given = answer["choices"][0]["prompt_logprobs"]
+            if len(given) != len(ids):
+                raise ValueError(f"{len(given)} for {len(ids)} tokens")
+            for position in (position for span in row.keep for position in span):
+                entry = given[position].get(str(ids[position]))
+                if entry is None:
+                    raise ServerError(f"{self.name}: it gives log-probs of other tokens than those that were sent.")
+                values.append(float("nan") if entry["logprob"] is None else float(entry["logprob"]))
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+            raise ServerError(
+                f"{self.name}: its answer has no `prompt_logprobs` that can be read ({type(error).__name__}: {error}); the "
+                "server of a student must be vLLM."
+            ) from error
+        return torch.tensor(values, dtype=torch.float32)
+
+    def engine(self) -> Engine:
+        """Continues prompts with the served model; made once, and closed with this student."""
+        from rlt.config import EngineOptions
+        from rlt.engines.build import build_engine
+
+        if self._engine is None:
+            own = self.options
+            options = EngineOptions(
+                engine="openai", url=self.server.url, served_model=self.model, api_key_env=own.student_api_key_env,
+                max_in_flight=own.max_in_flight, timeout=own.timeout, retry_for=own.retry_for,
+            )  # fmt: skip
+            self._engine = build_engine(options, self.tokenizer.name_or_path)
+        return self._engine
+
+    def close(self) -> None:
+        """Close the connections; requests under way are given up."""
+        self.server.close()
+        self._pool.shutdown(cancel_futures=True)
+        if self._engine is not None:
+            self._engine.close()
+
+
+def is_url(student: str) -> bool:
+    """Whether a student is a server's address."""
+    return student.startswith(("http://", "https://"))
+
+
+def checked_tokenizer(path: str, fmt: Format, options: ModelOptions) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, found to have a chat template that keeps every part of `fmt`; raises ModelError."""
+    loading.load_config(path, options.trust_remote_code)
+    tokenizer = loading.load_tokenizer(path, options.trust_remote_code)
+    check_template(fmt, tokenizer)
+    return tokenizer
+
+
+Opened = dict[str, "ServedStudent | PreTrainedTokenizerBase"]
+
+
+def open_students(
+    fmt: Format,
+    model: ModelOptions,
+    options: StudentOptions,
+    reward: RewardOptions,
+    teacher: PreTrainedTokenizerBase | None = None,
+) -> Opened:
+    """Each student's server or tokenizer, once all that can be refused without weights was not.
+
+    `teacher` is the teacher's tokenizer, where there is a teacher. Raises ConfigError, ModelError or ServerError.
+    """
+    if not options.student:
+        raise ConfigError("`student`: name at least one: a model folder, a hub name, or a server's address.")
+    repeated = [path for path in options.student if options.student.count(path) > 1]
+    if repeated:
+        raise ConfigError(f"`student`: {repeated[0]} is named twice.")
+    options_of_reward = reward.resolved()
+    if options_of_reward.accuracy is not None:
+        load_task(options_of_reward.accuracy.task)
+    found: Opened = {}
+    try:
+        for path in options.student:
+            if is_url(path):
+                found[path] = served = ServedStudent.connect(path, fmt, model, options)
+                served.check(options_of_reward)
+                continue
+            if options.student_placement == "sharded":
+                check_sharded(path, options_of_reward)
+            found[path] = tokenizer = checked_tokenizer(path, fmt, model)
+            if teacher is not None:
+                check_estimator(path, tokenizer, teacher, options_of_reward)
+    except BaseException:
+        close_students(found.values())
+        raise
+    return found
+
+
+def close_students(students: Iterable[object]) -> None:
+    """Close the connections of those that are served; requests under way are given up."""
+    for student in students:
+        if isinstance(student, ServedStudent):
+            student.close()
+
+
+def load_students(opened: Opened, model: ModelOptions, options: StudentOptions) -> list[Scorer]:
+    """The students, with the weights of those that are not served."""
+    return [
+        student if isinstance(student, ServedStudent) else LocalModel.from_tokenizer(path, student, model, options)
+        for path, student in opened.items()
+    ]
+
+
+def check_sharded(name: str, options: RewardOptions) -> None:
+    """Raise ConfigError for what a student that is sharded over ranks cannot do.
+
+    Each rank has its own number of tokens to compare or to sample, and would wait for the others for ever.
+    """
+    if options.resolved().estimator == "exact":
+        raise ConfigError(f"{name}: the estimator `exact` needs a student that is whole; use `k1` or `k3`.")
+    if options.accuracy is not None:
+        raise ConfigError(
+            f"{name}: the accuracy reward needs a student that is whole; set `student_placement` to `same` or `offload`, "
+            "or serve the student."
+        )
+
+
+def check_estimator(
+    name: str, student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, options: RewardOptions
+) -> None:
+    """Raise ConfigError for `exact` between different tokenizers."""
+    if options.estimator == "exact" and not same_tokens(student, teacher):
+        raise ConfigError(
+            f"{name}: the estimator `exact` compares whole next-token distributions, and this student's tokenizer is "
+            "not the teacher's. Use `k1` or `k3`."
+        )
+
+
+def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    """Whether a token id means the same text to both tokenizers."""
+    return one is other or one.get_vocab() == other.get_vocab()

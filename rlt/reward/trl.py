@@ -1,0 +1,282 @@
+"""The reward as a TRL reward function: `GRPOTrainer(reward_funcs=[TeacherReward(...)])`.
+
+TRL hands a reward function the sampled tokens, not the policy's log-probs of them. Plain TRL therefore gets
+`r_ss + format_penalty`. A trainer that passes `policy_logprobs` (rlt's own does) gets the whole reward, and neither
+samples are tokenized again on the teacher's side nor the policy's log-probs computed twice.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from rlt.config import ModelOptions, RewardOptions, StudentOptions
+from rlt.errors import ConfigError, DataError, ScoringError
+from rlt.reward.items import ScoredRow, ScoreItem, Side
+from rlt.reward.scoring import RewardEngine
+from rlt.reward.students import Scorer, load_students, open_students
+from rlt.text.formats import Format, load_format, teacher_prompt
+from rlt.text.tokens import decode, sampled_boundaries
+from rlt.types import Problem
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from rlt.models.logprobs import Head
+
+LOGGED = (
+    "reward", "r_ss", "r_kl", "solution_log_prob_mean", "solution_log_prob_min", "explanation_kl_mean",
+    "explanation_kl_max", "format_penalty", "explanation_tokens",
+)  # fmt: skip
+
+
+class TeacherReward:
+    """The reward of a Reinforcement-Learned Teacher for completions of `rlt.text.formats.teacher_prompt`.
+
+    `students`: model folders, hub names, servers' addresses, or loaded ones. `tokenizer`: the policy's, by which the
+    sampled tokens are read. `end_ids`: further tokens, beside its own, that end a completion. The dataset needs the
+    columns `question` and `solution`; `answer` and `system` are used where they are.
+
+    A completion that cannot be scored gets None, which TRL leaves out of its group's mean; its advantage is 0. If none
+    of a batch can be scored, over all processes, ScoringError is raised in each. `last_samples` holds some of the last
+    call with their parts. `seed` is that of the solutions which students sample for the accuracy reward.
+    """
+
+    def __init__(
+        self,
+        students: str | Sequence[str | Scorer],
+        tokenizer: PreTrainedTokenizerBase,
+        format: str | Format = "stratos",
+        options: RewardOptions | None = None,
+        *,
+        placement: StudentOptions | None = None,
+        model: ModelOptions | None = None,
+        end_ids: Sequence[int] = (),
+        placebos: int = 8,
+        keep_samples: int = 4,
+        seed: int = 0,
+    ) -> None:
+        self.__name__ = "rlt"
+        self.fmt = load_format(format) if isinstance(format, str) else format
+        self.tokenizer, self.placebos, self.keep_samples = tokenizer, placebos, keep_samples
+        listed = [students] if isinstance(students, str) else list(students)
+        paths = [student for student in listed if isinstance(student, str)]
+        place = (placement or StudentOptions()).model_copy(update={"student": paths})
+        options = options or RewardOptions()
+        model = model or ModelOptions()
+        opened = open_students(self.fmt, model, place, options, tokenizer) if paths else {}
+        loaded = iter(load_students(opened, model, place))
+        self.engine = RewardEngine(
+            [next(loaded) if isinstance(student, str) else student for student in listed],
+            self.fmt, options, teacher_tokenizer=tokenizer, seed=seed,
+        )  # fmt: skip
+        self._ends = {*end_ids, tokenizer.eos_token_id, tokenizer.pad_token_id} - {None}
+        self.last_samples: list[dict[str, Any]] = []
+        self.last_rows: list[ScoredRow] = []
+        self.policy_head: Head | None = None
+        """The policy's output layer for the estimator `exact`, set by the trainer (TRL hands on only lists)."""
+
+    def __call__(
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        completion_ids: Sequence[Sequence[int]],
+        *,
+        question: Sequence[str] | None = None,
+        solution: Sequence[str] | None = None,
+        answer: Sequence[str | None] | None = None,
+        system: Sequence[str | None] | None = None,
+        prompt_ids: Sequence[Sequence[int]] | None = None,
+        policy_logprobs: Sequence[torch.Tensor] | None = None,
+        policy_hidden: Sequence[torch.Tensor] | None = None,
+        log_metric: Callable[[str, float], None] | None = None,
+        **others: Any,
+    ) -> list[float | None]:
+        """The reward of each completion, in order, or None.
+
+        A trainer that knows the policy gives, for `r_kl`, per completion of C sampled tokens: `policy_logprobs` `(C,)`
+        float32 log-probs in nats at `options.score_temperature`; for the estimator `exact` instead `policy_hidden`
+        `(C, H)` (`rlt.models.logprobs.hidden_states`), and before the call sets `policy_head` (`output_head` there).
+
+        The padding that ends the prompt lies inside the tags too, and counts in `rlt score`. It counts here if the P
+        tokens that `padding_tokens` finds at the prompt's end stand before the others: then `prompt_ids` is needed and
+        the shapes are `(P + C,)`. Else only what was sampled counts.
+        """
+        if question is None or solution is None:
+            raise DataError("TeacherReward: the dataset needs the columns `question` and `solution` beside `prompt`.")
+        if self.engine.estimator == "exact" and policy_logprobs is not None and policy_hidden is None:
+            raise ConfigError("the estimator `exact` needs `policy_hidden`; log-probs are not enough.")
+        count = len(completion_ids)
+        known = policy_hidden if self.engine.estimator == "exact" else policy_logprobs
+        items: dict[int, ScoreItem] = {}
+        rows: list[ScoredRow | None] = [None] * count
+        for i in range(count):
+            problem = Problem(
+                id=str(i), question=question[i], solution=solution[i], answer=answer[i] if answer else None,
+                system=system[i] if system else None,
+            )  # fmt: skip
+            try:
+                items[i] = self._item(
+                    problem, completion_ids[i], prompt_ids[i] if prompt_ids else None, known[i] if known else None
+                )
+            except ScoringError as error:
+                rows[i] = ScoredRow.failed(str(error))
+        scored = self.engine.score(list(items.values()), teacher_head=self.policy_head)
+        scored = self._with_placebos(list(items.values()), scored)
+        for i, row in zip(items, scored, strict=True):
+            rows[i] = row
+        self.last_rows = [row for row in rows if row is not None]
+        _refuse_total_failure(self.last_rows)
+        if log_metric is not None:
+            for name, value in self.metrics(prompts, items).items():
+                log_metric(f"rlt/{name}", value)
+        self.last_samples = self._samples(items)
+        return [row.parts.reward for row in self.last_rows]
+
+    def close(self) -> None:
+        """Close the connections to served students, and end the graders' processes."""
+        self.engine.close()
+
+    def padding_tokens(self, prompt_ids: Sequence[int]) -> int:
+        """How many tokens at the end of a teacher's prompt lie inside the tags: those of the format's padding."""
+        best, padding = 0, self.fmt.padding
+        for count in range(1, len(padding.encode()) + 1):
+            tail = decode(self.tokenizer, prompt_ids[-count:])
+            if tail and padding.endswith(tail):
+                best = count
+        return best
+
+    def metrics(self, prompts: Sequence[Any], items: dict[int, ScoreItem]) -> dict[str, float]:
+        """Means of the last call's parts, their spread inside groups of one prompt, and shares of what went wrong.
+
+        On the sample with placebos: the lifts, and `r_ss_empty` and `r_ss_shuffled`, which the placebos earn.
+        """
+        good = [row for row in self.last_rows if row.parts.error is None]
+        metrics = {"failed": 1 - len(good) / max(1, len(self.last_rows))}
+        for name in LOGGED:
+            values = [value for row in good if (value := getattr(row.parts, name)) is not None]
+            if values:
+                metrics[name] = statistics.fmean(values)
+                spread = self._spread(prompts, name)
+                if spread is not None:
+                    metrics[f"{name}_spread"] = spread
+        for name in ("accuracy", "lift_over_empty", "lift_over_shuffled"):
+            values = [value for row in good if (value := getattr(row, name)) is not None]
+            if values:
+                metrics[name] = statistics.fmean(values)
+        for name in ("empty", "shuffled"):
+            values = [
+                row.parts.r_ss - lift
+                for row in good
+                if row.parts.r_ss is not None and (lift := getattr(row, f"lift_over_{name}")) is not None
+            ]
+            if values:
+                metrics[f"r_ss_{name}"] = statistics.fmean(values)
+        if items:
+            metrics["unclosed"] = sum(not item.closed for item in items.values()) / len(items)
+        return metrics
+
+    # -- helpers -----------------------------------------------------------------------------------------------------
+
+    def _item(
+        self, problem: Problem, sampled: Sequence[int], prompt: Sequence[int] | None, known: torch.Tensor | None
+    ) -> ScoreItem:
+        ids = list(sampled)
+        ids = ids[: next((i for i, token in enumerate(ids) if token in self._ends), len(ids))]
+        text, boundaries = sampled_boundaries(self.tokenizer, ids)
+        written, closed = self.fmt.parse_completion(text)
+        body = self.fmt.body_of_completion(written)
+        if known is None:
+            return ScoreItem(problem, body, closed)
+        inside = sum(end <= len(written) for end in boundaries[1:])
+        shift = len(self.fmt.padding)
+        ids, boundaries = ids[:inside], [shift + position for position in boundaries[: inside + 1]]
+        before = len(known) - len(sampled)
+        if before:
+            if prompt is None or before != self.padding_tokens(prompt):
+                raise ConfigError(
+                    f"{len(known)} values for {len(sampled)} sampled tokens: give one for each, or first those of the "
+                    "prompt's last tokens that `padding_tokens(prompt_ids)` counts, together with `prompt_ids`."
+                )
+            ids, boundaries = self._with_padding(list(prompt[-before:]), ids, boundaries)
+        elif prompt is not None and self.padding_tokens(prompt) == 0:
+            # A tokenizer that drops spaces has no token for the padding: its characters belong to the token after them.
+            boundaries = [0, *boundaries[1:]]
+        known = known[: before + inside]
+        exact = self.engine.estimator == "exact"
+        side = Side(ids, boundaries, None if exact else known.float().cpu(), known if exact else None)
+        return ScoreItem(problem, body, closed, side)
+
+    def _with_padding(self, padding: list[int], ids: list[int], boundaries: list[int]) -> tuple[list[int], list[int]]:
+        text, ends = sampled_boundaries(self.tokenizer, padding)
+        start = len(self.fmt.padding) - len(text)
+        return padding + ids, [start + position for position in ends[:-1]] + boundaries
+
+    def _with_placebos(self, items: list[ScoreItem], scored: list[ScoredRow]) -> list[ScoredRow]:
+        if self.placebos == 0:
+            return scored
+        # Also without any item: a student that is sharded over ranks is asked by all of them or by none.
+        count = min(self.placebos, len(items))
+        chosen = sorted({i * len(items) // count for i in range(count)})  # spread over the questions of the batch
+        return self.engine.placebos(items, scored, chosen)
+
+    def _spread(self, prompts: Sequence[Any], name: str) -> float | None:
+        groups: dict[str, list[float]] = defaultdict(list)
+        for prompt, row in zip(prompts, self.last_rows, strict=True):
+            value = getattr(row.parts, name)
+            if value is not None:
+                groups[str(prompt)].append(value)
+        spreads = [statistics.stdev(values) for values in groups.values() if len(values) > 1]
+        return statistics.fmean(spreads) if spreads else None
+
+    def _samples(self, items: dict[int, ScoreItem]) -> list[dict[str, Any]]:
+        count = min(self.keep_samples, len(items))
+        chosen = list(items)[:: max(1, len(items) // count)][:count] if count else []
+        return [
+            {
+                "question": items[i].problem.question,
+                "solution": items[i].problem.solution,
+                "explanation": items[i].body,
+                "closed": items[i].closed,
+                **self.last_rows[i].to_row(),
+            }
+            for i in chosen
+        ]
+
+
+def _refuse_total_failure(rows: Sequence[ScoredRow]) -> None:
+    """Raise ScoringError on every process of this launch if none of them scored any of its completions.
+
+    Together: a process that raised alone would leave the others waiting for it, and each has only some of the batch.
+    """
+    errors = [row.parts.error for row in rows if row.parts.error is not None]
+    every = [(len(rows), len(errors), errors[:1])]
+    if dist.is_available() and dist.is_initialized():
+        gathered: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(gathered, every[0])
+        every = gathered
+    total, failed = (sum(numbers) for numbers in list(zip(*every, strict=True))[:2])
+    if total and failed == total:
+        first = next(error for *_, some in every for error in some)
+        raise ScoringError(f"none of {total} completions could be scored; the first: {first}")
+
+
+def teacher_rows(
+    problems: Sequence[Problem], fmt: Format, tokenizer: PreTrainedTokenizerBase
+) -> list[dict[str, str | None]]:
+    """One row a problem for a GRPO dataset: `prompt`, ending with the opened explanation, and what the reward reads."""
+    return [
+        {
+            "prompt": teacher_prompt(fmt, tokenizer, problem),
+            "question": problem.question,
+            "solution": problem.solution,
+            "answer": problem.answer,
+            "system": problem.system,
+        }
+        for problem in problems
+    ]

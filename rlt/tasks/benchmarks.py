@@ -1,0 +1,248 @@
+"""Benchmarks: data plus a grader, each a YAML file in `rlt/shipped/benchmarks`; any file of questions and answers."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, model_validator
+
+from rlt.config import Config, DataConfig, validate
+from rlt.data.problems import problem_of, rows_of
+from rlt.data.rows import ROW_FILES
+from rlt.errors import ConfigError, DataError
+from rlt.tasks import load_task
+
+SHIPPED_BENCHMARKS = resources.files("rlt") / "shipped" / "benchmarks"
+
+
+class Hub(Config):
+    """Where a benchmark is on the hub."""
+
+    path: str
+    """Name of the dataset."""
+    name: str | None = None
+    """Its configuration."""
+    split: str
+    """Its split."""
+
+
+class Keep(Config):
+    """Which rows of a dataset belong to the benchmark."""
+
+    column: str
+    """Column that decides, where the row has it."""
+    contains: str
+    """Text that the column must contain."""
+
+
+class Choices(Config):
+    """How the choices of a row are laid out under its question, as lines `A. text`."""
+
+    right: str
+    """Column of the right choice."""
+    wrong: list[str]
+    """Columns of the others."""
+    seed: int
+    """Their order is drawn from this and the question's id, so that it never changes."""
+
+
+class Generated(Config):
+    """How a benchmark that needs no download is made by its task's generator."""
+
+    count: int
+    """Number of questions."""
+    seed: int
+    """Seed of the generator."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Options of the generator."""
+
+
+class Benchmark(Config):
+    """A benchmark as data. A change that moves scores is a new `version`."""
+
+    name: str
+    """What it is called on the command line: the file's name."""
+    version: int = Field(ge=1)
+    """Stands in every result; scores of different versions are not compared."""
+    title: str
+    """What it is."""
+    task: str
+    """Task whose grader decides."""
+    questions: int | None = None
+    """How many there are; a download with another number is refused."""
+    hub: Hub | None = None
+    """Where it is downloaded from."""
+    generate: Generated | None = None
+    """How it is made, for a task with a generator."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Our column -> the dataset's, where they differ; columns that a row lacks are looked for under our names."""
+    keep: Keep | None = None
+    """Rows that belong to it; null: all."""
+    choices: Choices | None = None
+    """Multiple choice: which columns hold the choices."""
+    instruction: str | None = None
+    """Sentence that goes with every question."""
+    place: Literal["before", "after"] = "before"
+    """Where the instruction stands: before the question in the same paragraph, or after it in one of its own."""
+    private: bool = False
+    """Never write a question into a file."""
+    source: str
+    """Where the questions and the instruction come from."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Benchmark:
+        if self.hub is not None and self.generate is not None:
+            raise ValueError("a benchmark is downloaded (`hub`) or made (`generate`), not both")
+        return self
+
+    def instructed(self, question: str) -> str:
+        """The question with the benchmark's instruction."""
+        if self.instruction is None:
+            return question
+        return f"{self.instruction} {question}" if self.place == "before" else f"{question}\n\n{self.instruction}"
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One question with the answer that a grader compares; `where` names its row in error messages."""
+
+    id: str
+    question: str
+    answer: str
+    system: str | None
+    where: str
+
+
+def shipped_benchmarks() -> list[str]:
+    """Names of the benchmarks that come with rlt."""
+    return sorted(f.name.removesuffix(".yaml") for f in SHIPPED_BENCHMARKS.iterdir() if f.name.endswith(".yaml"))
+
+
+def load_benchmark(name_or_path: str, task: str | None = None) -> tuple[Benchmark, str | None]:
+    """The benchmark of that name, or one made of a file of questions and answers, with the file's path.
+
+    `task` replaces the grader. Raises ConfigError with the near names where it is neither.
+    """
+    path = Path(name_or_path).expanduser()
+    if name_or_path in shipped_benchmarks():
+        text = (SHIPPED_BENCHMARKS / f"{name_or_path}.yaml").read_text(encoding="utf-8")
+        values = {**yaml.safe_load(text), "name": name_or_path, **({"task": task} if task else {})}
+        benchmark: Benchmark = validate(Benchmark, values, f"benchmark {name_or_path}")
+        return benchmark, None
+    if path.suffix in ROW_FILES or path.is_dir():
+        if not path.exists():
+            raise ConfigError(f"benchmark {name_or_path}: no such file.")
+        made = Benchmark(
+            name=path.stem, version=1, title=path.name, task=task or "math", source=f"the file {path.name}"
+        )
+        return made, str(path)
+    near = difflib.get_close_matches(name_or_path, shipped_benchmarks(), n=2, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(shipped_benchmarks())}."
+    raise ConfigError(f"benchmark {name_or_path!r}: neither a benchmark nor a {', '.join(ROW_FILES)} file; {hint}")
+
+
+def load_questions(benchmark: Benchmark, data: str | None = None, limit: int | None = None) -> list[Question]:
+    """The benchmark's questions, from the file `data`, the generator or the hub; the first `limit` of them.
+
+    Raises DataError with file, row, column and the fix for a row without question or answer, for an id that repeats,
+    and for a download that has another number of questions than the benchmark.
+    """
+    load_task(benchmark.task)
+    questions = []
+    for question in _questions(benchmark, data):
+        questions.append(question)
+        if len(questions) == limit:
+            break
+    origin = data or (benchmark.hub.path if benchmark.hub else benchmark.name)
+    if not questions:
+        raise DataError(f"{origin}: no question of {benchmark.name} in it.")
+    seen: dict[str, Question] = {}
+    for question in questions:
+        if question.id in seen:
+            raise DataError(
+                f"{question.where}: column `id`: {question.id!r} is also in {seen[question.id].where}. Every question "
+                "needs its own, or leave the column out."
+            )
+        seen[question.id] = question
+    if data is None and limit is None and benchmark.questions not in (None, len(questions)):
+        raise DataError(
+            f"{origin}: has {len(questions)} questions, and {benchmark.name} version {benchmark.version} has "
+            f"{benchmark.questions}. The dataset has changed; give the old one with --data FILE."
+        )
+    return questions
+
+
+def fingerprint(benchmark: Benchmark, questions: list[Question]) -> str:
+    """16 hex digits that are the same for the same questions, answers and instruction in any order."""
+    rows = sorted(repr((q.id, benchmark.instructed(q.question), q.answer)) for q in questions)
+    return hashlib.sha256("\n".join(rows).encode()).hexdigest()[:16]
+
+
+def _questions(benchmark: Benchmark, data: str | None) -> Iterator[Question]:
+    if data is None and benchmark.generate is not None:
+        made = benchmark.generate
+        task: Any = load_task(benchmark.task)
+        for problem in task.generate(made.count, made.seed, made.options):
+            yield Question(problem.id, problem.question, problem.answer, None, f"{benchmark.name} {problem.id}")
+        return
+    hub = benchmark.hub
+    if data is None and hub is None:
+        raise ConfigError(
+            f"benchmark {benchmark.name}: has neither `hub` nor `generate`; give its data with --data FILE."
+        )
+    values = {"path": data} if data else hub.model_dump() if hub else {}
+    source: DataConfig = validate(DataConfig, values, benchmark.name)
+    for number, (where, row) in enumerate(rows_of(source)):
+        keep = benchmark.keep
+        if keep is None or keep.column not in row or keep.contains in str(row[keep.column]):
+            yield _question(benchmark, row, where, str(number))
+
+
+def _question(benchmark: Benchmark, row: dict[str, Any], where: str, default_id: str) -> Question:
+    row = {**row, **{ours: row[theirs] for ours, theirs in benchmark.columns.items() if theirs in row}}
+    if benchmark.choices:
+        row = _with_choices(benchmark.choices, row, where, str(row.get("id", default_id)))
+    if row.get("solution") is None and "####" not in str(row.get("answer")):
+        row = {**row, "solution": str(row.get("answer") or "").strip() or "-"}  # evaluation needs no worked solution
+    problem = problem_of(row, where, default_id)
+    answer = problem.answer if problem.answer is not None else _boxed_answer(problem.solution)
+    if answer is None or not answer.strip():
+        state = "missing" if answer is None else "empty"
+        raise DataError(
+            f"{where}: column `answer` is {state}; every question needs one to grade against. The row has "
+            f"{', '.join(sorted(row))}."
+        )
+    return Question(problem.id, problem.question, answer, problem.system, where)
+
+
+def _boxed_answer(solution: str) -> str | None:
+    """The answer of MATH's own rows, which have it in their worked solution only."""
+    if r"\boxed" not in solution:
+        return None
+    from rlt.tasks.math import extract
+
+    return extract(solution)
+
+
+def _with_choices(choices: Choices, row: dict[str, Any], where: str, key: str) -> dict[str, Any]:
+    if choices.right not in row and "answer" in row:
+        return row  # laid out already: `question` with its choices, and the letter as `answer`
+    columns = ("question", choices.right, *choices.wrong)
+    missing = [column for column in columns if not str(row.get(column) or "").strip()]
+    if missing:
+        raise DataError(f"{where}: column `{missing[0]}` is missing or empty; a question needs all its choices.")
+    texts = [str(row[column]).strip() for column in (choices.right, *choices.wrong)]
+    order = list(range(len(texts)))
+    random.Random(f"choices {choices.seed} {key}").shuffle(order)
+    letters = "ABCDEFGHIJ"
+    lines = [f"{letters[place]}. {texts[index]}" for place, index in enumerate(order)]
+    question = "\n".join([str(row["question"]).strip(), "", *lines])
+    return {"id": row.get("id", key), "question": question, "answer": letters[order.index(0)]}

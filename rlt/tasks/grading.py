@@ -1,0 +1,253 @@
+"""Grading many responses in processes that can be ended: no response hangs or crashes the whole.
+
+A grader's process (`python -m rlt.tasks.grading TASK SECONDS`) reads one JSON line a response and answers with one. It
+imports no torch, may use 4 GiB, and ends itself when nobody has ended it. Tasks that are `CHEAP` are graded in this
+process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlt.errors import RltError
+from rlt.tasks import Task, Verdict, load_task
+from rlt.text.formats import Format
+
+MEMORY_LIMIT = 4 << 30  # bytes of address space for one grader's process
+START_LIMIT = 120.0  # seconds until a new process must be ready
+STARTS = 3  # processes that may end before they are ready, one after another
+
+Item = tuple[str, str, str]
+"""(response, answer, question)"""
+
+
+def answer_part(response: str, fmt: Format) -> str:
+    """The part of a response in which its answer is looked for.
+
+    The solution between its tags. Where no solution tag was opened: what follows the closed thought. Where there is
+    neither, or the solution never closes (the length limit): the whole response.
+    """
+    _, solution = fmt.parse_response(response)
+    if solution is not None:
+        return solution
+    _, closed, after = response.rpartition(fmt.tags.thought.close)
+    if closed and after.strip() and fmt.tags.solution.open not in response:
+        return after
+    return response
+
+
+class GraderPool:
+    """Grades responses of one task in `workers` processes; a response gets `timeout` seconds, then counts as wrong.
+
+    Processes start with the first call that needs them and stay until `close`. A process that runs over its time, dies,
+    or runs out of memory is replaced, and the response's Verdict says so in `error`.
+    """
+
+    def __init__(self, task: str, workers: int = 2, timeout: float = 10.0) -> None:
+        self.task, self.workers, self.timeout = task, workers, timeout
+        self._module: Task = load_task(task)
+        self.cheap: bool = getattr(self._module, "CHEAP", False)
+        self._processes: list[_Process] = []
+
+    def grade(
+        self, items: Iterable[Item], fmt: Format, progress: Callable[[int], object] | None = None
+    ) -> list[Verdict]:
+        """One Verdict for each `(response, answer, question)`, in order. `progress` is called with 1 after each."""
+        parts = [(answer_part(response, fmt), answer, question) for response, answer, question in items]
+        if self.cheap:
+            return [self._module.grade(*part) for part in parts]
+        verdicts: list[Verdict] = [_FAILED] * len(parts)
+        for index, reply in self._run("grade", parts):
+            verdicts[index] = Verdict(bool(reply.get("correct")), reply.get("extracted"), reply.get("error"))
+            if progress is not None:
+                progress(1)
+        return verdicts
+
+    def check(self, answers: Sequence[tuple[str, str]]) -> list[str | None]:
+        """For each `(answer, question)`, why no response to it could be graded, or None."""
+        if self.cheap:
+            return [self._module.check_answer(answer, question) for answer, question in answers]
+        reasons: list[str | None] = [None] * len(answers)
+        for index, reply in self._run("check", answers):
+            reasons[index] = reply.get("reason", reply.get("error"))
+        return reasons
+
+    def close(self) -> None:
+        """End the processes."""
+        for process in self._processes:
+            process.end()
+        self._processes.clear()
+
+    def __enter__(self) -> GraderPool:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _run(self, what: str, items: Sequence[Sequence[str]]) -> Iterable[tuple[int, dict[str, Any]]]:
+        waiting = deque(range(len(items)))
+        while len(self._processes) < min(self.workers, len(items)):
+            self._processes.append(_Process(self.task, self.timeout))
+        try:
+            yield from self._dispatch(what, items, waiting)
+        except BaseException:
+            self.close()  # an answer that nobody waits for must not meet the next question
+            raise
+
+    def _dispatch(
+        self, what: str, items: Sequence[Sequence[str]], waiting: deque[int]
+    ) -> Iterable[tuple[int, dict[str, Any]]]:
+        busy: dict[_Process, int] = {}
+        failed_starts = 0
+        with selectors.DefaultSelector() as selector:
+            for process in self._processes:
+                selector.register(process.output, selectors.EVENT_READ, process)
+            while waiting or busy:
+                for position, process in enumerate(self._processes):
+                    if process not in busy and waiting and (process.ready or process.overdue()):
+                        if process.overdue():
+                            raise RltError(f"a grader's process was not ready after {START_LIMIT:.0f} s.")
+                        index = waiting.popleft()
+                        if process.send([what, *items[index]]):
+                            busy[process] = index
+                        else:
+                            waiting.appendleft(index)
+                            self._replace(position, selector)
+                for key, _ in selector.select(timeout=0.05):
+                    process = key.data
+                    reply = process.receive()
+                    if reply is _PARTIAL:
+                        continue
+                    if reply is not None and "ready" in reply:
+                        failed_starts = 0
+                        continue
+                    position = self._processes.index(process)
+                    if reply is None:
+                        self._replace(position, selector)
+                    if process in busy:
+                        yield busy.pop(process), reply or {"error": "the grader's process died"}
+                    elif reply is None and not process.ready:
+                        failed_starts += 1
+                        if failed_starts > STARTS:
+                            raise RltError("graders' processes end before they are ready; see the error above.")
+                for position, process in enumerate(self._processes):
+                    if process in busy and time.monotonic() - process.since > self.timeout:
+                        self._replace(position, selector)
+                        yield busy.pop(process), {"error": f"not graded within {self.timeout:g} s"}
+
+    def _replace(self, position: int, selector: selectors.BaseSelector) -> None:
+        old = self._processes[position]
+        selector.unregister(old.output)
+        old.end()
+        self._processes[position] = new = _Process(self.task, self.timeout)
+        selector.register(new.output, selectors.EVENT_READ, new)
+
+
+_FAILED = Verdict(False, None, "not graded")
+_PARTIAL: dict[str, Any] = {}
+
+
+class _Process:
+    """One grader's process, and what it is doing since when."""
+
+    def __init__(self, task: str, timeout: float) -> None:
+        package = str(Path(__file__).resolve().parents[2])
+        path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "rlt.tasks.grading", task, str(timeout)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path},
+        )  # fmt: skip
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._input, self.output = self._process.stdin, self._process.stdout
+        self._received = b""
+        self.ready = False
+        self.since = time.monotonic()
+
+    def overdue(self) -> bool:
+        return not self.ready and time.monotonic() - self.since > START_LIMIT
+
+    def send(self, item: list[str]) -> bool:
+        """Whether the process took the item; it waits in `readline`, so that the pipe never stays full."""
+        self.since = time.monotonic()
+        try:
+            self._input.write(json.dumps(item).encode() + b"\n")
+            self._input.flush()
+        except BrokenPipeError:
+            return False
+        return True
+
+    def receive(self) -> dict[str, Any] | None:
+        """The next reply; `_PARTIAL` where its line is not whole yet, None where the process has ended."""
+        data = os.read(self.output.fileno(), 1 << 20)
+        if not data:
+            return None
+        self._received += data
+        if not self._received.endswith(b"\n"):
+            return _PARTIAL
+        reply: dict[str, Any] = json.loads(self._received)
+        self._received = b""
+        self.ready = True
+        return reply
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._input, self.output):
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
+
+
+# -- the other side ----------------------------------------------------------------------------------------------------
+
+
+def serve(task: str, timeout: float) -> None:
+    """Answer items from standard input until it ends. What graders print goes to standard error."""
+    answers = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    _limit_memory()
+    module = load_task(task)
+    getattr(module, "prepare", lambda: None)()
+    answers.write(b'{"ready": true}\n')
+    for line in sys.stdin.buffer:
+        what, *item = json.loads(line)
+        # Without its parent, a grader that hangs would go on for ever: the alarm's default is to end the process.
+        signal.alarm(int(2 * timeout) + 2)
+        answers.write(json.dumps(_reply(module, what, item)).encode() + b"\n")
+        signal.alarm(0)
+
+
+def _reply(module: Task, what: str, item: list[str]) -> dict[str, Any]:
+    try:
+        if what == "check":
+            return {"reason": module.check_answer(item[0], item[1])}
+        verdict = module.grade(item[0], item[1], item[2])
+        return {"correct": verdict.correct, "extracted": verdict.extracted}
+    except (MemoryError, RecursionError) as error:
+        return {"error": f"too large to grade ({type(error).__name__})"}
+
+
+def _limit_memory() -> None:
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = MEMORY_LIMIT if hard == resource.RLIM_INFINITY else min(MEMORY_LIMIT, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1], float(sys.argv[2]))

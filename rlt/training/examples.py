@@ -1,0 +1,217 @@
+"""What training stages read before any weights: their problems as tokens of their model, what of it is learned, what fits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from rlt.config import ColdstartConfig, DataConfig, DistillConfig, TrainConfig, WarmupConfig
+from rlt.data.problems import Problems, load_problems
+from rlt.errors import DataError, ModelError
+from rlt.models.loading import context_length, load_config, load_tokenizer
+from rlt.text.formats import Format, Rendered, check_template, load_format, render_student
+from rlt.text.tokens import tokenize
+from rlt.types import Problem
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Text:
+    """What a stage reads before any weights: its problems, and how they become tokens of its model."""
+
+    fmt: Format
+    problems: Problems
+    tokenizer: PreTrainedTokenizerBase
+    context: int | None
+    """Tokens that a text may have for the model; None where its configuration does not say."""
+    turn_end: int
+    """Id of the token with which the chat template closes the assistant's turn."""
+
+
+def read_text(
+    stage: str, config: WarmupConfig | TrainConfig | DistillConfig | ColdstartConfig, need: tuple[str, ...] = ()
+) -> Text:
+    """The stage's Text; says in one line how many problems there are. Raises DataError, ModelError or ConfigError."""
+    fmt = load_format(config.format)
+    problems = load_problems(config.data, fmt, need=need)
+    print(f"{stage}: {config.data.path}: {problems.summary()}", flush=True)
+    context = context_length(load_config(config.model, config.trust_remote_code))
+    tokenizer = load_tokenizer(config.model, config.trust_remote_code)
+    check_template(fmt, tokenizer)
+    return Text(fmt, problems, tokenizer, context, turn_end(fmt, tokenizer))
+
+
+def turn_end(fmt: Format, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Id of the token that closes the assistant's turn in the tokenizer's chat template, often but not always its eos.
+
+    Raises ModelError where nothing but text closes it: a model could not learn to stop.
+    """
+    probe = render_student(
+        fmt, tokenizer, Problem(id="probe", question="2 + 3?", solution="5."), fmt.thought_body("Add.")
+    )
+    (tokens,) = tokenize(tokenizer, [probe])
+    _, end = taught_to_student(fmt, probe)
+    special = {*tokenizer.added_tokens_decoder, tokenizer.eos_token_id}
+    for token, (start, stop) in zip(tokens.ids, tokens.offsets, strict=True):
+        if start >= end and token in special:
+            return token
+        if start >= end and probe.text[start:stop].strip():
+            break
+    raise ModelError(
+        f"{tokenizer.name_or_path}: its chat template closes the assistant's turn with {probe.text[end:]!r}, in which no "
+        "special token comes first; a model could not learn to stop. Use a template that ends a turn with the eos token."
+    )
+
+
+def end_ids(config: TrainConfig | ColdstartConfig, text: Text) -> set[int]:
+    """Ids of the tokens at which sampling stops: the model's generation configuration's, and the tokenizer's eos.
+
+    Raises ModelError where the end of a turn is not among them: every completion would run into the length limit.
+    """
+    from transformers import GenerationConfig
+
+    try:
+        configured = GenerationConfig.from_pretrained(config.model).eos_token_id
+    except OSError:  # no generation_config.json
+        configured = load_config(config.model, config.trust_remote_code).get_text_config().eos_token_id
+    ids = {*listed(configured), *listed(text.tokenizer.eos_token_id)}
+    if text.turn_end not in ids:
+        token = text.tokenizer.convert_ids_to_tokens(text.turn_end)
+        raise ModelError(
+            f"{config.model}: its chat template closes a turn with {token}, but sampling does not stop there. Start from a "
+            f"model that `rlt warmup` or `rlt distill` made, or add {text.turn_end} to `eos_token_id` in its "
+            "generation_config.json."
+        )
+    return ids
+
+
+def listed(ids: int | list[int] | None) -> list[int]:
+    """Token ids as a configuration has them: none, one, or several."""
+    return [] if ids is None else ids if isinstance(ids, list) else [ids]
+
+
+# -- supervised examples -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """Token ids `(T,)` of one text and the positions whose tokens are learned; all others are context."""
+
+    ids: list[int]
+    learned: range
+    explanation_tokens: int = 0
+    """How many of the tokens are the explanation's."""
+
+    def labels(self) -> list[int]:
+        """`(T,)` ids at learned positions, -100 elsewhere."""
+        return [token if i in self.learned else -100 for i, token in enumerate(self.ids)]
+
+
+def examples_of(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[Rendered],
+    learned: Sequence[tuple[int, int]],
+    turn_end: int,
+) -> list[Example]:
+    """One example a text, in order; `learned` are the characters to learn, and the turn's end after them is learned too."""
+    return [
+        Example(tokens.ids, learned_span(tokens.ids, tokens.offsets, *span, turn_end), len(tokens.spans["explanation"]))
+        for tokens, span in zip(tokenize(tokenizer, texts), learned, strict=True)
+    ]
+
+
+def taught_to_teacher(fmt: Format, text: Rendered) -> tuple[int, int]:
+    """The characters that a teacher learns: the explanation (not the padding its prompt ends with) and its closing tag."""
+    start, end = text.spans["explanation"]
+    return start + len(fmt.padding), end + len(fmt.tags.explanation.close)
+
+
+def taught_to_student(fmt: Format, text: Rendered) -> tuple[int, int]:
+    """The characters that a student learns: its whole response, from the thought's opening tag to the solution's closing."""
+    return (
+        text.spans["explanation"][0] - len(fmt.tags.thought.open),
+        text.spans["solution"][1] + len(fmt.tags.solution.close),
+    )
+
+
+def learned_span(ids: Sequence[int], offsets: Sequence[tuple[int, int]], start: int, end: int, turn_end: int) -> range:
+    """Positions of the tokens that cover any character of `[start, end)`, and on to the `turn_end` token that follows.
+
+    Without that token a model never learns to stop. A template may have white space before it, which is learned too.
+    """
+    first = next(i for i, (_, stop) in enumerate(offsets) if stop > start)
+    last = max(i for i, (begin, _) in enumerate(offsets) if begin < end)
+    return range(first, ids.index(turn_end, last + 1) + 1)
+
+
+# -- what fits the context -----------------------------------------------------------------------------------------------------
+
+
+def fit_prompts(
+    problems: Sequence[Problem],
+    prompts: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    completion: int,
+    context: int | None,
+    data: DataConfig,
+) -> tuple[list[int], list[str]]:
+    """`(kept, dropped)`: indices of the problems whose prompt leaves room for `completion` tokens, and a line for each other.
+
+    `context`: tokens that prompt and completion may have together (None: any number). Raises DataError at the first
+    problem without room unless `data.on_invalid` is `skip`, and if none is left.
+    """
+    encoded = tokenizer(list(prompts), add_special_tokens=False, verbose=False)["input_ids"]
+    items = ((problem.id, len(ids), i) for i, (problem, ids) in enumerate(zip(problems, encoded, strict=True)))
+    return _keep_short(
+        items, None if context is None else context - completion, data,
+        lambda length: f"its prompt has {length} tokens, with {completion} of completion over the context of {context}",
+        "allow fewer tokens of completion",
+    )  # fmt: skip
+
+
+def fit(
+    problems: Sequence[Problem], examples: Sequence[Example], limit: int | None, data: DataConfig
+) -> tuple[list[Example], list[str]]:
+    """`(kept, dropped)`: the problems' examples of at most `limit` tokens, and a line for each longer one, which is never cut.
+
+    Raises DataError at the first too long one unless `data.on_invalid` is `skip`, and if none is left.
+    """
+    items = ((problem.id, len(example.ids), example) for problem, example in zip(problems, examples, strict=True))
+    return _keep_short(
+        items,
+        limit,
+        data,
+        lambda length: f"its text has {length} tokens, over the limit of {limit}",
+        "raise `max_length`",
+    )
+
+
+def _keep_short(
+    items: Iterable[tuple[str, int, Item]], limit: int | None, data: DataConfig, line: Callable[[int], str], fix: str
+) -> tuple[list[Item], list[str]]:
+    """Of items with the id of their problem in `data` and a length: those within `limit`, and a line for each other one."""
+    kept: list[Item] = []
+    dropped: list[str] = []
+    for name, length, item in items:
+        if limit is None or length <= limit:
+            kept.append(item)
+            continue
+        dropped.append(f"{data.path}: problem {name}: {line(length)}")
+        if data.on_invalid == "error":
+            raise DataError(f"{dropped[0]}. Set `data.on_invalid: skip` to leave it out, or {fix}.")
+    if not kept:
+        raise DataError(
+            f"{data.path}: no problem is short enough; the first: {dropped[0] if dropped else 'there is none'}"
+        )
+    if dropped:
+        print(
+            f"{len(dropped)} of {len(dropped) + len(kept)} rows dropped as too long; the first: {dropped[0]}",
+            flush=True,
+        )
+    return kept, dropped

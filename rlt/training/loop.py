@@ -1,0 +1,171 @@
+"""What the training stages share: TRL's arguments, metrics.jsonl, running and resuming."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback
+
+from rlt.config import DistillConfig, WarmupConfig
+from rlt.data.rows import JsonlWriter, read_rows, write_rows
+from rlt.outputs import StageFolder
+from rlt.training.cards import open_repository
+from rlt.training.checkpoints import WholeCheckpoints, discard_incomplete, last_checkpoint
+from rlt.training.examples import Example, Text, listed
+from rlt.training.lora import peft_config, save_whole
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, Trainer, TrainerControl, TrainerState, TrainingArguments
+
+METRICS_FILE = "metrics.jsonl"
+
+
+# -- arguments ---------------------------------------------------------------------------------------------------------------
+
+
+def train_supervised(
+    folder: StageFolder, config: WarmupConfig | DistillConfig, arguments: Any, text: Text, examples: Sequence[Example]
+) -> dict[str, Any]:
+    """Metrics after TRL's SFTTrainer learned the examples' learned positions; goes on from the last checkpoint.
+
+    The final model lies in the stage's folder. Its generation configuration names the end of a turn, so that every engine
+    stops where the model has learned to.
+    """
+    from datasets import Dataset
+    from trl import SFTTrainer
+
+    class SupervisedTrainer(WholeCheckpoints, SFTTrainer):
+        """TRL's trainer with checkpoints that end with a marker."""
+
+    dataset = Dataset.from_dict({"input_ids": [e.ids for e in examples], "labels": [e.labels() for e in examples]})
+    trainer = SupervisedTrainer(
+        model=config.model, args=arguments, train_dataset=dataset, processing_class=text.tokenizer,
+        peft_config=peft_config(config.peft), callbacks=[MetricsFile(folder.path)],
+    )  # fmt: skip
+    generation: Any = trainer.model.generation_config  # type: ignore[union-attr]
+    generation.eos_token_id = list(dict.fromkeys([*listed(generation.eos_token_id), text.turn_end]))
+    return run_trainer(trainer, folder, text.tokenizer)
+
+
+# -- running -------------------------------------------------------------------------------------------------------------------
+
+
+def run_trainer(trainer: Trainer, folder: StageFolder, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Numbers of the finished training; from the last complete checkpoint in the stage's folder where there is one."""
+    from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+    open_repository(folder)  # where the model cannot be uploaded, that is said before it is trained
+    trainer.remove_callback(PrinterCallback)
+    if not trainer.args.disable_tqdm:
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(_Progress)
+    if trainer.is_world_process_zero():
+        for path in discard_incomplete(folder.path):
+            print(f"{path}: was cut off while it was written, and is removed.", flush=True)
+    checkpoint = last_checkpoint(folder.path)
+    outcome = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    save_whole(trainer)
+    if trainer.is_world_process_zero():
+        tokenizer.save_pretrained(folder.path)
+    loss = _mean_loss(trainer.state.log_history, float(outcome.training_loss))
+    return {"steps": trainer.state.global_step, "loss": round(loss, 6)}
+
+
+def _mean_loss(history: Sequence[Mapping[str, Any]], of_this_start: float) -> float:
+    """Mean loss of all logged steps, also those before the run was cut off; transformers has that of the last start's."""
+    total, last = 0.0, 0
+    for row in history:
+        if "loss" in row:
+            total, last = total + row["loss"] * (row["step"] - last), row["step"]
+    return total / last if last else of_this_start
+
+
+class ResumablePrompts:
+    """Mixed into GRPOTrainer: rendered prompts stay as they are, and their order can be resumed in any epoch.
+
+    TRL's sampler draws one permutation after another from its generator; a run that goes on in its third epoch would get
+    the first permutation again. Here each epoch has its own seed.
+    """
+
+    def _tokenize_prompts(self, prompts: list[str]) -> Any:
+        # A rendered prompt already has every special token in it; adding them again would put a second BOS in front.
+        return self.processing_class(text=prompts, add_special_tokens=False)["input_ids"], None, {}  # type: ignore[attr-defined]
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        return _OrderOfEpoch(super()._get_train_sampler(dataset), self)  # type: ignore[misc, attr-defined]
+
+
+class _OrderOfEpoch:
+    """A RepeatSampler whose permutation depends on the seed and the epoch alone."""
+
+    def __init__(self, sampler: Any, trainer: Any) -> None:
+        self.sampler, self.trainer = sampler, trainer  # not its state: that is another object after a resume
+
+    def __iter__(self) -> Iterator[int]:
+        if self.sampler.shuffle:
+            self.sampler.generator.manual_seed(self.sampler.seed + int(self.trainer.state.epoch or 0))
+        return iter(self.sampler)
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+
+class MetricsFile(TrainerCallback):
+    """Writes what the trainer logs to `metrics.jsonl`, one row a log, with the step.
+
+    When a run goes on from a checkpoint, rows of later steps are dropped first (from `also`, too): the files read as if
+    the run had never been cut off.
+    """
+
+    def __init__(self, folder: Path, also: Sequence[str] = ()) -> None:
+        self.path = Path(folder) / METRICS_FILE
+        self.files = [self.path, *(Path(folder) / name for name in also)]
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if not state.is_world_process_zero:
+            return
+        for path in self.files:
+            # `metrics.jsonl` counts steps done, samples are written before their step is done.
+            last = state.global_step if path == self.path else state.global_step - 1
+            JsonlWriter(path).close()  # cuts off a line that was being written
+            write_rows(path, (row for _, row in read_rows(path) if row["step"] <= last))
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero and logs:
+            with JsonlWriter(self.path) as file:
+                file.write([{"step": state.global_step, **logs}])
+
+
+class _Progress(TrainerCallback):
+    """A bar with time left and the two numbers one watches, instead of a dictionary a log."""
+
+    def __init__(self) -> None:
+        self.bar: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        from tqdm import tqdm
+
+        if state.is_world_process_zero:
+            self.bar = tqdm(
+                total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True, leave=False
+            )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if self.bar is not None and logs:
+            shown = {key: f"{float(logs[key]):.3g}" for key in ("loss", "reward") if key in logs}
+            self.bar.set_postfix(shown)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None

@@ -1,0 +1,242 @@
+"""TRL's GRPOTrainer with the one thing that the RLT reward needs besides: the current policy's log-probs.
+
+A TRL reward function receives texts and ids, but `r_kl` compares the student with the policy that is being trained. This
+subclass adds the policy's log-probs of the sampled tokens to what the reward function gets. Where the step has computed
+them already (as it does with vLLM, for importance sampling) they are taken from there and not computed again.
+
+It also saves and restores the moving reference model with each checkpoint, which TRL leaves out, and stops a run whose
+sampler no longer has the trainer's weights.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from trl import GRPOTrainer
+from trl.trainer.utils import pad
+
+from rlt.data.rows import JsonlWriter
+from rlt.errors import RunError
+from rlt.models.logprobs import Row, hidden_states, output_head, token_logprobs
+from rlt.reward.trl import TeacherReward
+from rlt.training.checkpoints import WholeCheckpoints
+from rlt.training.loop import ResumablePrompts
+from rlt.training.trimming import TrimmedPadding
+
+REFERENCE_FOLDER = "reference"
+SAMPLES_FILE = "samples.jsonl"
+
+
+class TeacherTrainer(ResumablePrompts, TrimmedPadding, WholeCheckpoints, GRPOTrainer):
+    """GRPOTrainer that gives its TeacherReward the policy's side of `r_kl` (see `TeacherReward.__call__`).
+
+    `reward` is the reward function; with `needs_policy` false no forward pass is made for it. `sync_threshold`: the
+    difference between sampler and trainer, as `check_sampler` measures it, above which the run stops (None: never).
+    `policy_passes` counts forward passes of the policy that TRL would not have made.
+    """
+
+    args: Any
+    model: Any
+
+    def __init__(
+        self,
+        *,
+        reward: TeacherReward,
+        needs_policy: bool = True,
+        sync_threshold: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(reward_funcs=[reward], **kwargs)
+        self.reward, self.needs_policy, self.sync_threshold = reward, needs_policy, sync_threshold
+        self._prompt_ids: list[list[int]] = []
+        self._completion_ids: list[list[int]] = []
+        self._step_logprobs: torch.Tensor | None = None
+        self.policy_passes = 0
+
+    def _generate(self, prompts: list[Any]) -> Any:
+        generated = super()._generate(prompts)
+        self._prompt_ids, self._completion_ids, self._step_logprobs = generated[0], generated[1], None
+        return generated
+
+    def _get_per_token_logps_and_entropies(
+        self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, *args: Any, **kwargs: Any
+    ) -> Any:
+        if model is not self.model or torch.is_grad_enabled() or is_reference(self.accelerator.unwrap_model(model)):
+            return super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
+            )
+        # The policy without a gradient: TRL wants the completion's tokens, the reward also the padding before them.
+        before = self._padding_tokens()
+        logprobs, entropies, aux = super()._get_per_token_logps_and_entropies(
+            model, input_ids, attention_mask, logits_to_keep + before, *args, **kwargs
+        )
+        self._step_logprobs = logprobs
+        return logprobs[:, before:], None if entropies is None else entropies[:, before:], aux
+
+    def _padding_tokens(self) -> int:
+        return self.reward.padding_tokens(self._prompt_ids[0])
+
+    def _calculate_rewards(
+        self,
+        inputs: list[dict[str, Any]],
+        prompts: list[Any],
+        completions: list[Any],
+        completion_ids_list: list[list[int]],
+    ) -> torch.Tensor:
+        extra: list[dict[str, Any]] = [{"prompt_ids": ids} for ids in self._prompt_ids]
+        if self.needs_policy:
+            name, sides = self._policy_side(completion_ids_list)
+            extra = [{**item, name: side} for item, side in zip(extra, sides, strict=True)]
+        rows = [{**row, **item} for row, item in zip(inputs, extra, strict=True)]
+        rewards = super()._calculate_rewards(rows, prompts, completions, completion_ids_list)
+        if self.accelerator.is_main_process and self.model.training:
+            with JsonlWriter(Path(self.args.output_dir) / SAMPLES_FILE) as file:
+                file.write({"step": self.state.global_step, **sample} for sample in self.reward.last_samples)
+        return rewards
+
+    def _policy_side(self, completion_ids: list[list[int]]) -> tuple[str, list[torch.Tensor]]:
+        """The name of what `r_kl` needs, and that of each completion: `(P + C,)` log-probs or `(P + C, H)` hidden states."""
+        temperature = self.reward.engine.temperature
+        exact = self.reward.engine.estimator == "exact"
+        before = self._padding_tokens()
+        if exact or temperature != self.temperature:
+            # Another temperature than the one that TRL computes with, or whole distributions: a pass of our own.
+            self.policy_passes += 1
+            rows = [
+                Row([*prompt, *ids], [range(len(prompt) - before, len(prompt) + len(ids))])
+                for prompt, ids in zip(self._prompt_ids, completion_ids, strict=True)
+            ]
+            if exact:
+                self.reward.policy_head = output_head(self.model)
+                return "policy_hidden", hidden_states(self.model, rows)
+            return "policy_logprobs", token_logprobs(self.model, rows, temperature=temperature)
+        pairs = zip(self._all_logprobs(), completion_ids, strict=True)
+        return "policy_logprobs", [row[: before + len(ids)].float().cpu() for row, ids in pairs]
+
+    @torch.no_grad()
+    def _all_logprobs(self) -> torch.Tensor:
+        """`(B, P + T)` log-probs of this step's completions and the padding before them, computed once at most."""
+        if self._step_logprobs is None:
+            self.policy_passes += 1
+            device, fill = self.accelerator.device, self._tokenizer.pad_token_id
+            ids, mask = [], []
+            multiple: Any = self.pad_to_multiple_of
+            for rows, side in ((self._prompt_ids, "left"), (self._completion_ids, "right")):
+                texts = [torch.tensor(row, dtype=torch.long) for row in rows]
+                ids.append(pad(texts, fill, side, multiple))
+                mask.append(pad([torch.ones_like(row) for row in texts], 0, side, multiple))
+            self._get_per_token_logps_and_entropies(
+                self.model, torch.cat(ids, 1).to(device), torch.cat(mask, 1).to(device), ids[1].size(1),
+                batch_size=self.args.per_device_train_batch_size,
+            )  # fmt: skip
+        assert self._step_logprobs is not None  # the pass above has kept them
+        return self._step_logprobs
+
+    # -- a sampler that lost the weights -----------------------------------------------------------------------------------
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        output = super()._generate_and_score_completions(inputs)
+        if self.sync_threshold is not None and "sampling_per_token_logps" in output:
+            ours = output.get("old_per_token_logps")
+            if ours is None:
+                ours = self._all_logprobs()[:, self._padding_tokens() :]
+            self.check_sampler(ours, output["sampling_per_token_logps"], output["completion_mask"])
+        return output
+
+    def check_sampler(self, ours: torch.Tensor, sampled: torch.Tensor, mask: torch.Tensor) -> None:
+        """Raise RunError on every rank if `(B, T)` log-probs of trainer and sampler differ by more than the threshold.
+
+        The difference is the mean of |ours - sampled| in nats, each token weighted by its probability (the larger of the
+        two), over the tokens of `mask` `(B, T)` that the sampler reports: log-probs of unlikely tokens are noisy in
+        bfloat16. NaN is what vLLM could not report; if that is all, the run stops too.
+        """
+        counted = mask.bool()
+        known = counted & ~sampled.isnan()
+        weights = torch.maximum(ours, sampled)[known].double().exp()
+        difference = (ours - sampled)[known].double().abs()
+        sums = torch.stack([(weights * difference).sum(), weights.sum(), counted.sum().double()])
+        total, weight, tokens = self.accelerator.gather(sums[None]).sum(0).tolist()
+        if tokens == 0:
+            return  # every completion is masked: nothing is learned from this batch
+        mean = total / weight if weight else math.nan
+        self._metrics["train" if self.model.training else "eval"]["sampler_difference"].append(mean)
+        if self.sync_threshold is not None and not mean <= self.sync_threshold:
+            raise RunError(
+                f"step {self.state.global_step}: the sampler's log-probs differ from the trainer's by {mean:.3g} nats a token "
+                f"(`sync_threshold` {self.sync_threshold}): it has other weights, or reports log-probs before temperature and "
+                "truncation. Restart it (a vLLM server with `--logprobs-mode processed_logprobs`), or raise the threshold."
+            )
+
+    # -- the moving reference is part of a checkpoint ------------------------------------------------------------------------
+
+    def _save_more(self, folder: Path) -> None:
+        if self.ref_model is None or not self.args.sync_ref_model:
+            return
+        state = self.accelerator.get_state_dict(self.ref_model)  # gathers sharded weights: every rank takes part
+        if self.args.should_save:
+            # Under the names that the weights have in memory, by which they are restored.
+            self.accelerator.unwrap_model(self.ref_model).save_pretrained(
+                folder / REFERENCE_FOLDER, state_dict=state, save_original_format=False
+            )
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None or self.ref_model is None or not self.args.sync_ref_model:
+            return
+        folder = Path(checkpoint) / REFERENCE_FOLDER
+        if not folder.is_dir():
+            raise RunError(
+                f"{checkpoint}: has no `{REFERENCE_FOLDER}` folder; the moving reference model cannot be restored."
+            )
+        load_weights(self.ref_model, folder, self.accelerator)
+
+
+def is_reference(model: Any) -> bool:
+    """Whether a model with LoRA is TRL's reference at the moment: its adapter is off, or the copy named `ref` is active."""
+    if not hasattr(model, "peft_config"):
+        return False
+    # `is True`: transformers' own models have a method of this name.
+    off = any(getattr(module, "disable_adapters", False) is True for module in model.modules())
+    return off or model.active_adapter == "ref"
+
+
+@torch.no_grad()
+def load_weights(model: Any, folder: Path, accelerator: Any) -> None:
+    """Put the safetensors weights of `folder` into `model`, plain, DDP, FSDP2 or ZeRO-3.
+
+    Raises RunError unless the files have exactly the model's weights (of tied ones, one).
+    """
+    from contextlib import nullcontext
+
+    from safetensors.torch import load_file
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    weights: dict[str, torch.Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        weights |= load_file(file)
+    core = accelerator.unwrap_model(model)
+    gathered: Any = nullcontext()
+    parameters = dict(core.named_parameters())
+    tied = getattr(core, "all_tied_weights_keys", {}).keys()
+    missing = sorted(parameters.keys() - weights.keys() - tied)
+    unknown = sorted(weights.keys() - core.state_dict().keys() - tied)
+    if missing or unknown:
+        raise RunError(
+            f"{folder}: not the weights of this reference model: {len(missing)} missing ({', '.join(missing[:3])}), "
+            f"{len(unknown)} unknown ({', '.join(unknown[:3])}). Remove {folder.parent} to go on from an older checkpoint."
+        )
+    if any(hasattr(parameter, "ds_id") for parameter in parameters.values()):
+        import deepspeed
+
+        gathered = deepspeed.zero.GatheredParameters(list(parameters.values()), modifier_rank=0)
+    with gathered:
+        for name, parameter in parameters.items():
+            if name not in weights:
+                continue  # tied to another parameter, which is in the files
+            value = weights[name].to(parameter.dtype)
+            if isinstance(parameter, DTensor):
+                value = distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+            parameter.copy_(value)
