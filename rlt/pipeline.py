@@ -21,8 +21,9 @@ from typing import Any
 
 from rlt.allocator import keep_freed_memory
 from rlt.config import ReportConfig, StageConfig
+from rlt.data.rows import write_text
 from rlt.errors import RunError
-from rlt.outputs import Result, check_free, differences, read_state, remove_output, write_text
+from rlt.outputs import Result, check_free, differences, read_state, remove_output
 from rlt.recipe import ONCE, Recipe, Step, recipe_of_run
 
 HEARTBEAT = 20.0  # seconds without a line after which it is said what runs side by side

@@ -13,9 +13,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlt.data.rows import JsonlWriter, read_rows, write_rows
+from rlt.data.rows import JsonlWriter, read_rows, write_rows, write_text
 from rlt.engines.base import Completion
-from rlt.outputs import write_text
 from rlt.text.formats import Format
 from rlt.types import Problem
 

@@ -205,3 +205,14 @@ def _write_parquet(path: Path, rows: Iterable[dict[str, Any]], schema: pyarrow.S
             writer.write_table(pyarrow.Table.from_pylist(group, schema))
             count += len(group)
     return count
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file's text so that at every moment the old or the new one is there, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 from rlt.config import CollectConfig, DataConfig, StudentOptions
 from rlt.data.explanations import Shards, explanation_row, schema, write_card
 from rlt.data.problems import iter_problems
-from rlt.data.rows import JsonlWriter, read_rows, write_rows
+from rlt.data.rows import JsonlWriter, read_rows, write_rows, write_text
 from rlt.data.selection import Fits, Report, choose_all, choose_best, choose_random, problem_of_row, select
 from rlt.engines.base import Engine, Request, Sampling, request_seed
 from rlt.engines.build import build_engine
 from rlt.errors import DataError, RltError, RunError
 from rlt.models.loading import context_length, load_config, load_tokenizer
-from rlt.outputs import Result, StageFolder, begin, write_text
+from rlt.outputs import Result, StageFolder, begin
 from rlt.text.formats import Format, check_template, load_format, teacher_prompt
 from rlt.text.tokens import encode
 from rlt.types import Problem

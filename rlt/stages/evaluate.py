@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from rlt.config import EvaluateConfig
-from rlt.data.rows import JsonlWriter, read_rows, write_rows
+from rlt.data.rows import JsonlWriter, read_rows, write_rows, write_text
 from rlt.engines.base import Completion, Request, Sampling, request_seed
 from rlt.engines.build import build_engine
 from rlt.errors import ConfigError, DataError, RltError, RunError
 from rlt.models.loading import context_length, load_config, load_tokenizer
-from rlt.outputs import Result, StageFolder, begin, read_state, write_text
+from rlt.outputs import Result, StageFolder, begin, read_state
 from rlt.results import intervals
 from rlt.results.tables import text_table
 from rlt.tasks import load_task

@@ -15,9 +15,9 @@ from statistics import fmean, stdev
 from typing import Any
 
 from rlt.config import ReportConfig
-from rlt.data.rows import read_rows
+from rlt.data.rows import read_rows, write_text
 from rlt.errors import RunError
-from rlt.outputs import Result, read_state, versions, write_text
+from rlt.outputs import Result, read_state, versions
 from rlt.recipe import Recipe, Step, recipe_of_run
 from rlt.results.intervals import student_t
 from rlt.results.tables import text_table

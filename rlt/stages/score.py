@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 from rlt.config import ScoreConfig, StudentOptions
 from rlt.data.problems import problem_of, text_of
-from rlt.data.rows import JsonlWriter, read_rows
+from rlt.data.rows import JsonlWriter, read_rows, write_text
 from rlt.errors import DataError, RunError
-from rlt.outputs import Result, StageFolder, begin, read_state, write_text
+from rlt.outputs import Result, StageFolder, begin, read_state
 from rlt.text.formats import Format, check_problem, load_format
 from rlt.types import Problem, RewardParts
 

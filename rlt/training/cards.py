@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rlt.data.rows import write_text
 from rlt.errors import RunError
-from rlt.outputs import Result, StageFolder, is_main_process, versions, write_text
+from rlt.outputs import Result, StageFolder, is_main_process, versions
 
 PAPER = "https://arxiv.org/abs/2506.08388"
 _WHAT = {

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlt.outputs import write_text
+from rlt.data.rows import write_text
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Trainer
