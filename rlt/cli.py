@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 from rlt import __version__
 from rlt.allocator import keep_freed_memory
-from rlt.config import STAGES, Config, ReportConfig, parse_yaml, validate
+from rlt.config import MOVED, STAGES, Config, ReportConfig, parse_yaml, validate
 from rlt.errors import ConfigError, guarded
 
 SUMMARIES = {
@@ -38,6 +38,8 @@ def _dispatch(words: list[str]) -> int:
         print(f"rlt {__version__}")
         return 0
     command, rest = words[0], words[1:]
+    if command in MOVED and command not in SUMMARIES:
+        raise ConfigError(f"{MOVED[command]}.")
     if command not in SUMMARIES:
         near = difflib.get_close_matches(command, SUMMARIES, n=1)
         hint = f" Did you mean `rlt {near[0]}`?" if near else " See `rlt --help`."
@@ -128,7 +130,7 @@ def _compare(words: list[str]) -> int:
     names, flags = parse_flags(words)
     if len(names) != 2 or flags:
         raise ConfigError("usage: rlt evaluate compare FOLDER_A FOLDER_B (two outputs of `rlt evaluate`)")
-    from rlt.stages.evaluate import compare
+    from rlt.results.comparison import compare
 
     print(compare(Path(names[0]), Path(names[1])))
     return 0

@@ -63,7 +63,7 @@ class DataConfig(Config):
     columns: dict[str, str] = {}
     """Our column name -> the file's, for example {question: problem}; not needed for the schemas rlt knows."""
     limit: int | None = Field(None, ge=1)
-    """Use only the first so many valid problems."""
+    """Use only so many rows, after those skipped; invalid rows count too."""
     skip: int = Field(0, ge=0)
     """Leave out the first so many rows (to hold out what another step uses)."""
     stream: bool = False
@@ -309,40 +309,63 @@ class TrainConfig(StageConfig, ModelOptions, FormatOptions, StudentOptions, Rewa
     alone makes 0.01 to 0.05 (not measured); raise it for quantised samplers."""
 
 
-class CollectConfig(StageConfig, ModelOptions, FormatOptions, EngineOptions, SamplingOptions, StudentOptions):
-    """The teacher's raw explanations for a set of problems, and which of them students get; resumable."""
+class CollectConfig(StageConfig, ModelOptions, FormatOptions, EngineOptions, SamplingOptions):
+    """Collect the teacher's explanations for a set of problems, exactly as it writes them; resumable."""
 
     model: str
     """Folder or hub name of the teacher (for engine `openai`: whose tokenizer and chat template to use)."""
     data: Data
     """Problems to explain. A problem whose prompt fills the context is an error, or left out, as `on_invalid` says."""
-    served_model: str | None = None
-    """The name under which the teacher's server knows it; null: its only model. A student's server must have one model."""
     samples: int = Field(1, ge=1)
     """Explanations for each problem."""
     file_format: Literal["jsonl", "parquet"] = "jsonl"
     """Format of the files with explanations."""
-    select: Literal["all", "closed", "random", "reward"] = "all"
-    """What students get. `all`: every explanation, as the paper's students do. `closed`: those that close their tag and
-    hold no tag of the format. `random`, `reward`: of these, one of each problem, drawn or of the highest reward. With a
-    `student` only what fits its context."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _selection_is_a_stage(cls, values: Any) -> Any:
+        moved = ("select", "student", "student_context", "student_placement", "reward")
+        old = [key for key in moved if isinstance(values, dict) and key in values]
+        if old:
+            raise ValueError(f"`{old[0]}`: {MOVED['collect']}")
+        return values
+
+
+class SelectConfig(StageConfig, ModelOptions, FormatOptions):
+    """Select the explanations that a student gets; the others are listed with the reason."""
+
+    data: Data
+    """Explanations: the output of `rlt collect`, or any file with `question`, `solution` and `explanation` or `completion`."""
+    keep: Literal["all", "closed", "random", "best", "bands"]
+    """`all`: every explanation, as the paper's students do. `closed`: those that close their tag and contain no tag of the
+    format. `random`, `best`: of these, one for each problem, drawn or with the highest score. `bands`: all that have a
+    score, in `bands` files of equal size, lowest first (the paper's correlation study)."""
+    scores: Path | None = None
+    """For `best` and `bands`: what `rlt score` wrote for the same rows, in the same order."""
+    by: str = "reward"
+    """Column of the scores to compare."""
+    bands: int = Field(4, ge=2)
+    """For `keep: bands`: number of bands."""
     student: Names = []
-    """Students whose context and tokenizer decide what fits (and who score, for `select: reward`); folders, hub names, or
-    addresses of vLLM servers."""
+    """Folders or hub names of students: leave out what does not fit the context of each of them."""
     student_context: int | None = Field(None, ge=1)
-    """Tokens that the student's text may have; null: the student's own context."""
-    reward: RewardOptions = RewardOptions()
-    """For `select: reward`: the reward's choices, for example {kl_coef: 0}."""
+    """Tokens that a student's text may have; null: the student's own context."""
+    file_format: Literal["jsonl", "parquet"] = "jsonl"
+    """Format of the selected files."""
 
     @model_validator(mode="after")
-    def _selection_has_its_student(self) -> CollectConfig:
-        if not self.student and self.select == "reward":
-            raise ValueError("`select: reward` needs `student`, the model whose understanding is the reward")
-        if not self.student and self.student_context is not None:
+    def _has_what_it_needs(self) -> SelectConfig:
+        ranked = self.keep in ("best", "bands")
+        if ranked and self.scores is None:
+            raise ValueError(f"`keep: {self.keep}` needs `scores`, the output of a `score` step for the same data")
+        if not ranked and self.scores is not None:
+            raise ValueError(f"`scores` has no effect with `keep: {self.keep}`; use `best` or `bands`, or leave it out")
+        if self.student_context is not None and not self.student:
             raise ValueError("`student_context` needs `student`, whose tokenizer counts the tokens")
-        if self.student_placement == "sharded" and self.select == "reward":
+        served = [name for name in self.student if name.startswith(("http://", "https://"))]
+        if served:
             raise ValueError(
-                "`student_placement: sharded` needs several processes, and this stage has one; use `offload`"
+                f"`student`: {served[0]} is a server; give the folder or hub name of its tokenizer, and `student_context`"
             )
         return self
 
@@ -387,13 +410,13 @@ class EvaluateConfig(StageConfig, ModelOptions, FormatOptions, EngineOptions):
     preset: Literal["paper", "robust"] | None = None
     """`paper`: greedy, 32,768 tokens, one sample. `robust`: temperature 0.6, top-p 0.95, 8 samples."""
     samples: int | None = Field(None, ge=1)
-    """Responses to each question; null: the preset's, else 1."""
+    """Responses to each question; null: the preset's, else 1. Several need a temperature above 0."""
     temperature: float | None = Field(None, ge=0)
-    """Sampling temperature, 0 is greedy; null: the preset's, else 0 for one sample and 0.6 for several."""
+    """Sampling temperature; null: the preset's, else 0, which is greedy."""
     top_p: float | None = Field(None, gt=0, le=1)
-    """Nucleus sampling; null: the preset's, else 1 for one sample and 0.95 for several."""
+    """Nucleus sampling's share of probability; null: the preset's, else 1, which is off."""
     top_k: int | None = Field(None, ge=1)
-    """Sample among the so many likeliest tokens; null is off."""
+    """Sample only among the so many likeliest tokens; null is off."""
     max_tokens: int | None = Field(None, ge=1)
     """Most tokens of a response; null: the preset's, else 32,768 or what the context leaves."""
     system_prompt: str = "format"
@@ -406,6 +429,8 @@ class EvaluateConfig(StageConfig, ModelOptions, FormatOptions, EngineOptions):
     """Grader processes."""
     limit: int | None = Field(None, ge=1)
     """Only the first so many questions of each benchmark."""
+    allow_overlap: bool = False
+    """Evaluate on a file's questions even if the model was trained on them."""
 
 
 class ScoreConfig(StageConfig, ModelOptions, FormatOptions, StudentOptions, RewardOptions, RayOptions):
@@ -451,19 +476,6 @@ class GradeConfig(StageConfig, FormatOptions):
     """Grader processes."""
 
 
-class RankConfig(StageConfig):
-    """Split explanations into bands by their reward, lowest first: what the paper's correlation study distils from."""
-
-    data: Data
-    """Problems with explanations."""
-    scores: Path
-    """The rows that `rlt score` made of the same data, in the same order."""
-    by: str = "reward"
-    """Column of the scores to rank by."""
-    bands: int = Field(4, ge=2)
-    """Number of bands of equal size."""
-
-
 class ReportConfig(StageConfig):
     """Tables and pictures of a run: terminal, results.json and report.html."""
 
@@ -496,17 +508,26 @@ class ReportConfig(StageConfig):
     """Two arms whose difference the report states in words: ours, then the one it is compared with."""
 
 
+MOVED = {
+    "collect": (
+        'selection is a stage of its own: write a step `select: {data: "@collect", keep: closed|random|best, ...}` after '
+        'this one, with `scores: "@score"` of a `score` step for `best`'
+    ),
+    "rank": "`rank` is part of `select`: write `{stage: select, data: ..., scores: ..., keep: bands}`",
+}
+"""What to write instead of keys and stages that earlier versions had."""
+
 STAGES: dict[str, type[StageConfig]] = {
     "problems": ProblemsConfig,
     "base": BaseModelConfig,
     "warmup": WarmupConfig,
     "train": TrainConfig,
     "collect": CollectConfig,
+    "select": SelectConfig,
     "distill": DistillConfig,
     "coldstart": ColdstartConfig,
     "evaluate": EvaluateConfig,
     "score": ScoreConfig,
-    "rank": RankConfig,
     "grade": GradeConfig,
     "report": ReportConfig,
 }

@@ -10,7 +10,7 @@ import torch
 
 from rlt.errors import ServerError
 from rlt.text.formats import Format
-from rlt.types import Problem, RewardParts
+from rlt.types import Explanation, Problem, RewardParts
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,3 +96,8 @@ def item_of_completion(fmt: Format, problem: Problem, completion: str) -> ScoreI
     """What is scored for a teacher's raw completion: its text up to the closing tag, exactly as written."""
     text, closed = fmt.parse_completion(completion)
     return ScoreItem(problem, fmt.body_of_completion(text), closed)
+
+
+def item_of(fmt: Format, explanation: Explanation) -> ScoreItem:
+    """What is scored of an explanation: its text as written, behind the padding that the teacher's prompt ends with."""
+    return ScoreItem(explanation.problem, fmt.body_of_completion(explanation.text), explanation.closed)

@@ -10,14 +10,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
 from rlt.config import AccuracyConfig, RewardOptions
 from rlt.errors import ConfigError, ModelError, RltError, ScoringError, ServerError
-from rlt.models.logprobs import Head, Progress, Row, exact_kl, is_sharded, project
+from rlt.models.logprobs import Head, Progress, Row, exact_kl, project
 from rlt.reward.accuracy import student_accuracy
 from rlt.reward.formula import divergence, reward_parts, stretch_sums
 from rlt.reward.items import ScoredRow, ScoreItem, Side, StudentLost
@@ -242,57 +241,6 @@ class RewardEngine:
         each_right = dict(zip(names, right, strict=True)) if right else {}
         return ScoredRow(total, dict(zip(names, known, strict=True)), accuracy, each_right)
 
-    # -- placebos ----------------------------------------------------------------------------------------------------
-
-    def placebos(
-        self,
-        items: Sequence[ScoreItem],
-        scored: Sequence[ScoredRow],
-        chosen: Sequence[int] | None = None,
-        *,
-        others: Callable[[int], Iterator[str]] | None = None,
-        progress: Progress | None = None,
-    ) -> list[ScoredRow]:
-        """`scored` with `lift_over_empty` and `lift_over_shuffled` in the rows `chosen` (None: all) that have an `r_ss`.
-
-        The empty explanation is the paddings alone. The other question's is the first of `others(i)` (bodies) that the
-        students can read with the question of row i; None: those of the next of `items` (round the end) that have an `r_ss`
-        and another question. A lift is None where none of them can be read.
-        """
-        others = others or partial(_next_bodies, items, scored)
-        considered = range(len(items)) if chosen is None else chosen
-        wanted = [i for i in considered if scored[i].parts.r_ss is not None]
-        bodies = {i: others(i) for i in wanted}
-        asked = [(i, "empty", self.fmt.thought_body("")) for i in wanted]
-        asked += [(i, "shuffled", body) for i in wanted if (body := next(bodies[i], None)) is not None]
-        # Without a teacher, and without sampling: r_ss is all that is compared.
-        plain = RewardEngine(self.students, self.fmt, self.options.model_copy(update={"accuracy": None}))
-        # Ranks that share a student ask together, so that each must ask equally often.
-        once = any(isinstance(student, LocalModel) and is_sharded(student.model) for student in self.students)
-        found: dict[tuple[int, str], float] = {}
-        while True:
-            try:
-                rows = plain.score(
-                    [replace(items[i], body=body, teacher=None) for i, _, body in asked], progress=progress
-                )
-            except StudentLost as error:
-                raise StudentLost(str(error)) from error  # its rows are no rows of ours
-            for (i, kind, _), row in zip(asked, rows, strict=True):
-                if row.parts.r_ss is not None:
-                    found[i, kind] = row.parts.r_ss
-            again = [i for i, kind, _ in asked if kind == "shuffled" and (i, kind) not in found]
-            asked = [(i, "shuffled", body) for i in again if (body := next(bodies[i], None)) is not None]
-            if once or not asked:
-                break
-        return [
-            replace(
-                row,
-                lift_over_empty=_lift(row.parts.r_ss, found.get((i, "empty"))),
-                lift_over_shuffled=_lift(row.parts.r_ss, found.get((i, "shuffled"))),
-            )
-            for i, row in enumerate(scored)
-        ]
-
     # -- texts -------------------------------------------------------------------------------------------------------
 
     def _prepare(self, student: Scorer, items: Sequence[ScoreItem], errors: list[str | None]) -> list[Tokenized | None]:
@@ -468,13 +416,3 @@ def _groups(live: list[int], lengths: list[int]) -> Iterator[list[int]]:
         used += length
     if group:
         yield group
-
-
-def _next_bodies(items: Sequence[ScoreItem], scored: Sequence[ScoredRow], i: int) -> Iterator[str]:
-    for j in (*range(i + 1, len(items)), *range(i)):
-        if scored[j].parts.r_ss is not None and items[j].problem.question != items[i].problem.question:
-            yield items[j].body
-
-
-def _lift(value: float | None, placebo: float | None) -> float | None:
-    return None if value is None or placebo is None else value - placebo

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from rlt.config import ModelOptions, RewardOptions, StudentOptions
 from rlt.errors import ConfigError, DataError, ScoringError
 from rlt.reward.items import ScoredRow, ScoreItem, Side
+from rlt.reward.placebos import next_body, with_placebos
 from rlt.reward.scoring import RewardEngine
 from rlt.reward.students import Scorer, load_students, open_students
 from rlt.text.formats import Format, load_format, teacher_prompt
@@ -223,7 +224,7 @@ class TeacherReward:
         # Also without any item: a student that is sharded over ranks is asked by all of them or by none.
         count = min(self.placebos, len(items))
         chosen = sorted({i * len(items) // count for i in range(count)})  # spread over the questions of the batch
-        return self.engine.placebos(items, scored, chosen)
+        return with_placebos(self.engine, items, scored, {i: next_body(items, scored, i) for i in chosen})
 
     def _spread(self, prompts: Sequence[Any], name: str) -> float | None:
         groups: dict[str, list[float]] = defaultdict(list)

@@ -125,6 +125,31 @@ def examples_of(
     ]
 
 
+def render_each(
+    problems: Sequence[Problem], render: Callable[[Problem], Rendered], data: DataConfig
+) -> tuple[list[Problem], list[Rendered], list[str]]:
+    """`(kept, texts, dropped)`: the problems that can be rendered, their texts, and a line for each that the template rewrites.
+
+    Raises DataError at the first of those unless `data.on_invalid` is `skip`, and if none is left.
+    """
+    kept: list[Problem] = []
+    texts: list[Rendered] = []
+    dropped: list[str] = []
+    for problem in problems:
+        try:
+            texts.append(render(problem))
+            kept.append(problem)
+        except ModelError as error:
+            dropped.append(f"{data.path}: problem {problem.id}: {error}")
+            if data.on_invalid == "error":
+                raise DataError(f"{dropped[0]}\nRemove the row, or set `data.on_invalid: skip`.") from error
+    if not kept:
+        raise DataError(f"no problem is left. {dropped[0] if dropped else data.path}")
+    if dropped:
+        print(f"{len(dropped)} of {len(problems)} rows dropped; the first: {dropped[0]}", flush=True)
+    return kept, texts, dropped
+
+
 def taught_to_teacher(fmt: Format, text: Rendered) -> tuple[int, int]:
     """The characters that a teacher learns: the explanation (not the padding its prompt ends with) and its closing tag."""
     start, end = text.spans["explanation"]

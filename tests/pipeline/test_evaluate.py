@@ -15,6 +15,7 @@ from rlt.data.rows import read_rows
 from rlt.engines.base import Completion, Request, Sampling
 from rlt.errors import ConfigError, DataError, ModelError, RunError
 from rlt.outputs import read_state
+from rlt.results.comparison import compare
 from rlt.stages import evaluate, grade
 from rlt.tasks.benchmarks import load_benchmark, load_questions
 from tests.words import make_model
@@ -145,14 +146,14 @@ def test_two_models_are_compared_by_question(model: str, with_engine: Any, tmp_p
     for seed, (name, truth) in enumerate([("a", 0.3), ("b", 0.7), ("c", 0.7)]):
         with_engine(Coin(truth))
         evaluate.run(config(model, tmp_path / name, limit=200, seed=seed))
-    far = evaluate.compare(tmp_path / "a", tmp_path / "b")
+    far = compare(tmp_path / "a", tmp_path / "b")
     assert far.differences["arithmetic"].low > 0.2
     assert "B is better than A, beyond noise" in str(far)
-    near = str(evaluate.compare(tmp_path / "b", tmp_path / "c"))
+    near = str(compare(tmp_path / "b", tmp_path / "c"))
     assert "within noise" in near
     assert "seeds 1 and 2" in near
     with pytest.raises(RunError, match="no output of `rlt evaluate`"):
-        evaluate.compare(tmp_path / "a", tmp_path / "nothing")
+        compare(tmp_path / "a", tmp_path / "nothing")
 
 
 def test_private_questions_are_in_no_file(
