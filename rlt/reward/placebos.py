@@ -1,0 +1,59 @@
+"""Placebos: what a reward would be for an empty explanation, and for another question's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from rlt.models.logprobs import Progress
+from rlt.reward.items import ScoredRow, ScoreItem, StudentLost
+from rlt.reward.scoring import RewardEngine
+
+
+def with_placebos(
+    engine: RewardEngine,
+    items: Sequence[ScoreItem],
+    scored: Sequence[ScoredRow],
+    others: Mapping[int, str | None],
+    progress: Progress | None = None,
+) -> list[ScoredRow]:
+    """`scored` with `lift_over_empty` and `lift_over_shuffled` in those rows of `others` that have an `r_ss`.
+
+    `others[i]` is the other question's explanation, padding included, that stands in for that of `items[i]`, or None. The
+    empty explanation is the paddings alone. A lift is None where there is no placebo or a student cannot read it. Every
+    call scores once, also without rows: ranks that share a student must ask equally often.
+    """
+    wanted = [i for i in others if scored[i].parts.r_ss is not None]
+    asked = [(i, "empty", engine.fmt.thought_body("")) for i in wanted]
+    asked += [(i, "shuffled", other) for i in wanted if (other := others[i]) is not None]
+    # Without a teacher, and without sampling: r_ss is all that is compared.
+    plain = RewardEngine(engine.students, engine.fmt, engine.options.model_copy(update={"accuracy": None}))
+    try:
+        rows = plain.score([replace(items[i], body=body, teacher=None) for i, _, body in asked], progress=progress)
+    except StudentLost as error:
+        raise StudentLost(str(error)) from error  # its rows are those of placebos
+    found = {(i, kind): row.parts.r_ss for (i, kind, _), row in zip(asked, rows, strict=True)}
+    return [
+        replace(
+            row,
+            lift_over_empty=_lift(row.parts.r_ss, found.get((i, "empty"))),
+            lift_over_shuffled=_lift(row.parts.r_ss, found.get((i, "shuffled"))),
+        )
+        for i, row in enumerate(scored)
+    ]
+
+
+def next_body(items: Sequence[ScoreItem], scored: Sequence[ScoredRow], i: int) -> str | None:
+    """The explanation, padding included, of the next item after `i`, round the end, with an `r_ss` and another question."""
+    return next(
+        (
+            items[j].body
+            for j in (*range(i + 1, len(items)), *range(i))
+            if scored[j].parts.r_ss is not None and items[j].problem.question != items[i].problem.question
+        ),
+        None,
+    )
+
+
+def _lift(value: float | None, placebo: float | None) -> float | None:
+    return None if value is None or placebo is None else value - placebo
