@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from rlt.config import AccuracyConfig, RewardOptions
 from rlt.errors import ConfigError, ScoringError, ServerError
 from rlt.reward.items import StudentLost, item_of_completion, item_of_explanation
+from rlt.reward.placebos import next_body, with_placebos
 from rlt.reward.scoring import RewardEngine
 from rlt.reward.students import LocalModel
 from rlt.text.formats import load_format, render_student
@@ -438,17 +439,16 @@ def test_a_server_that_is_gone_ends_the_scoring_with_the_rows_before():
         engine.score(items)
     assert [row.parts.error is None for row in caught.value.rows] == [False, True]
     with pytest.raises(StudentLost) as caught:
-        engine.placebos(items[1:], ENGINE.score(items[1:]))
+        with_placebos(engine, items[1:], ENGINE.score(items[1:]), dict.fromkeys(range(4)))
     assert caught.value.rows == []
 
 
 # -- placebos and accuracy ---------------------------------------------------------------------------------------------
 
 
-def test_lifts_are_differences_to_an_empty_and_to_the_next_questions_explanation():
+def test_lifts_are_differences_to_an_empty_and_to_another_questions_explanation():
     items = [item_of(row) for row in rows_of(3)]
-    items[1] = replace(items[1], problem=items[0].problem)  # the same question: no placebo for the first
-    rows = ENGINE.placebos(items, ENGINE.score(items), [0])
+    rows = with_placebos(ENGINE, items, ENGINE.score(items), {0: items[2].body})
     plain = RewardEngine([STUDENT], FMT, RewardOptions())
     r_ss, empty, other = (
         row.parts.r_ss
@@ -461,27 +461,25 @@ def test_lifts_are_differences_to_an_empty_and_to_the_next_questions_explanation
     assert rows[1].lift_over_empty is None
 
 
-def test_a_placebo_is_the_next_that_can_be_read():
-    items = [item_of(row) for row in rows_of(5)]
-    items[1] = replace(items[1], body="long " * 3000)
-    rows = ENGINE.placebos(items, ENGINE.score(items), [0])
-    assert rows[1].parts.r_ss is None  # so that the first row gets the third's
-    (third,) = RewardEngine([STUDENT], FMT, RewardOptions()).score([replace(items[0], body=items[2].body)])
-    assert rows[0].lift_over_shuffled == pytest.approx(rows[0].parts.r_ss - third.parts.r_ss, abs=1e-5)
-    # The same where it is known only once they are tried, as in `rlt score`; where none can be read there is no lift.
-    bodies = {0: [items[1].body, items[2].body], 3: [items[1].body], 4: []}
+def test_a_lift_over_a_placebo_that_cannot_be_read_is_none_and_is_not_tried_again():
+    items = [item_of(row) for row in rows_of(3)]
     seen = []
-    again = ENGINE.placebos(
-        items,
-        ENGINE.score(items),
-        [0, 3, 4],
-        others=lambda i: iter(bodies[i]),
-        progress=lambda *call: seen.append(call),
-    )
-    assert again[0].lift_over_shuffled == pytest.approx(rows[0].lift_over_shuffled, abs=1e-5)
-    assert again[3].lift_over_shuffled is again[4].lift_over_shuffled is None
-    assert all(again[i].lift_over_empty is not None for i in (0, 3, 4))
+    others = {0: "long " * 3000, 1: None, 2: items[0].body}
+    rows = with_placebos(ENGINE, items, ENGINE.score(items), others, lambda *call: seen.append(call))
+    assert [row.lift_over_shuffled is None for row in rows] == [True, True, False]
+    assert all(row.lift_over_empty is not None for row in rows)
     assert sum(count for count, _ in seen) == 3 + 1  # three empty ones and one of another question were read
+
+
+def test_the_placebo_in_training_is_the_next_explanation_of_another_question_that_was_scored():
+    items = [item_of(row) for row in rows_of(5)]
+    items[1] = replace(items[1], problem=items[0].problem)  # the same question
+    items[2] = replace(items[2], body="long " * 3000)
+    scored = ENGINE.score(items)
+    assert scored[2].parts.r_ss is None
+    assert next_body(items, scored, 0) == items[3].body
+    assert next_body(items, scored, 4) == items[0].body  # round the end
+    assert next_body(items[:2], scored[:2], 0) is None
 
 
 def test_accuracy_is_the_share_of_right_solutions(monkeypatch):
