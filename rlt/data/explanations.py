@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,8 +48,7 @@ def explanation_of(
     if completion is not None and COLUMNS.keys() <= row.keys():
         return Explanation.from_row(row, tag)
     if completion is not None:
-        text, closed = fmt.parse_completion(completion)
-        return Explanation(problem, text, closed, problem.id)
+        return replace(fmt.completed(problem, completion), id=problem.id)
     if problem.explanation is None:
         raise DataError(f"{where}: has neither `explanation` nor `completion`. Give one of these columns.")
     if tag in problem.explanation:
@@ -56,7 +56,7 @@ def explanation_of(
             f"{where}: column `explanation` contains the tag {tag}. Give the text before it, or name the column "
             "`completion`."
         )
-    return Explanation(problem, problem.explanation + fmt.padding, True, problem.id)
+    return replace(fmt.finished(problem, problem.explanation), id=problem.id)
 
 
 class Shards:

@@ -6,30 +6,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from rlt.models.logprobs import Progress
-from rlt.reward.items import ScoredRow, ScoreItem, StudentLost
+from rlt.reward.items import ScoredRow, StudentLost
 from rlt.reward.scoring import RewardEngine
+from rlt.types import Explanation
 
 
 def with_placebos(
     engine: RewardEngine,
-    items: Sequence[ScoreItem],
+    items: Sequence[Explanation],
     scored: Sequence[ScoredRow],
     others: Mapping[int, str | None],
     progress: Progress | None = None,
 ) -> list[ScoredRow]:
     """`scored` with `lift_over_empty` and `lift_over_shuffled` in those rows of `others` that have an `r_ss`.
 
-    `others[i]` is the other question's explanation, padding included, that stands in for that of `items[i]`, or None. The
-    empty explanation is the paddings alone. A lift is None where there is no placebo or a student cannot read it. Every
+    `others[i]` is the text of the other question's explanation that stands in for that of `items[i]`, or None. The empty
+    explanation is the paddings alone. A lift is None where there is no placebo or a student cannot read it. Every
     call scores once, also without rows: ranks that share a student must ask equally often.
     """
     wanted = [i for i in others if scored[i].parts.r_ss is not None]
-    asked = [(i, "empty", engine.fmt.thought_body("")) for i in wanted]
+    asked = [(i, "empty", engine.fmt.as_written("")) for i in wanted]
     asked += [(i, "shuffled", other) for i in wanted if (other := others[i]) is not None]
     # Without a teacher, and without sampling: r_ss is all that is compared.
     plain = RewardEngine(engine.students, engine.fmt, engine.options.model_copy(update={"accuracy": None}))
     try:
-        rows = plain.score([replace(items[i], body=body, teacher=None) for i, _, body in asked], progress=progress)
+        rows = plain.score([replace(items[i], text=text) for i, _, text in asked], progress=progress)
     except StudentLost as error:
         raise StudentLost(str(error)) from error  # its rows are those of placebos
     found = {(i, kind): row.parts.r_ss for (i, kind, _), row in zip(asked, rows, strict=True)}
@@ -43,11 +44,11 @@ def with_placebos(
     ]
 
 
-def next_body(items: Sequence[ScoreItem], scored: Sequence[ScoredRow], i: int) -> str | None:
-    """The explanation, padding included, of the next item after `i`, round the end, with an `r_ss` and another question."""
+def next_text(items: Sequence[Explanation], scored: Sequence[ScoredRow], i: int) -> str | None:
+    """The text of the next of `items` after `i`, round the end, with an `r_ss` and another question; None if there is none."""
     return next(
         (
-            items[j].body
+            items[j].text
             for j in (*range(i + 1, len(items)), *range(i))
             if scored[j].parts.r_ss is not None and items[j].problem.question != items[i].problem.question
         ),

@@ -19,12 +19,12 @@ from rlt.errors import ConfigError, ModelError, RltError, ScoringError, ServerEr
 from rlt.models.logprobs import Head, Progress, Row, exact_kl, project
 from rlt.reward.accuracy import student_accuracy
 from rlt.reward.formula import divergence, reward_parts, stretch_sums
-from rlt.reward.items import ScoredRow, ScoreItem, Side, StudentLost
+from rlt.reward.items import ScoredRow, Side, StudentLost
 from rlt.reward.students import LocalModel, Scorer, check_estimator, close_students, same_tokens
 from rlt.tasks.grading import GraderPool
 from rlt.text.formats import Format, Rendered, render_student, render_teacher
 from rlt.text.tokens import Tokenized, aligned, tokenize
-from rlt.types import RewardParts
+from rlt.types import Explanation, RewardParts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,7 +36,7 @@ HELD_TOKENS = 65536
 class RewardEngine:
     """Scores explanations for `students` under `options`; `r_kl` where a teacher's side is known.
 
-    `teacher` computes that side; `teacher_tokenizer` is enough where items bring it along. Raises ConfigError for what
+    `teacher` computes that side; `teacher_tokenizer` is enough where `score` is given them. Raises ConfigError for what
     a student cannot do (a served one: temperature, `exact`), for `exact` between different tokenizers, and for two
     students of one name. `close` ends what it holds beside models: connections and graders.
     """
@@ -72,17 +72,24 @@ class RewardEngine:
     # -- the reward --------------------------------------------------------------------------------------------------
 
     def score(
-        self, items: Sequence[ScoreItem], *, teacher_head: Head | None = None, progress: Progress | None = None
+        self,
+        items: Sequence[Explanation],
+        sides: Sequence[Side | None] | None = None,
+        *,
+        teacher_head: Head | None = None,
+        progress: Progress | None = None,
     ) -> list[ScoredRow]:
-        """The reward of each item, in order; what cannot be scored has an `error` and no numbers.
+        """The reward of each explanation, in order; what cannot be scored has an `error` and no numbers.
 
-        A row's numbers do not depend on the rows beside it. `teacher_head`: the policy's output layer, for the exact KL
-        where items bring hidden states along. `progress` gets, for each model, numbers of rows and tokens read. Raises
-        StudentLost, with the rows before, where the server of a student answers no longer.
+        A row's numbers do not depend on the other rows. `sides`: the teacher's side of each explanation where it is known
+        already (in training: the sampled tokens and the policy's log-probs of them); the engine's teacher computes the
+        others. `teacher_head`: the policy's output layer, for the exact KL where sides have hidden states. `progress` gets,
+        for each model, numbers of rows and tokens read. Raises StudentLost, with the rows before, where the server of a
+        student does not answer any more.
         """
         errors: list[str | None] = [None] * len(items)
         prepared = [self._prepare(student, items, errors) for student in self.students]
-        teachers = self._prepare_teacher(items, errors)
+        teachers = self._prepare_teacher(items, sides or [None] * len(items), errors)
         live = [i for i in range(len(items)) if errors[i] is None]
         accuracy = self.options.accuracy
         with self.in_place():
@@ -106,7 +113,7 @@ class RewardEngine:
         return rows
 
     def _accuracies(
-        self, items: Sequence[ScoreItem], accuracy: AccuracyConfig | None
+        self, items: Sequence[Explanation], accuracy: AccuracyConfig | None
     ) -> list[list[float | ScoringError]]:
         if accuracy is None or not items:
             return []
@@ -120,16 +127,16 @@ class RewardEngine:
         if self._graders is not None:
             self._graders.close()
 
-    def _penalties(self, item: ScoreItem) -> list[RewardParts | RltError]:
+    def _penalties(self, item: Explanation) -> list[RewardParts | RltError]:
         penalty = self._penalty(item)
         return [RewardParts(reward=penalty, format_penalty=penalty) for _ in self.students]
 
-    def _penalty(self, item: ScoreItem) -> float:
+    def _penalty(self, item: Explanation) -> float:
         return 0.0 if item.closed else self.options.unclosed_penalty or 0.0
 
     def _score_sampled(
         self,
-        items: Sequence[ScoreItem],
+        items: Sequence[Explanation],
         prepared: list[list[Tokenized | None]],
         teachers: list[Tokenized | Side | None],
         live: list[int],
@@ -155,7 +162,7 @@ class RewardEngine:
 
     def _score_exactly(
         self,
-        items: Sequence[ScoreItem],
+        items: Sequence[Explanation],
         prepared: list[list[Tokenized | None]],
         teachers: list[Tokenized | Side | None],
         live: list[int],
@@ -197,11 +204,10 @@ class RewardEngine:
         return exact_kl(teacher_head, theirs.hidden[first], head, ours.hidden[second], self.temperature)
 
     def _parts(
-        self, item: ScoreItem, solution: torch.Tensor, kl: torch.Tensor | None, explanation_tokens: int
+        self, item: Explanation, solution: torch.Tensor, kl: torch.Tensor | None, explanation_tokens: int
     ) -> RewardParts | RltError:
         options, penalty = self.options, self._penalty(item)
-        written = item.body.removeprefix(self.fmt.padding).removesuffix(self.fmt.padding)
-        if kl is not None and kl.numel() == 0 and written:
+        if kl is not None and kl.numel() == 0 and item.text.removesuffix(self.fmt.padding):
             # Without tokens r_kl would be 0, its best value: right for an empty explanation only.
             return ScoringError(
                 "no token of the explanation can be compared with the teacher's; all of them merge with the tags"
@@ -243,9 +249,11 @@ class RewardEngine:
 
     # -- texts -------------------------------------------------------------------------------------------------------
 
-    def _prepare(self, student: Scorer, items: Sequence[ScoreItem], errors: list[str | None]) -> list[Tokenized | None]:
-        def render(item: ScoreItem) -> Rendered:
-            return render_student(self.fmt, student.tokenizer, item.problem, item.body)
+    def _prepare(
+        self, student: Scorer, items: Sequence[Explanation], errors: list[str | None]
+    ) -> list[Tokenized | None]:
+        def render(item: Explanation) -> Rendered:
+            return render_student(self.fmt, student.tokenizer, item.problem, item.text)
 
         texts = self._tokenized(student, render, items, errors)
         for i, text in enumerate(texts):
@@ -255,15 +263,17 @@ class RewardEngine:
                 )
         return texts
 
-    def _prepare_teacher(self, items: Sequence[ScoreItem], errors: list[str | None]) -> list[Tokenized | Side | None]:
-        sides: list[Tokenized | Side | None] = [item.teacher for item in items]
+    def _prepare_teacher(
+        self, items: Sequence[Explanation], known: Sequence[Side | None], errors: list[str | None]
+    ) -> list[Tokenized | Side | None]:
+        sides: list[Tokenized | Side | None] = list(known)
         teacher = self.teacher
         missing = [i for i, side in enumerate(sides) if side is None]
         if teacher is None or not missing:
             return sides
 
-        def render(item: ScoreItem) -> Rendered:
-            return render_teacher(self.fmt, teacher.tokenizer, item.problem, item.body)
+        def render(item: Explanation) -> Rendered:
+            return render_teacher(self.fmt, teacher.tokenizer, item.problem, item.text, item.closed)
 
         some_errors = [errors[i] for i in missing]
         texts = self._tokenized(teacher, render, [items[i] for i in missing], some_errors)
@@ -274,8 +284,8 @@ class RewardEngine:
     def _tokenized(
         self,
         scorer: Scorer,
-        render: Callable[[ScoreItem], Rendered],
-        items: Sequence[ScoreItem],
+        render: Callable[[Explanation], Rendered],
+        items: Sequence[Explanation],
         errors: list[str | None],
     ) -> list[Tokenized | None]:
         texts: list[Tokenized | None] = [None] * len(items)

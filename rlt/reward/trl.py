@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,13 +18,13 @@ import torch.distributed as dist
 
 from rlt.config import ModelOptions, RewardOptions, StudentOptions
 from rlt.errors import ConfigError, DataError, ScoringError
-from rlt.reward.items import ScoredRow, ScoreItem, Side
-from rlt.reward.placebos import next_body, with_placebos
+from rlt.reward.items import ScoredRow, Side
+from rlt.reward.placebos import next_text, with_placebos
 from rlt.reward.scoring import RewardEngine
 from rlt.reward.students import Scorer, load_students, open_students
 from rlt.text.formats import Format, load_format, teacher_prompt
-from rlt.text.tokens import decode, sampled_boundaries
-from rlt.types import Problem
+from rlt.text.tokens import sampled_texts
+from rlt.types import Explanation, Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -92,7 +93,6 @@ class TeacherReward:
         solution: Sequence[str] | None = None,
         answer: Sequence[str | None] | None = None,
         system: Sequence[str | None] | None = None,
-        prompt_ids: Sequence[Sequence[int]] | None = None,
         policy_logprobs: Sequence[torch.Tensor] | None = None,
         policy_hidden: Sequence[torch.Tensor] | None = None,
         log_metric: Callable[[str, float], None] | None = None,
@@ -103,10 +103,6 @@ class TeacherReward:
         A trainer that knows the policy gives, for `r_kl`, per completion of C sampled tokens: `policy_logprobs` `(C,)`
         float32 log-probs in nats at `options.score_temperature`; for the estimator `exact` instead `policy_hidden`
         `(C, H)` (`rlt.models.logprobs.hidden_states`), and before the call sets `policy_head` (`output_head` there).
-
-        The padding that ends the prompt lies inside the tags too, and counts in `rlt score`. It counts here if the P
-        tokens that `padding_tokens` finds at the prompt's end stand before the others: then `prompt_ids` is needed and
-        the shapes are `(P + C,)`. Else only what was sampled counts.
         """
         if question is None or solution is None:
             raise DataError("TeacherReward: the dataset needs the columns `question` and `solution` beside `prompt`.")
@@ -114,20 +110,26 @@ class TeacherReward:
             raise ConfigError("the estimator `exact` needs `policy_hidden`; log-probs are not enough.")
         count = len(completion_ids)
         known = policy_hidden if self.engine.estimator == "exact" else policy_logprobs
-        items: dict[int, ScoreItem] = {}
+        items: dict[int, Explanation] = {}
+        sides: list[Side | None] = []
         rows: list[ScoredRow | None] = [None] * count
-        for i in range(count):
+        for i, sampled in enumerate(self._sampled(completion_ids)):
             problem = Problem(
                 id=str(i), question=question[i], solution=solution[i], answer=answer[i] if answer else None,
                 system=system[i] if system else None,
             )  # fmt: skip
-            try:
-                items[i] = self._item(
-                    problem, completion_ids[i], prompt_ids[i] if prompt_ids else None, known[i] if known else None
-                )
-            except ScoringError as error:
-                rows[i] = ScoredRow.failed(str(error))
-        scored = self.engine.score(list(items.values()), teacher_head=self.policy_head)
+            if isinstance(sampled, ScoringError):
+                rows[i] = ScoredRow.failed(str(sampled))
+            else:
+                ids, text, boundaries = sampled
+                items[i] = self.fmt.completed(problem, text)
+                if known is not None and len(known[i]) != len(completion_ids[i]):
+                    raise ConfigError(
+                        f"TeacherReward: {len(known[i])} values for {len(completion_ids[i])} sampled tokens; give one for "
+                        "each of `completion_ids`."
+                    )
+                sides.append(None if known is None else self._side(ids, boundaries, len(items[i].text), known[i]))
+        scored = self.engine.score(list(items.values()), sides, teacher_head=self.policy_head)
         scored = self._with_placebos(list(items.values()), scored)
         for i, row in zip(items, scored, strict=True):
             rows[i] = row
@@ -143,16 +145,7 @@ class TeacherReward:
         """Close the connections to served students, and end the graders' processes."""
         self.engine.close()
 
-    def padding_tokens(self, prompt_ids: Sequence[int]) -> int:
-        """How many tokens at the end of a teacher's prompt lie inside the tags: those of the format's padding."""
-        best, padding = 0, self.fmt.padding
-        for count in range(1, len(padding.encode()) + 1):
-            tail = decode(self.tokenizer, prompt_ids[-count:])
-            if tail and padding.endswith(tail):
-                best = count
-        return best
-
-    def metrics(self, prompts: Sequence[Any], items: dict[int, ScoreItem]) -> dict[str, float]:
+    def metrics(self, prompts: Sequence[Any], items: dict[int, Explanation]) -> dict[str, float]:
         """Means of the last call's parts, their spread inside groups of one prompt, and shares of what went wrong.
 
         On the sample with placebos: the lifts, and `r_ss_empty` and `r_ss_shuffled`, which the placebos earn.
@@ -184,47 +177,33 @@ class TeacherReward:
 
     # -- helpers -----------------------------------------------------------------------------------------------------
 
-    def _item(
-        self, problem: Problem, sampled: Sequence[int], prompt: Sequence[int] | None, known: torch.Tensor | None
-    ) -> ScoreItem:
-        ids = list(sampled)
-        ids = ids[: next((i for i, token in enumerate(ids) if token in self._ends), len(ids))]
-        text, boundaries = sampled_boundaries(self.tokenizer, ids)
-        written, closed = self.fmt.parse_completion(text)
-        body = self.fmt.body_of_completion(written)
-        if known is None:
-            return ScoreItem(problem, body, closed)
-        inside = sum(end <= len(written) for end in boundaries[1:])
-        shift = len(self.fmt.padding)
-        ids, boundaries = ids[:inside], [shift + position for position in boundaries[: inside + 1]]
-        before = len(known) - len(sampled)
-        if before:
-            if prompt is None or before != self.padding_tokens(prompt):
-                raise ConfigError(
-                    f"{len(known)} values for {len(sampled)} sampled tokens: give one for each, or first those of the "
-                    "prompt's last tokens that `padding_tokens(prompt_ids)` counts, together with `prompt_ids`."
-                )
-            ids, boundaries = self._with_padding(list(prompt[-before:]), ids, boundaries)
-        elif prompt is not None and self.padding_tokens(prompt) == 0:
-            # A tokenizer that drops spaces has no token for the padding: its characters belong to the token after them.
-            boundaries = [0, *boundaries[1:]]
-        known = known[: before + inside]
+    def _sampled(
+        self, completion_ids: Sequence[Sequence[int]]
+    ) -> Iterator[ScoringError | tuple[list[int], str, list[int]]]:
+        """For each completion its ids up to the token that ended it, their text, and the positions around each."""
+        ended = [list(takewhile(lambda token: token not in self._ends, ids)) for ids in completion_ids]
+        for ids, sampled in zip(ended, sampled_texts(self.tokenizer, ended), strict=True):
+            yield sampled if isinstance(sampled, ScoringError) else (ids, *sampled)
+
+    def _side(self, ids: list[int], boundaries: list[int], end: int, known: torch.Tensor) -> Side:
+        """The policy's side of an explanation of `end` characters: the sampled tokens wholly inside it."""
+        inside = sum(position <= end for position in boundaries[1:])
         exact = self.engine.estimator == "exact"
-        side = Side(ids, boundaries, None if exact else known.float().cpu(), known if exact else None)
-        return ScoreItem(problem, body, closed, side)
+        known = known[:inside]
+        return Side(
+            ids[:inside],
+            boundaries[: inside + 1],
+            None if exact else known.float().cpu(),
+            known if exact else None,
+        )
 
-    def _with_padding(self, padding: list[int], ids: list[int], boundaries: list[int]) -> tuple[list[int], list[int]]:
-        text, ends = sampled_boundaries(self.tokenizer, padding)
-        start = len(self.fmt.padding) - len(text)
-        return padding + ids, [start + position for position in ends[:-1]] + boundaries
-
-    def _with_placebos(self, items: list[ScoreItem], scored: list[ScoredRow]) -> list[ScoredRow]:
+    def _with_placebos(self, items: list[Explanation], scored: list[ScoredRow]) -> list[ScoredRow]:
         if self.placebos == 0:
             return scored
         # Also without any item: a student that is sharded over ranks is asked by all of them or by none.
         count = min(self.placebos, len(items))
         chosen = sorted({i * len(items) // count for i in range(count)})  # spread over the questions of the batch
-        return with_placebos(self.engine, items, scored, {i: next_body(items, scored, i) for i in chosen})
+        return with_placebos(self.engine, items, scored, {i: next_text(items, scored, i) for i in chosen})
 
     def _spread(self, prompts: Sequence[Any], name: str) -> float | None:
         groups: dict[str, list[float]] = defaultdict(list)
@@ -235,14 +214,14 @@ class TeacherReward:
         spreads = [statistics.stdev(values) for values in groups.values() if len(values) > 1]
         return statistics.fmean(spreads) if spreads else None
 
-    def _samples(self, items: dict[int, ScoreItem]) -> list[dict[str, Any]]:
+    def _samples(self, items: dict[int, Explanation]) -> list[dict[str, Any]]:
         count = min(self.keep_samples, len(items))
         chosen = list(items)[:: max(1, len(items) // count)][:count] if count else []
         return [
             {
                 "question": items[i].problem.question,
                 "solution": items[i].problem.solution,
-                "explanation": items[i].body,
+                "explanation": items[i].text,
                 "closed": items[i].closed,
                 **self.last_rows[i].to_row(),
             }

@@ -44,7 +44,7 @@ def _fitting(
     fmt = text.fmt
 
     def render(problem: Problem) -> Rendered:
-        return render_student(fmt, text.tokenizer, problem, fmt.thought_body(problem.explanation or ""))
+        return render_student(fmt, text.tokenizer, problem, fmt.as_written(problem.explanation or ""))
 
     kept, rendered, rewritten = render_each(problems, render, data)
     examples = examples_of(text.tokenizer, rendered, [taught_to_student(fmt, r) for r in rendered], text.turn_end)

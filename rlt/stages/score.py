@@ -128,11 +128,11 @@ class Chunk:
     def rows(self) -> list[InputRow]:
         return self.window[self.start : self.stop]
 
-    def other(self, place: int) -> Explanation | None:
-        """The next explanation of another question than that of `window[place]`, round the end."""
+    def other(self, place: int) -> str | None:
+        """The text of the next explanation of another question than that of `window[place]`, round the end."""
         own = self.window[place].explanation
         others = (row.explanation for row in (*self.window[place + 1 :], *self.window[:place]))
-        return next((e for e in others if e and own and e.problem.question != own.problem.question), None)
+        return next((e.text for e in others if e and own and e.problem.question != own.problem.question), None)
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------
@@ -269,18 +269,16 @@ def _replica(config: ScoreConfig) -> Callable[[Chunk], list[JsonRow]]:
 
 
 def _score_chunk(engine: RewardEngine, chunk: Chunk, config: ScoreConfig, bar: _Bar | None = None) -> list[JsonRow]:
-    from rlt.reward.items import item_of
     from rlt.reward.placebos import with_placebos
 
     places = [place for place in range(chunk.start, chunk.stop) if chunk.window[place].explanation is not None]
-    items = [item_of(engine.fmt, row.explanation) for row in chunk.rows if row.explanation is not None]
+    items = [row.explanation for row in chunk.rows if row.explanation is not None]
     progress = bar.progress if bar is not None else None
     with engine.in_place():
         scored = engine.score(items, progress=progress)
         if config.placebos:
-            others = [chunk.other(place) for place in places]
-            bodies = {i: None if other is None else item_of(engine.fmt, other).body for i, other in enumerate(others)}
-            scored = with_placebos(engine, items, scored, bodies, progress)
+            others = {i: chunk.other(place) for i, place in enumerate(places)}
+            scored = with_placebos(engine, items, scored, others, progress)
     return _output_rows(chunk, scored, config)
 
 

@@ -106,8 +106,8 @@ class Fits:
 
     def tokens(self, tokenizer: PreTrainedTokenizerBase, explanation: Explanation) -> int:
         """Tokens of the student's text."""
-        body = self.fmt.thought_body(explanation.text.removesuffix(self.fmt.padding))  # as distillation has it
-        return len(tokenize(tokenizer, [render_student(self.fmt, tokenizer, explanation.problem, body)])[0].ids)
+        text = self.fmt.as_written(explanation.text.removesuffix(self.fmt.padding))  # as distillation has it
+        return len(tokenize(tokenizer, [render_student(self.fmt, tokenizer, explanation.problem, text)])[0].ids)
 
 
 def _students(config: SelectConfig, fmt: Format) -> list[tuple[PreTrainedTokenizerBase, int | None]]:

@@ -31,7 +31,7 @@ def run(config: WarmupConfig) -> Result:
     fmt = text.fmt
 
     def render(problem: Problem) -> Rendered:
-        return render_teacher(fmt, text.tokenizer, problem, fmt.thought_body(problem.explanation or ""))
+        return render_teacher(fmt, text.tokenizer, problem, fmt.as_written(problem.explanation or ""))
 
     problems, rendered, rewritten = render_each(text.problems, render, config.data)
     examples = examples_of(text.tokenizer, rendered, [taught_to_teacher(fmt, r) for r in rendered], text.turn_end)

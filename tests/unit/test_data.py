@@ -89,7 +89,11 @@ def test_a_mapping_names_other_columns(tmp_path):
         ([{"prompt": "q"}], {}, "column `question` is missing; the row has prompt"),
         ([{"prompt\ud83d": "q"}], {}, "the row has prompt\\ud83d"),
         ([{"question": "q"}], {"columns": {"solution": "gold"}}, "column `gold` (mapped to `solution`) is missing"),
-        ([{"question": "q"}], {"columns": {"solutoin": "gold"}}, r"unknown column 'solutoin'; expected one of id, question"),
+        (
+            [{"question": "q"}],
+            {"columns": {"solutoin": "gold"}},
+            r"unknown column 'solutoin'; expected one of id, question",
+        ),
         ([{"id": 1, "question": "q", "solution": "s"}] * 2, {}, "column `id` repeats"),
         ([], {}, "no problem left"),
     ],

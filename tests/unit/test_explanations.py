@@ -89,7 +89,18 @@ def test_a_row_has_the_completion_to_the_letter_and_an_id_of_its_own() -> None:
 @pytest.mark.parametrize("text", ["", "one", "one\n\n", " \r\none\n\n\n"])
 def test_a_row_gives_back_the_explanation_it_was_made_of(text: str, closed: bool) -> None:
     made = Explanation(
-        Problem("a", "What?", "It is 5.", "5", system="Hi."), text, closed, "a/2", 2, "stop", 9, 4, -0.5, 7, "fake", True
+        Problem("a", "What?", "It is 5.", "5", system="Hi."),
+        text,
+        closed,
+        "a/2",
+        2,
+        "stop",
+        9,
+        4,
+        -0.5,
+        7,
+        "fake",
+        True,
     )
     row = made.to_row(FORMAT.padding, TAG)
     assert Explanation.from_row(row, TAG) == explanation_of(row, "d.jsonl line 1", "0", FORMAT) == made
@@ -105,5 +116,7 @@ def test_rows_that_rlt_did_not_make_are_finished_explanations_or_raw_completions
     assert (unclosed.text, unclosed.closed, unclosed.id) == ("one", False, "x")
     with pytest.raises(DataError, match="here: has neither `explanation` nor `completion`"):
         explanation_of(asked, "here", "7", FORMAT)
-    with pytest.raises(DataError, match=r"here: column `explanation` contains the tag .*or name the column `completion`"):
+    with pytest.raises(
+        DataError, match=r"here: column `explanation` contains the tag .*or name the column `completion`"
+    ):
         explanation_of({**asked, "explanation": f"one{TAG}"}, "here", "7", FORMAT)

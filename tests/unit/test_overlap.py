@@ -58,7 +58,9 @@ def test_a_leak_is_found_through_the_steps_between_data_and_student() -> None:
         "evaluate": {"model": "@coldstart", "benchmark": test},
     }  # fmt: skip
     (line,) = lines_of(**steps)
-    assert line.startswith("test.jsonl: 1 of its questions are in the training data train.jsonl, the first at test.jsonl line 1")
+    assert line.startswith(
+        "test.jsonl: 1 of its questions are in the training data train.jsonl, the first at test.jsonl line 1"
+    )
     assert lines_of(**{**steps, "collect": {"model": "m", "data": {"path": train, "limit": 1}}}) == []
     assert lines_of(**{**steps, "evaluate": {**steps["evaluate"], "allow_overlap": True}}) == []
 

@@ -168,7 +168,10 @@ def test_what_a_run_keeps_has_every_default_and_the_references():
         ({"quarters": {"stage": "rank", "data": "d.jsonl"}}, "step `quarters`: `rank` is part of `select`: write"),
         ({"defaults": {"rank": {"by": "r_ss"}}}, "`defaults.rank`: `rank` is part of `select`: write"),
         *(
-            ({"collect": {"model": "m", "data": "d.jsonl", key: value}}, f"step `collect`: `{key}`: selection is a stage")
+            (
+                {"collect": {"model": "m", "data": "d.jsonl", key: value}},
+                f"step `collect`: `{key}`: selection is a stage",
+            )
             for key, value in {"select": "reward", "student": "s", "student_context": 9, "reward": {}}.items()
         ),
     ],

@@ -1,6 +1,5 @@
 """The engine: agreement with the published way, invariance to batching, several students, errors, placebos."""
 
-import itertools
 import json
 import math
 import random
@@ -13,11 +12,13 @@ import torch
 from byte_models import CHATML, PLAIN, byte_tokenizer, published, tiny_model
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from plain_reward import plain_reward
+from real_tokenizers import real_tokenizer
 
 from rlt.config import AccuracyConfig, RewardOptions
 from rlt.errors import ConfigError, ScoringError, ServerError
-from rlt.reward.items import StudentLost, item_of_completion, item_of_explanation
-from rlt.reward.placebos import next_body, with_placebos
+from rlt.reward.items import StudentLost
+from rlt.reward.placebos import next_text, with_placebos
 from rlt.reward.scoring import RewardEngine
 from rlt.reward.students import LocalModel
 from rlt.text.formats import load_format, render_student
@@ -61,8 +62,8 @@ def rows_of(count, seed=0):
 def item_of(row):
     problem = Problem("0", row["question"], row["solution"], answer="5")
     if "explanation" in row:
-        return item_of_explanation(FMT, problem, row["explanation"])
-    return item_of_completion(FMT, problem, row["completion"])
+        return FMT.finished(problem, row["explanation"])
+    return FMT.completed(problem, row["completion"])
 
 
 TAGS_AS_TOKENS = byte_tokenizer(tags=FMT.tags.all())
@@ -74,15 +75,16 @@ def numbers(row):
     return {name: value for name, value in row.parts.to_row().items() if isinstance(value, float)}
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [{}, {"tags": FMT.tags.all()}, {"tags": FMT.tags.all(), "special_tags": True}, {"trim_offsets": True}],
-    ids=["tags in pieces", "tags as tokens", "tags as special tokens", "trimmed offsets"],
-)
-def test_every_column_agrees_with_the_published_way(kind):
-    tokenizer = byte_tokenizer(**kind)
-    student, teacher = local(tokenizer, 0), local(tokenizer, 1, "teacher", tie_word_embeddings=True)
-    rows = rows_of(18)
+@pytest.mark.parametrize("name", ["qwen25", "llama3"])
+def test_every_column_agrees_with_the_published_way(name):
+    # Its code knows tokenizers of Qwen and Llama only. Where another keeps the padding before an explanation apart from the
+    # tag, it counts as the explanation's there, and not here: no teacher has written it.
+    tokenizer = real_tokenizer(name)
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    student, teacher = (LocalModel(tiny_model(tokenizer, seed, **shape), tokenizer, name=str(seed)) for seed in (0, 1))
+    rows = [
+        row for row in rows_of(24) if not (row.get("completion") or row.get("explanation")).startswith(("\n", ",\n"))
+    ]
     scored = RewardEngine([student], FMT, RewardOptions(), teacher).score([item_of(row) for row in rows])
     for row, result in zip(rows, scored, strict=True):
         expected = published(FMT, tokenizer, student.model, teacher.model, row)
@@ -103,63 +105,13 @@ def test_tags_that_merge_with_their_neighbours_leave_those_tokens_out():
     assert scored.parts.explanation_tokens == len("So.")
 
 
-@given(text=st.text(max_size=40), solution=st.text(min_size=1, max_size=20), closed=st.booleans())
-@settings(max_examples=25)
-def test_any_unicode_text_is_scored_or_named(text, solution, closed):
-    # Blank solutions are refused before they get here, and the published search finds other blanks than theirs.
-    assume(solution.strip())
-    row = {"question": "What?", "solution": solution, "completion": text + CLOSE * closed}
-    (scored,) = ENGINE.score([item_of(row)])
-    assert scored.parts.error is None
-    expected = published(FMT, TAGS_AS_TOKENS, STUDENT.model, TEACHER.model, row)
-    assert numbers(scored) == pytest.approx({name: expected[name] for name in numbers(scored)}, abs=1e-3)
-
-
 # -- against one row at a time, all logits, spans by offsets -----------------------------------------------------------
-
-
-def inside(tokenizer, model, text, start, part):
-    """`(end, id, log-prob at 0.7)` of each token wholly inside `part`, which begins at `start`; first the part's edge."""
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-    with torch.no_grad():
-        table = (model(torch.tensor([ids])).logits[0].float() / 0.7).log_softmax(-1)
-    tokens = [
-        (b - start, ids[i], table[i - 1, ids[i]].item())
-        for i, (a, b) in enumerate(offsets)
-        if start <= a and b <= start + len(part)
-    ]
-    first = next((i for i, (a, _) in enumerate(offsets) if a >= start), len(ids))
-    return [(max(0, offsets[first - 1][1] - start), None, 0.0), *tokens]
-
-
-def stretches(theirs, ours):
-    """Differences of log-probs over each shortest stretch that ends at a token's end on both sides, by its tokens."""
-    edges = sorted({end for end, *_ in theirs} & {end for end, *_ in ours})
-    for low, high in itertools.pairwise(edges):
-        a, b = ([token for token in side[1:] if low < token[0] <= high] for side in (theirs, ours))
-        if [token[1] for token in a] == [token[1] for token in b]:
-            yield from (x[2] - y[2] for x, y in zip(a, b, strict=True))
-        else:
-            yield sum(token[2] for token in a) - sum(token[2] for token in b)
 
 
 def plain(tokenizer, item):
     """`(r_ss, r_kl)` under PLAIN_MODELS, or None for a term that has no token."""
-    student, teacher = PLAIN_MODELS[tokenizer]
-    tags, body, problem = FMT.tags, item.body, item.problem
-    opened = tags.solution.open + problem.solution + tags.solution.close + FMT.delimiter + tags.explanation.open
-    response = tags.thought.open + body + tags.thought.close + FMT.delimiter + tags.solution.open
-    chat = "<|im_start|>user\n" + problem.question + "<|im_end|>\n<|im_start|>assistant\n"
-    system = "<|im_start|>system\nTeach.<|im_end|>\n"
-    theirs = system + chat + opened + body + tags.explanation.close + "<|im_end|>\n"
-    ours = chat + response + problem.solution + tags.solution.close + "<|im_end|>\n"
-    t = inside(tokenizer, teacher, theirs, len(system + chat + opened), body)
-    s = inside(tokenizer, student, ours, len(chat + tags.thought.open), body)
-    solution = [token[2] for token in inside(tokenizer, student, ours, len(chat + response), problem.solution)[1:]]
-    kl = list(stretches(t, s))
-    r_ss = sum(solution) / len(solution) + 0.01 * min(solution) if solution else None
-    return r_ss, sum(kl) / len(kl) + 0.01 * max(kl) if kl else None
+    student, teacher = ((tokenizer, model) for model in PLAIN_MODELS[tokenizer])
+    return plain_reward(FMT, student, teacher, item.problem, item.text, item.closed)
 
 
 # What a byte-level BPE learns decides what merges: nothing, words, the tags' ends with their neighbours, bytes of letters.
@@ -182,13 +134,13 @@ TEXTS = st.lists(
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-@given(text=TEXTS | st.text(max_size=8), solution=TEXTS | st.text(max_size=8), closed=st.booleans())
+@given(text=TEXTS | st.text(max_size=40), solution=TEXTS | st.text(max_size=8), closed=st.booleans())
 @settings(max_examples=30)
 def test_any_text_under_any_byte_level_tokenizer_is_what_one_row_with_all_logits_gives(name, text, solution, closed):
     assume(solution)
     tokenizer = TOKENIZERS[name]
     student, teacher = (LocalModel(m, tokenizer, name=n) for m, n in zip(PLAIN_MODELS[tokenizer], "st", strict=True))
-    item = item_of_completion(FMT, Problem("0", "What?", solution), text + CLOSE * closed)
+    item = FMT.completed(Problem("0", "What?", solution), text + CLOSE * closed)
     r_ss, r_kl = plain(tokenizer, item)
     (row,) = RewardEngine([student], FMT, RewardOptions(), teacher).score([item])
     if r_ss is None:
@@ -222,7 +174,7 @@ def test_batches_order_and_packing_give_the_same_numbers(seed, vocabulary, split
 
 def test_a_row_is_the_same_alone_or_among_a_thousand():
     engine = RewardEngine([STUDENT], FMT, RewardOptions())
-    items = [item_of_explanation(FMT, Problem("0", "a", f"{i}"), "b" * (i % 7)) for i in range(1000)]
+    items = [FMT.finished(Problem("0", "a", f"{i}"), "b" * (i % 7)) for i in range(1000)]
     among = engine.score(items)
     for i in (0, 499, 998):
         assert numbers(among[i]) == pytest.approx(numbers(engine.score([items[i]])[0]), abs=1e-4)
@@ -232,7 +184,7 @@ def test_what_follows_the_solution_does_not_move_it():
     item = item_of(rows_of(1)[0])
     following = "{% if loop.last %} and more follows{% endif %}<|im_end|>"
     other = byte_tokenizer(tags=FMT.tags.all(), template=CHATML.replace("<|im_end|>", following))
-    (text,) = (render_student(FMT, t, item.problem, item.body).text for t in [other])
+    (text,) = (render_student(FMT, t, item.problem, item.text).text for t in [other])
     assert text.endswith("<|end_of_solution|> and more follows<|im_end|>\n")
     student = LocalModel(STUDENT.model, other, name="student")
     (one,), (two,) = (RewardEngine([s], FMT, RewardOptions()).score([item]) for s in (STUDENT, student))
@@ -247,7 +199,7 @@ def test_without_a_teacher_there_is_r_ss_alone():
 
 def test_an_unclosed_explanation_costs_the_penalty_and_is_scored_as_if_closed():
     problem = Problem("0", "What?", "It is 5.")
-    cut, closed = ENGINE.score([item_of_completion(FMT, problem, text) for text in ("So 5.", "So 5." + CLOSE)])
+    cut, closed = ENGINE.score([FMT.completed(problem, text) for text in ("So 5.", "So 5." + CLOSE)])
     assert cut.parts.reward == pytest.approx(closed.parts.reward - 1, abs=1e-5)
     assert cut.parts.format_penalty == -1
 
@@ -286,8 +238,8 @@ def test_exact_kl_is_that_of_whole_distributions_at_every_token():
     from rlt.text.formats import render_student, render_teacher
     from rlt.text.tokens import tokenize
 
-    (ours,) = tokenize(TAGS_AS_TOKENS, [render_student(FMT, TAGS_AS_TOKENS, item.problem, item.body)])
-    (theirs,) = tokenize(TAGS_AS_TOKENS, [render_teacher(FMT, TAGS_AS_TOKENS, item.problem, item.body)])
+    (ours,) = tokenize(TAGS_AS_TOKENS, [render_student(FMT, TAGS_AS_TOKENS, item.problem, item.text)])
+    (theirs,) = tokenize(TAGS_AS_TOKENS, [render_teacher(FMT, TAGS_AS_TOKENS, item.problem, item.text)])
     with torch.no_grad():
         p, q = (
             m.model(torch.tensor([t.ids])).logits[0].log_softmax(-1)[[i - 1 for i in t.spans["explanation"]]]
@@ -344,7 +296,7 @@ def test_nan_from_a_model_fails_the_row_and_says_so():
         broken.model.get_input_embeddings().weight[token] = math.nan
     problem = Problem("0", "What?", "It is 5.")
     engine = RewardEngine([broken], FMT, RewardOptions(), TEACHER)
-    good, bad = engine.score([item_of_explanation(FMT, problem, text) for text in ("plain", "caf é")])
+    good, bad = engine.score([FMT.finished(problem, text) for text in ("plain", "caf é")])
     assert good.parts.error is None
     assert "NaN" in bad.parts.error
     assert bad.parts.reward is None
@@ -367,7 +319,7 @@ def test_real_traces_are_scored_or_named():
             named["no tags at all" if len(missing) == 4 else f"no {missing[0]}"] += 1
             continue
         thought, solution = FMT.parse_response(row["response"])
-        items.append(item_of_explanation(FMT, Problem("0", row["question"], solution), thought.strip("\n")))
+        items.append(FMT.finished(Problem("0", row["question"], solution), thought.strip("\n")))
     thought, solution = FMT.tags.thought, FMT.tags.solution
     assert named == {
         "no tags at all": 74,
@@ -375,7 +327,7 @@ def test_real_traces_are_scored_or_named():
         f"no {solution.close}": 5,
         f"no {thought.open}": 1,
     }
-    tokenizer = byte_tokenizer(text=[item.body for item in items[:20]], vocabulary=1500, tags=FMT.tags.all())
+    tokenizer = byte_tokenizer(text=[item.text for item in items[:20]], vocabulary=1500, tags=FMT.tags.all())
     shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     model = tiny_model(tokenizer, 0, max_position_embeddings=16384, **shape)  # the published context
     scored = RewardEngine([LocalModel(model, tokenizer, name="small")], FMT, RewardOptions()).score(items)
@@ -389,7 +341,7 @@ def test_nan_fails_no_row_beside_it_packed_or_not(packing):
     (token,) = TAGS_AS_TOKENS.encode("Q", add_special_tokens=False)
     with torch.no_grad():
         broken.model.get_input_embeddings().weight[token] = math.nan
-    items = [item_of_explanation(FMT, Problem("0", "what?", "it is 5."), text) for text in ("one", "Q", "two", "three")]
+    items = [FMT.finished(Problem("0", "what?", "it is 5."), text) for text in ("one", "Q", "two", "three")]
     rows = RewardEngine([broken], FMT, RewardOptions(), TEACHER).score(items)
     assert ["NaN" in (row.parts.error or "") for row in rows] == [False, True, False, False]
     for i in (0, 2, 3):
@@ -401,7 +353,7 @@ def test_an_explanation_of_which_nothing_can_be_compared_is_an_error_and_an_empt
     merging = byte_tokenizer(text=("|>\n\n<", "\n\n<|", "<<|") * 30, vocabulary=275, split_words=False)
     engine = RewardEngine([local(merging, 0)], FMT, RewardOptions(), local(merging, 1))
     problem = Problem("0", "What?", "It is 5.")
-    bad, empty = engine.score([item_of_completion(FMT, problem, text + CLOSE) for text in ("<", "")])
+    bad, empty = engine.score([FMT.completed(problem, text + CLOSE) for text in ("<", "")])
     assert "no token of the explanation can be compared" in bad.parts.error
     assert (empty.parts.error, empty.parts.r_kl) == (None, 0.0)
 
@@ -433,7 +385,7 @@ def test_a_served_request_that_fails_costs_its_row_alone():
 
 def test_a_server_that_is_gone_ends_the_scoring_with_the_rows_before():
     items = [item_of(row) for row in rows_of(4)]
-    items.insert(0, replace(items[0], body="long " * 3000))  # an error of its own, before
+    items.insert(0, replace(items[0], text="long " * 3000))  # an error of its own, before
     engine = RewardEngine([Remote(ServerError("gone"))], FMT, RewardOptions())
     with pytest.raises(StudentLost, match="gone") as caught:
         engine.score(items)
@@ -448,13 +400,11 @@ def test_a_server_that_is_gone_ends_the_scoring_with_the_rows_before():
 
 def test_lifts_are_differences_to_an_empty_and_to_another_questions_explanation():
     items = [item_of(row) for row in rows_of(3)]
-    rows = with_placebos(ENGINE, items, ENGINE.score(items), {0: items[2].body})
+    rows = with_placebos(ENGINE, items, ENGINE.score(items), {0: items[2].text})
     plain = RewardEngine([STUDENT], FMT, RewardOptions())
     r_ss, empty, other = (
         row.parts.r_ss
-        for row in plain.score(
-            [items[0], replace(items[0], body=FMT.padding * 2), replace(items[0], body=items[2].body)]
-        )
+        for row in plain.score([items[0], replace(items[0], text=FMT.padding), replace(items[0], text=items[2].text)])
     )
     assert rows[0].lift_over_empty == pytest.approx(r_ss - empty, abs=1e-5)
     assert rows[0].lift_over_shuffled == pytest.approx(r_ss - other, abs=1e-5)
@@ -464,7 +414,7 @@ def test_lifts_are_differences_to_an_empty_and_to_another_questions_explanation(
 def test_a_lift_over_a_placebo_that_cannot_be_read_is_none_and_is_not_tried_again():
     items = [item_of(row) for row in rows_of(3)]
     seen = []
-    others = {0: "long " * 3000, 1: None, 2: items[0].body}
+    others = {0: "long " * 3000, 1: None, 2: items[0].text}
     rows = with_placebos(ENGINE, items, ENGINE.score(items), others, lambda *call: seen.append(call))
     assert [row.lift_over_shuffled is None for row in rows] == [True, True, False]
     assert all(row.lift_over_empty is not None for row in rows)
@@ -474,12 +424,12 @@ def test_a_lift_over_a_placebo_that_cannot_be_read_is_none_and_is_not_tried_agai
 def test_the_placebo_in_training_is_the_next_explanation_of_another_question_that_was_scored():
     items = [item_of(row) for row in rows_of(5)]
     items[1] = replace(items[1], problem=items[0].problem)  # the same question
-    items[2] = replace(items[2], body="long " * 3000)
+    items[2] = replace(items[2], text="long " * 3000)
     scored = ENGINE.score(items)
     assert scored[2].parts.r_ss is None
-    assert next_body(items, scored, 0) == items[3].body
-    assert next_body(items, scored, 4) == items[0].body  # round the end
-    assert next_body(items[:2], scored[:2], 0) is None
+    assert next_text(items, scored, 0) == items[3].text
+    assert next_text(items, scored, 4) == items[0].text  # round the end
+    assert next_text(items[:2], scored[:2], 0) is None
 
 
 def test_accuracy_is_the_share_of_right_solutions(monkeypatch):

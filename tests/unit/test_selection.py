@@ -63,11 +63,13 @@ def dropped(folder: Path) -> dict[str, str]:
 
 def test_what_fits_is_counted_to_the_token() -> None:
     made = explanation("a", 0, "one\n\n")
-    text = render_student(FORMAT, TOKENIZER, made.problem, FORMAT.thought_body("one")).text
+    text = render_student(FORMAT, TOKENIZER, made.problem, FORMAT.as_written("one")).text
     length = len(TOKENIZER.encode(text, add_special_tokens=False))
     assert Fits(FORMAT, [(TOKENIZER, length)]).reason(made) is None
     assert Fits(FORMAT, [(TOKENIZER, length - 1)]).reason(made) == LONGER
-    assert Fits(FORMAT, [(TOKENIZER, None), (TOKENIZER, length - 1)]).reason(made) == LONGER  # it must fit every student
+    assert (
+        Fits(FORMAT, [(TOKENIZER, None), (TOKENIZER, length - 1)]).reason(made) == LONGER
+    )  # it must fit every student
 
 
 def test_unclosed_explanations_and_those_with_tags_inside_are_left_out_unless_all_are_kept(tmp_path: Path) -> None:
