@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow.parquet
 import pytest
-from byte_models import published, save, tiny_model
+from byte_models import byte_tokenizer, published, save, tiny_model
 from real_tokenizers import real_tokenizer
 
 from rlt.cli import main
