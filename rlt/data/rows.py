@@ -66,7 +66,7 @@ def _json_rows(path: Path) -> Iterator[tuple[str, JsonRow]]:
     except ValueError as error:
         raise DataError(f"{path.name}: not JSON ({error}).") from error
     if not isinstance(rows, list):
-        raise DataError(f"{path.name}: a JSON file must hold a list of objects; use .jsonl for one object a line.")
+        raise DataError(f"{path.name}: a JSON file must hold a list of objects; use .jsonl for one object per line.")
     for number, row in enumerate(rows, 1):
         yield f"{path.name} row {number}", _object(row, f"{path.name} row {number}")
 
