@@ -465,6 +465,33 @@ class ScoreConfig(StageConfig, ModelOptions, FormatOptions, StudentOptions, Rewa
         return RewardOptions.resolved(copy)  # type: ignore[return-value]
 
 
+class ServeConfig(ModelOptions, FormatOptions, RewardOptions, StudentOptions):
+    """Answer rewards over HTTP, for any trainer."""
+
+    teacher: str | None = None
+    """Folder or hub name of the teacher, for r_kl of rows without the policy's log-probs; null: their r_kl is null."""
+    policy: str | None = None
+    """Folder or hub name whose tokenizer reads `token_ids`; null: the teacher's, or the first student's without one."""
+    host: str = "127.0.0.1"
+    """Address to listen on. Others than this machine's loopback should have a `token_env`."""
+    port: int = Field(8100, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one and prints it."""
+    token_env: str | None = None
+    """Name of the environment variable that holds the bearer token which clients must send; null asks for none."""
+    replicas: int = Field(1, ge=1)
+    """Processes that score, one per GPU, behind one address."""
+    max_wait_ms: float = Field(5.0, ge=0)
+    """Longest time a row waits for others to fill its batch, in milliseconds."""
+    max_queue: int = Field(4096, ge=1)
+    """Rows that may wait; beyond that, requests are answered 429 with `Retry-After`."""
+    max_rows: int = Field(1024, ge=1)
+    """Rows that one request may have."""
+    max_characters: int = Field(400_000, ge=1)
+    """Characters that the texts of one row may have together."""
+    failed_reward: float | None = None
+    """For engines that can take only a number: the reward of a row that cannot be scored; null answers 422 instead."""
+
+
 class GradeConfig(StageConfig, FormatOptions):
     """Grade a file of responses again, without a model."""
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from itertools import takewhile
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,10 +19,10 @@ from rlt.config import ModelOptions, RewardOptions, StudentOptions
 from rlt.errors import ConfigError, DataError, ScoringError
 from rlt.reward.items import ScoredRow, Side
 from rlt.reward.placebos import next_text, with_placebos
+from rlt.reward.sampled import sampled_explanations
 from rlt.reward.scoring import RewardEngine
 from rlt.reward.students import Scorer, load_students, open_students
 from rlt.text.formats import Format, load_format, teacher_prompt
-from rlt.text.tokens import sampled_texts
 from rlt.types import Explanation, Problem
 
 if TYPE_CHECKING:
@@ -113,22 +112,27 @@ class TeacherReward:
         items: dict[int, Explanation] = {}
         sides: list[Side | None] = []
         rows: list[ScoredRow | None] = [None] * count
-        for i, sampled in enumerate(self._sampled(completion_ids)):
-            problem = Problem(
-                id=str(i), question=question[i], solution=solution[i], answer=answer[i] if answer else None,
-                system=system[i] if system else None,
-            )  # fmt: skip
-            if isinstance(sampled, ScoringError):
-                rows[i] = ScoredRow.failed(str(sampled))
+        for i, ids in enumerate(completion_ids):
+            if known is not None and len(known[i]) != len(ids):
+                raise ConfigError(
+                    f"TeacherReward: {len(known[i])} values for {len(ids)} sampled tokens; give one for each of "
+                    "`completion_ids`."
+                )
+        problems = [
+            Problem(
+                str(i), question[i], solution[i], answer[i] if answer else None, system=system[i] if system else None
+            )
+            for i in range(count)
+        ]
+        sampled = sampled_explanations(
+            self.fmt, self.tokenizer, problems, completion_ids, known or [None] * count, self._ends
+        )
+        for i, one in enumerate(sampled):
+            if isinstance(one, ScoringError):
+                rows[i] = ScoredRow.failed(str(one))
             else:
-                ids, text, boundaries = sampled
-                items[i] = self.fmt.completed(problem, text)
-                if known is not None and len(known[i]) != len(completion_ids[i]):
-                    raise ConfigError(
-                        f"TeacherReward: {len(known[i])} values for {len(completion_ids[i])} sampled tokens; give one for "
-                        "each of `completion_ids`."
-                    )
-                sides.append(None if known is None else self._side(ids, boundaries, len(items[i].text), known[i]))
+                items[i] = one[0]
+                sides.append(one[1])
         scored = self.engine.score(list(items.values()), sides, teacher_head=self.policy_head)
         scored = self._with_placebos(list(items.values()), scored)
         for i, row in zip(items, scored, strict=True):
@@ -176,26 +180,6 @@ class TeacherReward:
         return metrics
 
     # -- helpers -----------------------------------------------------------------------------------------------------
-
-    def _sampled(
-        self, completion_ids: Sequence[Sequence[int]]
-    ) -> Iterator[ScoringError | tuple[list[int], str, list[int]]]:
-        """For each completion its ids up to the token that ended it, their text, and the positions around each."""
-        ended = [list(takewhile(lambda token: token not in self._ends, ids)) for ids in completion_ids]
-        for ids, sampled in zip(ended, sampled_texts(self.tokenizer, ended), strict=True):
-            yield sampled if isinstance(sampled, ScoringError) else (ids, *sampled)
-
-    def _side(self, ids: list[int], boundaries: list[int], end: int, known: torch.Tensor) -> Side:
-        """The policy's side of an explanation of `end` characters: the sampled tokens wholly inside it."""
-        inside = sum(position <= end for position in boundaries[1:])
-        exact = self.engine.estimator == "exact"
-        known = known[:inside]
-        return Side(
-            ids[:inside],
-            boundaries[: inside + 1],
-            None if exact else known.float().cpu(),
-            known if exact else None,
-        )
 
     def _with_placebos(self, items: list[Explanation], scored: list[ScoredRow]) -> list[ScoredRow]:
         if self.placebos == 0:
