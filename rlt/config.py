@@ -331,7 +331,7 @@ class CollectConfig(StageConfig, ModelOptions, FormatOptions, EngineOptions, Sam
         return values
 
 
-class SelectConfig(StageConfig, ModelOptions, FormatOptions):
+class SelectConfig(StageConfig, FormatOptions):
     """Select the explanations that a student gets; the others are listed with the reason."""
 
     data: Data
@@ -350,6 +350,8 @@ class SelectConfig(StageConfig, ModelOptions, FormatOptions):
     """Folders or hub names of students: leave out what does not fit the context of each of them."""
     student_context: int | None = Field(None, ge=1)
     """Tokens that a student's text may have; null: the student's own context."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with a student. Off: only architectures that transformers knows."""
     file_format: Literal["jsonl", "parquet"] = "jsonl"
     """Format of the selected files."""
 

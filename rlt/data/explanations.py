@@ -179,7 +179,7 @@ def schema(more: dict[str, str] | None = None) -> pyarrow.Schema:
 def write_card(folder: Path, files: dict[str, str], text: str, more: dict[str, str] | None = None) -> None:
     """A README.md with which `datasets.load_dataset(folder)` opens the rows.
 
-    `files`: name -> pattern of its files; the first is the default. `more`: columns beside `COLUMNS`.
+    `files`: name -> pattern of its files; the first is the default. `more`: further columns.
     """
     lines = ["---", "configs:"]
     for number, (name, pattern) in enumerate(files.items()):

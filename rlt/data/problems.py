@@ -129,11 +129,11 @@ def text_of(value: object, where: str, column: str) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str):
-        raise DataError(f"{where}: column `{column}` is a {type(value).__name__}, not text. Mend or drop the row.")
+        raise DataError(f"{where}: column `{column}` is a {type(value).__name__}, not text. Fix or drop the row.")
     if half := re.search("[\ud800-\udfff]", value):
         raise DataError(
             f"{where}: column `{column}` has half a character (a lone surrogate, {half[0]!a}) at position "
-            f"{half.start()}. Mend or drop the row."
+            f"{half.start()}. Fix or drop the row."
         )
     return value
 

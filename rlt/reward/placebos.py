@@ -45,7 +45,7 @@ def with_placebos(
 
 
 def next_text(items: Sequence[Explanation], scored: Sequence[ScoredRow], i: int) -> str | None:
-    """The text of the next of `items` after `i`, round the end, with an `r_ss` and another question; None if there is none."""
+    """The text of the next of `items` after `i`, round the end, that has an `r_ss` and another question; None without one."""
     return next(
         (
             items[j].text

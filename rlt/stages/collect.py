@@ -132,7 +132,7 @@ def _collect(
     engine: Engine | None,
     stack: ExitStack,
 ) -> None:
-    """Write the explanations that are missing, by an engine that is made where there is none."""
+    """Write the explanations that are missing; builds the engine unless it is there already."""
     missing = shards.missing()
     first = next(missing, None)
     if first is None:

@@ -13,7 +13,7 @@ from rlt.training.arguments import supervised_arguments
 from rlt.training.cards import finish_model
 from rlt.training.examples import Example, Text, examples_of, fit, read_text, render_each, taught_to_student
 from rlt.training.loop import train_supervised
-from rlt.types import Problem
+from rlt.types import Explanation
 
 # Published student SFT (SkyThought 4bb8f3e, which RLT's README names): learning rate 1e-5, cosine after 10% warm-up,
 # 3 epochs, global batch 96. The batch is the recipe's: it depends on the number of devices.
@@ -43,10 +43,10 @@ def _fitting(
 ) -> tuple[list[Example], list[str]]:
     fmt = text.fmt
 
-    def render(problem: Problem) -> Rendered:
-        return render_student(fmt, text.tokenizer, problem, fmt.as_written(problem.explanation or ""))
+    def render(explanation: Explanation) -> Rendered:
+        return render_student(fmt, text.tokenizer, explanation.problem, explanation.text)
 
-    kept, rendered, rewritten = render_each(problems, render, data)
+    kept, rendered, rewritten = render_each(problems, fmt, render, data)
     examples = examples_of(text.tokenizer, rendered, [taught_to_student(fmt, r) for r in rendered], text.turn_end)
     fitting, dropped = fit(kept, examples, config.max_length or text.context, data)
     return fitting, rewritten + dropped

@@ -1,7 +1,7 @@
 """Evaluation: a model's responses to benchmarks, all of them kept, their grades, and statistics with intervals.
 
-`responses.jsonl` has one row a sample, written as it is finished; the verdicts are put in when all are there. Killed at
-any point, the same command asks for what is missing. Questions of a private benchmark (GPQA) are in no file: rows have
+`responses.jsonl` has one row per sample, written as it is finished; verdicts are added when all are there. After an
+interruption the same command asks for what is missing. Questions of a private benchmark (GPQA) are in no file: rows have
 their hash, and the response.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -63,11 +63,7 @@ Rows = dict[str, JsonRow]
 
 
 def run(config: EvaluateConfig) -> Result:
-    """The folder with `responses.jsonl` and `results.json`; metrics: `benchmarks` (name -> numbers) and the sampling.
-
-    Each benchmark's numbers have `pass@1`, `standard_error`, `interval`, `questions`, `samples` and what `_numbers`
-    lists.
-    """
+    """The folder with `responses.jsonl` and `results.json`; metrics: `benchmarks` (name -> `numbers`) and the sampling."""
     folder = begin("evaluate", config)
     if folder.result:
         if not _quiet():
@@ -187,7 +183,7 @@ def _check_answers(config: EvaluateConfig, loaded: Sequence[tuple[Benchmark, lis
             if reason is not None:
                 raise DataError(
                     f"{question.where}: column `answer`: {reason}, so no response could be graded ({benchmark.task}). "
-                    "Mend or remove the row, or choose another `task`."
+                    "Fix or remove the row, or choose another `task`."
                 )
 
 
@@ -200,10 +196,8 @@ def _check_overlap(config: EvaluateConfig, loaded: Sequence[tuple[Benchmark, lis
             if benchmark.hub is None and benchmark.generate is None:
                 refuse(both, benchmark.title, data)
             elif both:
-                print(
-                    f"evaluate: {len(both)} of {len(questions)} questions of {benchmark.name} are in the training data "
-                    f"{data.path}"
-                )
+                share = f"{len(both)} of {len(questions)} questions of {benchmark.name}"
+                print(f"evaluate: {share} are in the training data {data.path}", flush=True)
 
 
 def _prompt(
@@ -215,8 +209,8 @@ def _prompt(
     keep_system: bool,
 ) -> str:
     text = benchmark.instructed(question.question) if config.instruction == "benchmark" else question.question
-    system = question.system if keep_system else None
-    return student_prompt(fmt, tokenizer, Problem(question.id, text, solution="", system=system))
+    problem = Problem(question.id, text, solution="", system=question.system if keep_system else None)
+    return student_prompt(fmt, tokenizer, problem)
 
 
 def _sampling(config: EvaluateConfig) -> tuple[Sampling, int, bool]:
@@ -400,9 +394,9 @@ def numbers(rows: Sequence[JsonRow], task: str) -> JsonRow:
         "samples": samples,
         "pass@k": {str(k): intervals.pass_at_k(correct, k) for k in more},
         "majority@k": {str(k): intervals.majority_at_k(correct, extracted, k, same) for k in more if k > 2},
-        "mean_completion_tokens": _share(row["completion_tokens"] for row in rows),
-        "unfinished": _share(row["finish_reason"] == "length" for row in rows),
-        "unreadable": _share(row["extracted"] is None and row["error"] is None for row in rows),
+        "mean_completion_tokens": fmean(row["completion_tokens"] for row in rows),
+        "unfinished": fmean(row["finish_reason"] == "length" for row in rows),
+        "unreadable": fmean(row["extracted"] is None and row["error"] is None for row in rows),
         "not_graded": sum(row["error"] is not None for row in rows),
     }
 
@@ -413,10 +407,6 @@ def _by_question(rows: Sequence[JsonRow]) -> tuple[list[list[bool]], list[list[s
         groups.setdefault(row["question_id"], []).append(row)
     ordered = [sorted(group, key=lambda row: row["sample"]) for group in groups.values()]
     return [[r["correct"] for r in group] for group in ordered], [[r["extracted"] for r in group] for group in ordered]
-
-
-def _share(values: Iterable[float]) -> float:
-    return fmean(values)
 
 
 def _results(config: EvaluateConfig, asked: _Asked, metrics: JsonRow) -> JsonRow:

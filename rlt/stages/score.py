@@ -41,8 +41,8 @@ SHOWN = 5
 def run(config: ScoreConfig) -> Result:
     """A file with one row for each row of `data`, in order: the reward, its parts, `error` (`rlt.types.RewardParts`).
 
-    Resumable: what was written stays, and the rest is scored. Rows that cannot be scored are named before any model is
-    loaded where that can be known, get an `error`, and make the exit status 1. Raises DataError where no row can be.
+    Resumable: scored rows are kept, the rest is scored. Rows that cannot be scored get an `error`, are named before a model
+    is loaded where possible, and make the exit status 1. Raises DataError if no row can be scored.
     """
     from rlt.reward.students import close_students
 
@@ -60,7 +60,9 @@ def run(config: ScoreConfig) -> Result:
         as_parquet = config.output.suffix == ".parquet"
         rows_file = config.output.with_suffix(".parquet.rows.jsonl") if as_parquet else config.output
         done = _count_rows(rows_file)
-        print(f"score: {count} rows of {config.data}" + (f", {done} of them scored before" if done else ""), flush=True)
+        print(
+            f"score: {count} rows of {config.data}" + (f", {done} of them already scored" if done else ""), flush=True
+        )
         chunks = _chunks(numbered(config, fmt), done, config)
         with JsonlWriter(rows_file) as output, _Bar(count, done) as bar:
             scored = (
@@ -86,7 +88,7 @@ def run(config: ScoreConfig) -> Result:
 def _served_models(config: ScoreConfig, students: Opened) -> JsonRow:
     """The names of served models, for the stage's state; raises RunError where it was begun with others.
 
-    The configuration has addresses only, which may differ from start to start, and tells nothing of what they serve.
+    The configuration has only addresses, which may change between starts and do not say what they serve.
     """
     from rlt.reward.students import ServedStudent
 
@@ -94,7 +96,7 @@ def _served_models(config: ScoreConfig, students: Opened) -> JsonRow:
     before = (read_state(config.output) or {}).get("served", served)
     if before != served:
         raise RunError(
-            f"{config.output}: was begun with the served students {', '.join(before)}; these servers have "
+            f"{config.output}: was started with the served students {', '.join(before)}; these servers have "
             f"{', '.join(served)}. Serve the same models, choose another --output, or remove the file to start over."
         )
     return {"served": served} if served else {}
@@ -169,14 +171,14 @@ def survey(config: ScoreConfig, fmt: Format) -> tuple[int, bool]:
     for line in named:
         print(f"score: {line}", flush=True)
     if bad > SHOWN:
-        print(f"score: and {bad - SHOWN} more rows that cannot be scored; see their `error`.", flush=True)
+        print(f"score: {bad - SHOWN} more rows cannot be scored; see their `error`.", flush=True)
     return count, with_answers
 
 
 def _chunks(rows: Iterator[InputRow], done: int, config: ScoreConfig) -> Iterator[Chunk]:
-    """What is left after `done` rows, in chunks that fill some batches, so that little is lost when a run is cut off.
+    """The rows after the first `done`, in chunks of a few batches, so that an interruption loses little.
 
-    Windows begin at multiples of their size, also when a run goes on, so that placebos are drawn from the same rows.
+    Windows begin at multiples of their size, also when a run resumes, so that placebos are drawn from the same rows.
     """
     from rlt.models.loading import default_device
     from rlt.models.logprobs import DEFAULT_BATCH_TOKENS
@@ -306,7 +308,7 @@ def _output_row(row: InputRow, scored: ScoredRow | None, config: ScoreConfig) ->
 
 
 class _Bar:
-    """A bar of rows with the time left, and tokens a second beside it. A row counts by the models that have read it."""
+    """A progress bar over rows, with tokens per second. A row counts by the share of models that have read it."""
 
     def __init__(self, total: int, done: int) -> None:
         self._bar = tqdm(

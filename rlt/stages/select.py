@@ -176,7 +176,7 @@ def _candidate(
     reason = fits.reason(explanation, closed=config.keep in ("closed", "random", "best"))
     value = None if score is None else score[config.by]
     if reason is None and score is not None and value is None:
-        reason = f"it has no score: {score.get('error')}"
+        reason = "it has no score" + (f": {score['error']}" if score.get("error") else "")
     return Candidate(explanation.id, explanation.problem.id, reason, value)
 
 

@@ -9,7 +9,7 @@ from rlt.training.arguments import supervised_arguments
 from rlt.training.cards import finish_model
 from rlt.training.examples import examples_of, fit, read_text, render_each, taught_to_teacher
 from rlt.training.loop import train_supervised
-from rlt.types import Problem
+from rlt.types import Explanation
 
 # Published warm-up (SakanaAI/RLT 86a3f5c): AdamW 0.9/0.95, weight decay 1e-4, cosine after 5% warm-up, clip 1.
 DEFAULTS = {
@@ -30,10 +30,10 @@ def run(config: WarmupConfig) -> Result:
     arguments = supervised_arguments("warmup", config, DEFAULTS)
     fmt = text.fmt
 
-    def render(problem: Problem) -> Rendered:
-        return render_teacher(fmt, text.tokenizer, problem, fmt.as_written(problem.explanation or ""))
+    def render(explanation: Explanation) -> Rendered:
+        return render_teacher(fmt, text.tokenizer, explanation.problem, explanation.text)
 
-    problems, rendered, rewritten = render_each(text.problems, render, config.data)
+    problems, rendered, rewritten = render_each(text.problems, fmt, render, config.data)
     examples = examples_of(text.tokenizer, rendered, [taught_to_teacher(fmt, r) for r in rendered], text.turn_end)
     kept, dropped = fit(problems, examples, config.max_length or text.context, config.data)
     folder = begin("warmup", config)

@@ -12,7 +12,7 @@ from rlt.errors import DataError, ModelError
 from rlt.models.loading import context_length, load_config, load_tokenizer
 from rlt.text.formats import Format, Rendered, check_template, load_format, render_student
 from rlt.text.tokens import tokenize
-from rlt.types import Problem
+from rlt.types import Explanation, Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -126,18 +126,19 @@ def examples_of(
 
 
 def render_each(
-    problems: Sequence[Problem], render: Callable[[Problem], Rendered], data: DataConfig
+    problems: Sequence[Problem], fmt: Format, render: Callable[[Explanation], Rendered], data: DataConfig
 ) -> tuple[list[Problem], list[Rendered], list[str]]:
-    """`(kept, texts, dropped)`: the problems that can be rendered, their texts, and a line for each that the template rewrites.
+    """`(kept, texts, dropped)`: the problems whose explanation can be rendered, their texts, and a line for each other.
 
-    Raises DataError at the first of those unless `data.on_invalid` is `skip`, and if none is left.
+    A chat template may rewrite a row. Raises DataError at the first such one unless `data.on_invalid` is `skip`, and if none
+    is left.
     """
     kept: list[Problem] = []
     texts: list[Rendered] = []
     dropped: list[str] = []
     for problem in problems:
         try:
-            texts.append(render(problem))
+            texts.append(render(fmt.finished(problem, problem.explanation or "")))
             kept.append(problem)
         except ModelError as error:
             dropped.append(f"{data.path}: problem {problem.id}: {error}")

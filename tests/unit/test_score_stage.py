@@ -203,7 +203,7 @@ def test_a_run_goes_on_with_the_same_served_model_only(run, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run([ROW], engine={"stop_at": 0})
     serve("two")
-    with pytest.raises(RunError, match="begun with the served students one; these servers have two"):
+    with pytest.raises(RunError, match="started with the served students one; these servers have two"):
         run([ROW])
     serve("one")
     assert len(run([ROW])[0]) == 1
