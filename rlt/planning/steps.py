@@ -484,7 +484,7 @@ class Planner:
     def _made(self, step: Step) -> int:
         config: Any = step.config
         if isinstance(config, ProblemsConfig):
-            return config.count
+            return config.count or 1000
         if isinstance(config, CollectConfig):
             return self.rows(config.data) * config.samples
         if isinstance(config, ScoreConfig):

@@ -1,7 +1,9 @@
-"""Placebos: what a reward would be for an empty explanation, and for another question's."""
+"""Placebos and controls: what an empty explanation would earn, another question's, wrong numbers, the bare solution."""
 
 from __future__ import annotations
 
+import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -42,6 +44,31 @@ def with_placebos(
         )
         for i, row in enumerate(scored)
     ]
+
+
+def controlled(explanation: Explanation, control: str, padding: str, seed: int) -> Explanation:
+    """The explanation with another text in place of its own: `empty`, with wrong `numbers`, or the bare `solution`.
+
+    Each number becomes another one of as many digits, the same one wherever it stands; drawn from `seed` and the
+    question.
+    """
+    if control == "numbers":
+        return replace(explanation, text=_other_numbers(explanation.text, f"{seed} {explanation.problem.question}"))
+    return replace(explanation, text=(explanation.problem.solution if control == "solution" else "") + padding)
+
+
+def _other_numbers(text: str, seed: str) -> str:
+    rng = random.Random(seed)
+    instead: dict[str, str] = {}
+
+    def other(match: re.Match[str]) -> str:
+        digits = match[0]
+        low, high = (0, 9) if len(digits) == 1 else (10 ** (len(digits) - 1), 10 ** len(digits) - 1)
+        while instead.setdefault(digits, str(rng.randint(low, high))) == digits:
+            del instead[digits]
+        return instead[digits]
+
+    return re.sub(r"\d+", other, text)
 
 
 def next_text(items: Sequence[Explanation], scored: Sequence[ScoredRow], i: int) -> str | None:

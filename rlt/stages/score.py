@@ -142,10 +142,15 @@ class Chunk:
 
 def numbered(config: ScoreConfig, fmt: Format) -> Iterator[InputRow]:
     """Every row of the file, in order, read lazily."""
+    from rlt.reward.placebos import controlled
+
     for number, (where, row) in enumerate(read_rows(config.data)):
         given, has_id = row.get("id"), "id" in row
         try:
-            yield InputRow(given, has_id, explanation_of(row, where, str(number), fmt))
+            explanation = explanation_of(row, where, str(number), fmt)
+            if config.control is not None:
+                explanation = controlled(explanation, config.control, fmt.padding, config.seed)
+            yield InputRow(given, has_id, explanation)
         except DataError as error:
             yield InputRow(given, has_id, None, str(error))
 
