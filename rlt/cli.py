@@ -123,7 +123,9 @@ def _stage(stage: str, words: list[str]) -> int:
         restart = flags.pop("restart", False)
         return run_recipe(load_recipe(names[0], flags), restart=restart, only=stage)
     if names:
-        raise ConfigError(f"rlt {stage}: {names[0]!r} is neither a flag nor a recipe (.yaml). Keys are flags: --KEY VALUE.")
+        raise ConfigError(
+            f"rlt {stage}: {names[0]!r} is neither a flag nor a recipe (.yaml). Keys are flags: --KEY VALUE."
+        )
     if not flags:
         print(_help(stage))
         return 2
@@ -131,9 +133,10 @@ def _stage(stage: str, words: list[str]) -> int:
     if isinstance(config, ReportConfig) and _reported(config.output, [key for key in flags if key != "output"]):
         return 0
     from rlt.outputs import read_state
-    from rlt.pipeline import run_stage, summary, told_while_silent
+    from rlt.pipeline import check_stage, run_stage, summary, told_while_silent
 
     before = bool((read_state(config.output) or {}).get("complete"))
+    check_stage(stage, config)
     if not before:
         print(f"{stage}: starts -> {config.output}", flush=True)
     with told_while_silent(stage, stage):

@@ -290,6 +290,14 @@ class EngineOptions(RayOptions):
     """Passed through: to `vllm.LLM(...)` (tensor_parallel_size, gpu_memory_utilization, ...) or to transformers'
     `from_pretrained(...)`, with `continuous_batching` (true, or options of transformers' ContinuousBatchingConfig)."""
 
+    def conflict(self) -> str | None:
+        """Which of these options contradict each other, and the fix; None where none do."""
+        if self.engine == "openai" and not self.url:
+            return "engine `openai` needs `url`, the server's address, for example http://127.0.0.1:8000/v1."
+        if self.engine != "openai" and self.url:
+            return f"`url` is for engine `openai`, not `{self.engine}`. Set `engine: openai` or leave it out."
+        return None
+
 
 PRESETS: dict[str, dict[str, Any]] = {
     # The formula as printed (paper, section 3): full KL, no temperature, no penalty.

@@ -88,17 +88,27 @@ class Step:
         return self.name if self.seed is None else f"seed {self.seed} {self.name}"
 
 
+class Timing(Config):
+    """What a step took before."""
+
+    seconds: float = Field(ge=0)
+    """Mean over seeds."""
+    rows: int = Field(0, ge=0)
+    """Rows of metrics that it wrote; 0 for steps that write none."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A recipe with every step expanded; each step comes after those it waits for.
 
-    `values` is the YAML's content with overrides applied. `seconds`: what each step took when it was last measured.
+    `values` is the YAML's content with overrides applied. `timings`: what each step took when the recipe
+    was last measured, by its name.
     """
 
     head: RecipeHead
     steps: tuple[Step, ...]
     values: dict[str, Any]
-    seconds: Mapping[str, float] = field(default_factory=dict)
+    timings: Mapping[str, Timing] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -165,7 +175,7 @@ def read_recipe(path: Path | str, overrides: Mapping[str, Any] | None = None) ->
         if key not in RecipeHead.model_fields and key not in values:
             hint = _near(key, [*values, *RecipeHead.model_fields])
             raise ConfigError(f"--{key}: {path} has no such step{hint}.")
-    return _built(deep_merge(values, overrides or {}), str(path), _seconds_beside(path))
+    return _built(deep_merge(values, overrides or {}), str(path), _timings_beside(path))
 
 
 def build_recipe(values: dict[str, Any], where: str) -> Recipe:
@@ -176,7 +186,7 @@ def build_recipe(values: dict[str, Any], where: str) -> Recipe:
     return recipe
 
 
-def _built(values: dict[str, Any], where: str, seconds: Mapping[str, float]) -> tuple[Recipe, list[str]]:
+def _built(values: dict[str, Any], where: str, timings: Mapping[str, Timing]) -> tuple[Recipe, list[str]]:
     head_values = {key: value for key, value in values.items() if key in RecipeHead.model_fields}
     head_values.setdefault("name", Path(where).parent.name or "run")
     head: RecipeHead = validate(RecipeHead, head_values, where)
@@ -201,22 +211,21 @@ def _built(values: dict[str, Any], where: str, seconds: Mapping[str, float]) -> 
         if isinstance(step.config, ReportConfig):
             problems += _told(_check_report, step.config, expanded, f"step `{step.name}`")
     problems += _shared_outputs(steps)
-    return Recipe(head, tuple(steps), values, seconds), problems
+    return Recipe(head, tuple(steps), values, timings), problems
 
 
-def _seconds_beside(path: Path) -> dict[str, float]:
-    """Seconds per step, from the table next to a recipe (`rlt timings` prints one); empty without such a table."""
+def _timings_beside(path: Path) -> dict[str, Timing]:
+    """Step name -> what it took, from the table next to a recipe; empty without such a table."""
     table = path.with_name(SECONDS)
     try:
         read = json.loads(table.read_text(encoding="utf-8"))
+        if not isinstance(read, dict):
+            raise ValueError("not a mapping of steps")
+        return {str(name): validate(Timing, timing, f"`{name}`") for name, timing in read.items()}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
         raise ConfigError(f"{table}: cannot be read ({error}). `rlt timings RUN` prints such a table.") from error
-    good = isinstance(read, dict) and all(isinstance(one, int | float) and one >= 0 for one in read.values())
-    if not good:
-        raise ConfigError(f"{table}: must map steps to seconds. `rlt timings RUN` prints such a table.")
-    return {str(name): float(one) for name, one in read.items()}
 
 
 def _told(check: Any, *arguments: Any) -> list[str]:
@@ -266,7 +275,9 @@ def _expanded_step(name: str, raw: Any, head: RecipeHead, expanded: Mapping[str,
         raise ConfigError(f"step `{name}`: must be a mapping of keys, not {type(raw).__name__}.")
     _check_name(name, f"step `{name}`")
     if stage not in STAGES:
-        raise ConfigError(f"step `{name}`: unknown stage {stage!r}{_near(stage, STAGES)}; stages are {', '.join(STAGES)}.")
+        raise ConfigError(
+            f"step `{name}`: unknown stage {stage!r}{_near(stage, STAGES)}; stages are {', '.join(STAGES)}."
+        )
     keys = {key: value for key, value in raw.items() if key not in ("stage", "each")}
     common = deep_merge(head.defaults.get(stage, {}), keys)
     variants = _variants(raw.get("each"), expanded, f"step `{name}`")
@@ -284,7 +295,9 @@ def _expanded_step(name: str, raw: Any, head: RecipeHead, expanded: Mapping[str,
 
 def _check_name(name: str, where: str) -> None:
     if not re.fullmatch(NAME, name):
-        raise ConfigError(f"{where}: a name has letters, digits, `_`, `-` and `.` only, and begins with none of the last two.")
+        raise ConfigError(
+            f"{where}: a name has letters, digits, `_`, `-` and `.` only, and begins with none of the last two."
+        )
     if name in TAKEN:
         raise ConfigError(f"{where}: the run's folder has a `{name}` of its own. Choose another name.")
 

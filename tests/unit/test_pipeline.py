@@ -141,7 +141,7 @@ def test_starting_over_removes_what_the_other_recipe_made(tmp_path):
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "mine.txt").write_text("keep")
-    with pytest.raises(RunError, match="no run of rlt"):
+    with pytest.raises(RunError, match="not a run of rlt"):
         run_recipe(recipe(tmp_path), restart=True)
     assert [path.name for path in files(tmp_path)] == ["mine.txt"]
 
@@ -157,7 +157,7 @@ def test_what_was_made_from_a_step_that_starts_over_goes_with_it(tmp_path, ran, 
     assert not (tmp_path / "r" / "more.jsonl.stage.json").exists()
     said = capsys.readouterr().out
     assert "removed: corpus, more" in said
-    assert "made anew by the next `rlt run`: more" in said
+    assert "run again by the next `rlt run`: more" in said
     run_recipe(recipe(tmp_path, steps_with("corpus", count=5)))
     assert ran[3:] == ["corpus.jsonl", "more.jsonl"]
 

@@ -4,7 +4,7 @@ import pytest
 
 from rlt.config import parse_yaml
 from rlt.errors import ConfigError, ProblemsFound
-from rlt.recipe import build_recipe, deep_merge, load_recipe
+from rlt.recipe import Timing, build_recipe, deep_merge, load_recipe
 
 HEAD = {"name": "r", "folder": "out"}
 
@@ -111,12 +111,18 @@ def test_merging_replaces_everything_but_mappings():
         ({"seeds": [10**20]}, "`seeds.0`: Input should be less than 4294967296"),
         ({"seeds": True}, "`seeds`: must be a number, not true or false"),
         ({"seeds": [True]}, "`seeds`: must be a number, not true or false"),
-        ({"train": {"model": "m", "data": "d", "kl_coef": float("nan")}}, "`kl_coef`: must be a finite number, not nan"),
+        (
+            {"train": {"model": "m", "data": "d", "kl_coef": float("nan")}},
+            "`kl_coef`: must be a finite number, not nan",
+        ),
         ({"train": {"model": "m", "data": "d", "trainer": {"beta": float("inf")}}}, "`trainer.beta`: must be a finite"),
         ({"collect": {"model": "m", "data": "d", "samples": True}}, "`samples`: must be a number, not true or false"),
         ({"collect": {"model": "m", "data": "d", "output": "x.jsonl"}}, "`output` x.jsonl must be a folder"),
         (
-            {"warmup": {"model": "m", "data": "d", "output": "o"}, "distill": {"model": "m", "data": "d", "output": "o"}},
+            {
+                "warmup": {"model": "m", "data": "d", "output": "o"},
+                "distill": {"model": "m", "data": "d", "output": "o"},
+            },
             "step `distill`: `output` o is also that of seed 0 warmup",
         ),
     ],
@@ -187,7 +193,11 @@ def test_what_a_run_keeps_has_every_default_and_the_references():
 def test_every_mistake_is_told_not_only_the_first():
     with pytest.raises(ProblemsFound) as caught:
         recipe(warmup={"modle": "m", "data": "d"}, trian={"model": "m"}, distill={"model": "@collect", "data": "d"})
-    assert [problem.partition(":")[0] for problem in caught.value.problems] == ["`trian`", "step `warmup`", "step `distill`"]
+    assert [problem.partition(":")[0] for problem in caught.value.problems] == [
+        "`trian`",
+        "step `warmup`",
+        "step `distill`",
+    ]
     assert str(caught.value).startswith("r.yaml: 3 problems:\n  `trian`: ")
 
 
@@ -243,15 +253,16 @@ def test_the_home_folder_is_expanded_wherever_it_stands(monkeypatch):
     assert config.trainer == {"chat_template_path": "/home/me/t"}
 
 
-def test_the_table_of_seconds_is_read_from_the_recipes_folder(tmp_path):
+def test_the_table_of_timings_is_read_from_the_recipes_folder(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text("problems: {task: arithmetic}\n")
-    assert load_recipe(path).seconds == {}
-    (tmp_path / "seconds.json").write_text('{"problems": 2}')
-    assert load_recipe(path).seconds == {"problems": 2.0}
-    (tmp_path / "seconds.json").write_text('{"problems": "2 s"}')
-    with pytest.raises(ConfigError, match="seconds.json: must map steps to seconds"):
-        load_recipe(path)
+    assert load_recipe(path).timings == {}
+    (tmp_path / "seconds.json").write_text('{"problems": {"seconds": 2, "rows": 3}}')
+    assert load_recipe(path).timings == {"problems": Timing(seconds=2.0, rows=3)}
+    for wrong in ('{"problems": 2}', '{"problems": {"seconds": -1}}', "[]", "{"):
+        (tmp_path / "seconds.json").write_text(wrong)
+        with pytest.raises(ConfigError, match=r"seconds.json: cannot be read .*`rlt timings RUN` prints such a table"):
+            load_recipe(path)
 
 
 def test_a_missing_recipe_is_one_clear_line(tmp_path):
