@@ -143,11 +143,11 @@ class _Check:
         return any(place in self.makers for place in (absolute, *absolute.parents))
 
     def _extra(self, package: str, extra: str, user: str) -> None:
-        if importlib.util.find_spec(package) is None:
+        if not _is_installed(package):
             self._say([f"{user} needs {package}: pip install 'rlt[{extra}]'"])
 
     def _report(self) -> None:
-        if importlib.util.find_spec("matplotlib") is None:
+        if not _is_installed("matplotlib"):
             self.notes.append("note: no matplotlib, so reports have no pictures: pip install 'rlt[report]'")
 
     # -- options -------------------------------------------------------------------------------------------------------
@@ -324,6 +324,10 @@ class _Check:
         config = self._open(model) or {}
         length = (config.get("text_config") or config).get("max_position_embeddings")
         return length if isinstance(length, int) else None
+
+
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
 
 
 def _listed(steps: list[str]) -> str:

@@ -247,9 +247,12 @@ def _width() -> int:
 
 def _overview() -> str:
     width = max(map(len, SUMMARIES))
-    lines = "\n".join(f"  {name:<{width}}  {_short(text, _width() - width - 4)}" for name, text in SUMMARIES.items())
+    lines = "\n".join(
+        textwrap.fill(text, _width(), initial_indent=f"  {name:<{width}}  ", subsequent_indent=" " * (width + 4))
+        for name, text in SUMMARIES.items()
+    )
     return (
-        "rlt: train, use and study Reinforcement-Learned Teachers (arXiv 2506.08388)\n\n"
+        f"{textwrap.fill('rlt: train, use and study Reinforcement-Learned Teachers (arXiv 2506.08388)', _width())}\n\n"
         "usage: rlt run RECIPE [--STEP.KEY VALUE ...]\n"
         "       rlt STAGE [RECIPE] [--KEY VALUE ...]\n"
         "       rlt evaluate compare FOLDER_A FOLDER_B\n\n"
@@ -257,10 +260,6 @@ def _overview() -> str:
         "`rlt COMMAND --help` lists the keys of a command.\n"
         "Start with: rlt run recipes/quickstart/recipe.yaml"
     )
-
-
-def _short(text: str, width: int) -> str:
-    return textwrap.shorten(text, width, placeholder=" ...")
 
 
 OVERRIDES = {
