@@ -109,7 +109,11 @@ def test_what_is_wrong_with_a_step_is_told(model, data, tmp_path, step, message)
 @pytest.mark.parametrize(
     ("stage", "step", "message"),
     [
-        ("train", {"student": "@warmup"}, "`trainer.max_completion_length` 16384 does not fit into the context of 2048"),
+        (
+            "train",
+            {"student": "@warmup"},
+            "`trainer.max_completion_length` 16384 does not fit into the context of 2048",
+        ),
         ("train", {"trainer": {"max_completion_length": 9}}, "`student` is missing"),
         ("coldstart", {"task": "maths"}, "task 'maths'"),
         ("collect", {"engine": "openai"}, "engine `openai` needs `url`"),
@@ -240,7 +244,10 @@ def test_a_run_begins_nothing_when_a_later_step_is_wrong(tmp_path, capsys):
 def test_a_stage_alone_is_checked_too(data, capsys):
     assert main(["collect", "--model", "notamodel", "--data", data, "--output", "o"]) == 2
     error = capsys.readouterr().err
-    assert error == "rlt: error: rlt collect: notamodel: no such folder, not in the hub's cache, and the hub cannot be reached.\n"
+    assert (
+        error
+        == "rlt: error: rlt collect: notamodel: no such folder, not in the hub's cache, and the hub cannot be reached.\n"
+    )
 
 
 def test_checking_imports_no_torch():

@@ -56,9 +56,15 @@ def test_a_switch_does_not_swallow_the_recipe():
         (["collect", "thing"], "neither a flag nor a recipe"),
         (["grade", "--data", "none.jsonl", "--output", "graded.jsonl"], "none.jsonl"),
         (["collect", "--model", "m", "--data", "d", "--output", "x.jsonl"], "`output` x.jsonl must be a folder"),
-        (["score", "--data", "d.jsonl", "--output", "o.jsonl", "--temperature", ".inf"], "`temperature`: must be a finite"),
+        (
+            ["score", "--data", "d.jsonl", "--output", "o.jsonl", "--temperature", ".inf"],
+            "`temperature`: must be a finite",
+        ),
         (["train", "--model", "m", "--data", "d", "--output", "o", "--kl-coef", ".nan"], "`kl_coef`: must be a finite"),
-        (["problems", "--task", "arithmetic", "--output", "o.jsonl", "--seed", "-1"], "`seed`: Input should be greater"),
+        (
+            ["problems", "--task", "arithmetic", "--output", "o.jsonl", "--seed", "-1"],
+            "`seed`: Input should be greater",
+        ),
         (["grade", "--data", "d", "--output", "o.jsonl", "--workers", "true"], "`workers`: must be a number"),
         (["score", "--model", "a", "--model.x", "1"], "--model.x: `model` already has a plain value"),
         (["timings", "nowhere"], "nowhere: not the folder of a run"),

@@ -60,9 +60,7 @@ def estimates(steps, table, seconds, jobs=2, every=5.0):
 
 def worst(found, since=60.0, rest=30.0):
     """The largest factor by which an estimate is off, from the first minute on, until half a minute is left."""
-    return max(
-        max(told / truth, truth / told) for now, told, truth in found if now >= since and truth >= rest
-    )
+    return max(max(told / truth, truth / told) for now, told, truth in found if now >= since and truth >= rest)
 
 
 @pytest.mark.parametrize("slower", [1.0, 1.8, 0.5])
@@ -109,7 +107,14 @@ def test_steps_in_parallel_wait_for_their_inputs_and_reports_come_last():
 
 
 def test_the_first_seed_goes_first_then_what_most_steps_wait_for():
-    steps = [step("a"), step("b"), step("c", after=["b"]), step("a", seed=1), step("b", seed=1), step("c", seed=1, after=["b"])]
+    steps = [
+        step("a"),
+        step("b"),
+        step("c", after=["b"]),
+        step("a", seed=1),
+        step("b", seed=1),
+        step("c", seed=1, after=["b"]),
+    ]
     assert [(s.seed, s.name) for s in queue(steps)] == [(0, "b"), (0, "a"), (0, "c"), (1, "b"), (1, "a"), (1, "c")]
 
 

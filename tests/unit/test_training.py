@@ -37,7 +37,7 @@ def arguments(**options):
         ),
         ({"learning_rate": "1e-6"}, "train: `trainer.learning_rate`: expected float, got '1e-6'"),
         ({"max_steps": 2.5}, "train: `trainer.max_steps`: expected int, got 2.5"),
-        ({"save_strategy": "sometimes"}, "train: `trainer.save_strategy`: unknown value 'sometimes'; expected one of no, steps, epoch, best"),
+        ({"save_strategy": "sometimes"}, "unknown value 'sometimes'; expected one of no, steps, epoch, best"),
         ({"output_dir": "x"}, "the stage's `output` decides where"),
         ({"save_only_model": True}, "no run could resume from such a checkpoint"),
         ({"hub_token": "hf_x"}, "set the environment variable HF_TOKEN"),
