@@ -62,9 +62,9 @@ def run_recipe(recipe: Recipe, *, restart: bool = False, only: str | None = None
     once = [step for step in steps if step.stage in ONCE]
     rest = [step for step in steps if step.stage not in ONCE]
     todo = [step for step in rest if restart or not _complete(step)]
-    _check(recipe, [*todo, *once])
     if recipe.head.needs_gpu and todo:
         _check_gpu(recipe)
+    _check(recipe, [*todo, *once])
     _claim(recipe, rest, todo, restart, whole=only is None)
     seeds = len(recipe.head.seeds)
     print(f"{recipe.head.name}: {recipe.head.description}".rstrip(": "), flush=True)
@@ -194,13 +194,20 @@ def _refuse_missing_inputs(recipe: Recipe, todo: list[Step]) -> None:
 
 
 def _check_gpu(recipe: Recipe) -> None:
-    import torch
-
-    if not torch.cuda.is_available():
+    if not _has_gpu():
         raise RunError(
             f"{recipe.head.name}: this recipe needs a GPU, and none was found. `rlt run recipes/quickstart/recipe.yaml` "
             "shows the method on a CPU; `--needs-gpu false` runs this one anyway."
         )
+
+
+def _has_gpu() -> bool:
+    devices = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # CUDA, ROCm, WSL: without one of them torch need not be asked
+    if sys.platform == "linux" and not any(map(os.path.exists, devices)):
+        return False
+    import torch
+
+    return torch.cuda.is_available()
 
 
 # -- running -----------------------------------------------------------------------------------------------------------
