@@ -35,7 +35,7 @@ from rlt.training.options import (
 )
 
 LOOKED_AT = 20  # first rows of a file, of which one must be valid where invalid ones are skipped
-NEEDED = {"warmup": ("explanation",), "distill": ("explanation",), "rank": ("explanation",), "coldstart": ("answer",)}
+NEEDED = {"warmup": ("explanation",), "distill": ("explanation",), "coldstart": ("answer",)}
 """Stage -> optional columns of its data that every row must have."""
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json", "spiece.model")
 
@@ -154,7 +154,7 @@ class _Check:
 
     def _tasks(self, step: Step) -> None:
         config: Any = step.config
-        if step.stage == "problems" or isinstance(getattr(config, "phases", None), list):
+        if (step.stage == "problems" and config.task is not None) or isinstance(getattr(config, "phases", None), list):
             self._try(self._generated, step)
             return
         accuracy = getattr(config, "accuracy", None)

@@ -19,7 +19,7 @@ from pydantic_core import PydanticUndefined
 
 from rlt import __version__
 from rlt.allocator import keep_freed_memory
-from rlt.config import SHORT_FORMS, STAGES, Config, ReportConfig, parse_yaml, validate
+from rlt.config import MOVED, SHORT_FORMS, STAGES, Config, ReportConfig, ServeConfig, parse_yaml, validate
 from rlt.errors import ConfigError, ProblemsFound, guarded
 
 SUMMARIES = {
@@ -27,6 +27,7 @@ SUMMARIES = {
     "check": "Check all steps of a recipe without running it: options, data, models, extras",
     "plan": "Estimate what a recipe needs on given GPUs: memory, hours, money, disk",
     "timings": "Print how long each step of a run took: the table from which `rlt run` estimates the time left",
+    "serve": "Serve rewards over HTTP, for any trainer",
 } | {name: " ".join((config.__doc__ or "").split(". ")[0].split()).rstrip(".") for name, config in STAGES.items()}
 
 
@@ -47,6 +48,8 @@ def _dispatch(words: list[str]) -> int:
         print(f"rlt {__version__}")
         return 0
     command, rest = words[0], words[1:]
+    if command in MOVED and command not in SUMMARIES:
+        raise ConfigError(f"{MOVED[command]}.")
     if command not in SUMMARIES:
         near = difflib.get_close_matches(command, SUMMARIES, n=1)
         hint = f" Did you mean `rlt {near[0]}`?" if near else " See `rlt --help`."
@@ -112,6 +115,15 @@ def _plan(words: list[str]) -> int:
     return 0
 
 
+def _serve(words: list[str]) -> int:
+    from rlt.serve.server import serve
+
+    names, flags = parse_flags(words)
+    if names:
+        raise ConfigError("usage: rlt serve --student DIR [--student DIR ...] [--teacher DIR] [--KEY VALUE ...]")
+    return serve(validate(ServeConfig, flags, "rlt serve"))
+
+
 def _stage(stage: str, words: list[str]) -> int:
     names, flags = parse_flags(words)
     if names and Path(names[0]).suffix in (".yaml", ".yml"):
@@ -170,7 +182,7 @@ def _compare(words: list[str]) -> int:
     names, flags = parse_flags(words)
     if len(names) != 2 or flags:
         raise ConfigError("usage: rlt evaluate compare FOLDER_A FOLDER_B (two outputs of `rlt evaluate`)")
-    from rlt.stages.evaluate import compare
+    from rlt.results.comparison import compare
 
     print(compare(Path(names[0]), Path(names[1])))
     return 0
@@ -291,6 +303,8 @@ def _help(command: str) -> str:
             ["rlt plan RECIPE --gpu NAME --count N [--KEY VALUE ...] [--STEP.KEY VALUE ...]"],
             command, OVERRIDES, PlanConfig,
         )  # fmt: skip
+    if command == "serve":
+        return _page(["rlt serve --student DIR [--KEY VALUE ...]"], command, {}, ServeConfig)
     usages = [f"rlt {command} --output PATH [--KEY VALUE ...]", f"rlt {command} RECIPE [--STEP.KEY VALUE ...]"]
     return _page(usages, command, {}, STAGES[command])
 
@@ -362,7 +376,7 @@ def _nested(field: FieldInfo) -> type[Config] | None:
     return None
 
 
-COMMANDS = {"run": _run, "check": _check, "timings": _timings, "plan": _plan}
+COMMANDS = {"run": _run, "check": _check, "timings": _timings, "plan": _plan, "serve": _serve}
 
 
 if __name__ == "__main__":

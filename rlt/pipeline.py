@@ -34,7 +34,7 @@ from rlt.timing import TimeLeft
 HEARTBEAT = 20.0  # seconds without a line after which it is said what runs
 SHOWN = 6  # differences that an error lists
 MOST_TOLD = 20  # complete steps whose numbers are repeated where others are still to be run
-SILENT = ("problems", "rank", "select")  # stages that show no progress of their own
+SILENT = ("problems", "select")  # stages that show no progress of their own
 
 
 def run_stage(stage: str, config: StageConfig) -> Result:

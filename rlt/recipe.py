@@ -27,7 +27,18 @@ from typing import Annotated, Any
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from rlt.config import SHORT_FORMS, STAGES, Config, ReportConfig, Seed, StageConfig, parse_yaml, validate, yaml_problem
+from rlt.config import (
+    MOVED,
+    SHORT_FORMS,
+    STAGES,
+    Config,
+    ReportConfig,
+    Seed,
+    StageConfig,
+    parse_yaml,
+    validate,
+    yaml_problem,
+)
 from rlt.errors import ConfigError, ProblemsFound
 from rlt.tasks import load_task
 
@@ -191,7 +202,12 @@ def _built(values: dict[str, Any], where: str, timings: Mapping[str, Timing]) ->
     head_values.setdefault("name", Path(where).parent.name or "run")
     head: RecipeHead = validate(RecipeHead, head_values, where)
     problems = [
-        f"`defaults.{stage}`: unknown stage{_near(stage, STAGES)}; stages are {', '.join(STAGES)}."
+        f"`defaults.{stage}`: "
+        + (
+            f"{MOVED[stage]}."
+            if stage in MOVED
+            else f"unknown stage{_near(stage, STAGES)}; stages are {', '.join(STAGES)}."
+        )
         for stage in head.defaults
         if stage not in STAGES
     ]
@@ -267,6 +283,8 @@ def _expand(values: Mapping[str, Any], head: RecipeHead, problems: list[str]) ->
 
 def _expanded_step(name: str, raw: Any, head: RecipeHead, expanded: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     stage = raw.get("stage", name) if isinstance(raw, dict) else name
+    if stage in MOVED and stage not in STAGES:
+        raise ConfigError(f"step `{name}`: {MOVED[stage]}.")
     if stage not in STAGES and not (isinstance(raw, dict) and "stage" in raw):
         hint = _near(name, [*STAGES, *RecipeHead.model_fields])
         if hint or not isinstance(raw, dict):

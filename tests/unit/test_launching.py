@@ -25,9 +25,7 @@ def test_a_launch_that_needs_deepspeed_says_so_first(tmp_path: Path, monkeypatch
         launch_stage("train", config(tmp_path, launch="deepspeed-zero3"))
 
 
-@pytest.mark.parametrize(
-    ("text", "error"), [("a: [", "not valid YAML"), ("- ddp", "not an accelerate configuration")]
-)
+@pytest.mark.parametrize(("text", "error"), [("a: [", "not valid YAML"), ("- ddp", "not an accelerate configuration")])
 def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, text: str, error: str) -> None:
     (tmp_path / "own.yaml").write_text(text)
     with pytest.raises(ConfigError, match=error):
