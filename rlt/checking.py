@@ -229,7 +229,10 @@ class _Check:
             need = NEEDED.get(step.stage, ()) + (("answer",) if accuracy else ())
             self._try(self._problems, config, data, need)
         elif isinstance(data, Path) and not self._made(data):
-            self._try(self._rows, data, _needs_of_score if step.stage == "score" else _needs_of_grade)
+            if step.stage == "score":  # rows that cannot be scored get an error each, and the others are scored
+                self._try(self._rows, data, _needs_of_score, LOOKED_AT)
+            else:
+                self._try(self._rows, data, _needs_of_grade)
         for path in getattr(config, "exclude", []):
             if not self._made(path):
                 self._try(self._rows, path, _column("question"))
@@ -272,11 +275,15 @@ class _Check:
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         return islice(iter(rows), data.skip, data.skip + LOOKED_AT)
 
-    def _rows(self, path: Path, check: Callable[[str, Mapping[str, Any]], None]) -> None:
-        first = next(iter(read_rows(path)), None)
-        if first is None:
-            raise DataError(f"{path}: has no rows.")
-        check(*first)
+    def _rows(self, path: Path, check: Callable[[str, Mapping[str, Any]], None], looked_at: int = 1) -> None:
+        """Raises DataError where none of the first rows passes the check."""
+        errors = []
+        for where, row in islice(read_rows(path), looked_at):
+            try:
+                return check(where, row)
+            except DataError as error:
+                errors.append(error)
+        raise errors[0] if errors else DataError(f"{path}: has no rows.")
 
     def _benchmarks(self, config: Any) -> None:
         names = config.benchmark or ([config.data] if config.data else [])
@@ -358,8 +365,10 @@ def _tokens(step: Step) -> tuple[int | None, str]:
 
 
 def _folder_problem(folder: Path, tokenizer_only: bool) -> str | None:
+    if not folder.exists():
+        return "not a model folder (no such folder)."
     if not folder.is_dir():
-        return "no such folder."
+        return "not a model folder, but a file."
     if not tokenizer_only and not (folder / "config.json").is_file():
         return "not a model folder (no config.json in it)."
     if not any((folder / name).exists() for name in TOKENIZERS):

@@ -93,7 +93,7 @@ def test_a_fine_recipe_has_no_problems(model, data):
         ({"data": "empty.jsonl"}, "empty.jsonl: has no rows."),
         ({"data": {"path": "bare.jsonl", "columns": {"explanation": "why"}}}, "column `why` (mapped to `explanation`)"),
         ({"max_length": 4096}, "`max_length` 4096 does not fit into the context of 2048 tokens"),
-        ({"model": "nowhere/at/all"}, "`model`: nowhere/at/all: no such folder."),
+        ({"model": "nowhere/at/all"}, "`model`: nowhere/at/all: not a model folder (no such folder)."),
         ({"format": "strats"}, "format 'strats': neither a shipped format"),
         ({"launch": "dpp"}, "launch: 'dpp' is neither a shipped"),
     ],
@@ -187,6 +187,12 @@ def test_rows_that_are_skipped_may_be_wrong_if_one_is_right(model, tmp_path):
     assert len(problems(collect={"model": model, "data": "d.jsonl"})) == 1
     assert problems(collect={"model": model, "data": {"path": "d.jsonl", "on_invalid": "skip"}}) == []
     assert problems(collect={"model": model, "data": {"path": "d.jsonl", "skip": 1}}) == []
+
+
+def test_a_file_to_score_needs_one_row_that_can_be_scored(model, tmp_path):
+    good = {"question": "1 + 1?", "solution": "2", "explanation": "one more"}
+    (tmp_path / "d.jsonl").write_text("\n".join(json.dumps(row) for row in ({"question": "?"}, good)))
+    assert problems(score={"data": "d.jsonl", "student": model}) == []
 
 
 def test_the_same_problem_of_several_steps_is_one_line(model, monkeypatch, data):
