@@ -179,15 +179,38 @@ def _seconds(state: Mapping[str, Any] | None, output: Path) -> float:
 
 
 def differences(state: Mapping[str, Any], config: StageConfig) -> list[str]:
-    """What keeps a stage of this configuration from going on with the output of this state, in words; empty: nothing.
+    """What keeps a stage of this configuration from resuming with the output of this state, in words; empty: nothing.
 
-    Keys that decide what is made (not INCIDENTAL ones), and inputs that are not those it was made from.
+    Keys that decide what is made (not INCIDENTAL ones), and inputs that are not those it was made from. A run's folder may
+    have been renamed or moved since: paths inside it are taken for those at its new place.
     """
+    state = _moved(state, config)
     return changed_keys(state["config"], _dumped(config)) + [
         f"its input {path} was made anew or removed since"
         for path, finished in state.get("inputs", {}).items()
         if (read_state(Path(path)) or {}).get("finished") != finished
     ]
+
+
+def _moved(state: Mapping[str, Any], config: StageConfig) -> Mapping[str, Any]:
+    """The state, with its paths inside the run's folder as they are now.
+
+    The folder's two places are what is left of the output's two paths without the parts that they have in common.
+    """
+    before, now = Path(state["config"].get("output", config.output)), Path(config.output)
+    if before == now or before.absolute() == now.absolute():
+        return state
+    while before.name == now.name and before.name:
+        before, now = before.parent, now.parent
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, str) and (value == str(before) or value.startswith(f"{before}{os.sep}")):
+            return str(now) + value[len(str(before)) :]
+        if isinstance(value, dict):
+            return {moved(key): moved(item) for key, item in value.items()}
+        return [moved(item) for item in value] if isinstance(value, list) else value
+
+    return {**state, **{key: moved(state[key]) for key in ("config", "inputs") if key in state}}
 
 
 def changed_keys(there: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlt.errors import ConfigError, ModelError
+from rlt.models.hub import check_can_be_had, is_folder_name
 
 if TYPE_CHECKING:
     import torch
@@ -17,9 +17,7 @@ def load_config(model: str, trust_remote_code: bool = False) -> PretrainedConfig
     """The configuration of a model folder or hub name; raises ModelError for what is not a model."""
     from transformers import AutoConfig
 
-    if _looks_local(model) and not (Path(model) / "config.json").is_file():
-        what = "no such folder" if not Path(model).exists() else "no config.json in it"
-        raise ModelError(f"{model}: not a model folder ({what}).")
+    check_can_be_had(model)
     try:
         return AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
@@ -30,6 +28,8 @@ def load_tokenizer(model: str, trust_remote_code: bool = False) -> PreTrainedTok
     """The tokenizer of a model folder or hub name, with a padding token; raises ModelError where there is none."""
     from transformers import AutoTokenizer
 
+    if not is_folder_name(model):
+        check_can_be_had(model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
@@ -110,10 +110,6 @@ def shard(model: PreTrainedModel) -> None:
 def context_length(config: PretrainedConfig) -> int | None:
     """Tokens that a text may have for this model, or None where its configuration does not say."""
     return getattr(config.get_text_config(), "max_position_embeddings", None)
-
-
-def _looks_local(model: str) -> bool:
-    return Path(model).exists() or model.startswith((".", "/", "~")) or model.count("/") > 1
 
 
 def _first_line(error: Exception) -> str:

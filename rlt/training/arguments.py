@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import inspect
 import math
 import os
-import typing
 from collections.abc import Mapping
 from typing import Any
 
 from rlt.config import DistillConfig, ModelOptions, StageConfig, WarmupConfig
-from rlt.errors import ConfigError
+from rlt.errors import ConfigError, ProblemsFound
 from rlt.training.cards import UPLOAD
 from rlt.training.lora import peft_config
-
-# Keys of `trainer` that would say what another key says, or what rlt promises -> what to do instead.
-_OURS = {
-    "output_dir": "the stage's `output` says where",
-    "save_only_model": "from such a checkpoint no run could go on",
-    "hub_token": "it would stand in the run's files; set the environment variable HF_TOKEN",
-}
-
-
-_OURS_IN_MODEL = {
-    "dtype": "the stage's own `dtype` says it",
-    "torch_dtype": "the stage's own `dtype` says it",
-    "trust_remote_code": "the stage's own `trust_remote_code` says it",
-    "use_safetensors": "weights are read from safetensors only",
-}
+from rlt.training.options import trainer_problems
 
 
 def trainer_arguments(
@@ -43,7 +25,9 @@ def trainer_arguments(
     """
     import torch
 
-    _check_options(kind, stage, options)
+    wrong = trainer_problems(options, kind.__module__, kind.__name__)
+    if wrong:
+        raise ProblemsFound(stage, wrong)
     ours: dict[str, Any] = {
         "seed": config.seed, "report_to": "none", "disable_tqdm": os.environ.get("RLT_QUIET") == "1",
         "save_total_limit": 2, **defaults,
@@ -58,32 +42,6 @@ def trainer_arguments(
         return kind(output_dir=str(config.output), **merged)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{stage}: `trainer`: {error}") from error
-
-
-def _check_options(kind: type, stage: str, options: Mapping[str, Any]) -> None:
-    from pydantic import TypeAdapter, ValidationError
-
-    hints = typing.get_type_hints(kind)
-    names = [field.name for field in dataclasses.fields(kind) if field.init]
-    for name, value in options.items():
-        if name in _OURS:
-            raise ConfigError(f"{stage}: `trainer.{name}`: {_OURS[name]}. Leave it out.")
-        if name not in names:
-            near = difflib.get_close_matches(name, names, n=2)
-            hint = f" (did you mean {' or '.join(near)}?)" if near else ""
-            raise ConfigError(f"{stage}: `trainer.{name}` is no option of {kind.__name__}{hint}.")
-        try:
-            TypeAdapter(hints[name]).validate_python(value, strict=True)
-        except ValidationError as error:
-            wanted = inspect.formatannotation(hints[name])
-            raise ConfigError(f"{stage}: `trainer.{name}`: {value!r} is of another type than {wanted}.") from error
-    if options.get("hub_strategy", "end") != "end":
-        raise ConfigError(f"{stage}: `trainer.hub_strategy`: rlt uploads what is finished. Leave it out.")
-    model = options.get("model_init_kwargs") or {}
-    if not isinstance(model, dict):
-        raise ConfigError(f"{stage}: `trainer.model_init_kwargs`: must be a mapping, not {model!r}.")
-    for name in model.keys() & _OURS_IN_MODEL:
-        raise ConfigError(f"{stage}: `trainer.model_init_kwargs.{name}`: {_OURS_IN_MODEL[name]}. Leave it out.")
 
 
 def loading(options: ModelOptions) -> dict[str, Any]:

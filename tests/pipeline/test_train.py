@@ -232,7 +232,7 @@ def test_a_prompt_without_room_for_the_completion_is_an_error_or_dropped(world, 
 
 
 def test_a_mistake_in_the_options_leaves_nothing_behind(world, tmp_path):
-    with pytest.raises(ConfigError, match=r"`trainer.max_step` is no option of GRPOConfig \(did you mean max_steps"):
+    with pytest.raises(ConfigError, match=r"`trainer.max_step`: unknown option of GRPOConfig \(did you mean max_steps"):
         train(world, tmp_path / "run", {"max_step": 3})
     assert not (tmp_path / "run").exists()
 

@@ -149,6 +149,13 @@ def test_the_papers_recipe_has_the_published_numbers() -> None:
         assert (options["num_train_epochs"], options["learning_rate"]) == (3, 1e-5)
 
 
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*/seconds.json")), ids=lambda path: path.parent.name)
+def test_a_table_of_seconds_has_every_step_of_its_recipe(path: Path) -> None:
+    """Where steps changed: `rlt timings runs/NAME > recipes/NAME/seconds.json` after a run."""
+    recipe = load(path.parent.name)
+    assert set(recipe.timings) == {step.name for step in recipe.steps if step.stage != "report"}
+
+
 def test_every_number_of_the_papers_recipe_names_its_source() -> None:
     text = (FOLDER / "paper" / "recipe.yaml").read_text(encoding="utf-8").splitlines()
     for number, line in enumerate(text):

@@ -14,8 +14,16 @@ from rlt.stages import problems
 from tests.processes import another_process_writing
 
 
+class AnyOutput(ProblemsConfig):
+    """A stage's configuration whose output may be a file or a folder."""
+
+    @property
+    def writes(self):
+        return "file" if self.output.suffix else "folder"
+
+
 def config(path, **keys):
-    return ProblemsConfig(output=path, task="arithmetic", **{"count": 3, **keys})
+    return AnyOutput(output=path, task="arithmetic", **{"count": 3, **keys})
 
 
 def test_a_complete_stage_is_not_run_again(tmp_path):
