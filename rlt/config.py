@@ -244,6 +244,9 @@ class TrainerOptions(Config):
 class TrainerPassthrough(TrainerOptions):
     peft: dict[str, Any] | None = None
     """LoRA: arguments of peft.LoraConfig; null trains all weights."""
+    merge_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Type of the saved weights after LoRA is merged into them; null: as trained. Rounding to 16 bits costs part of a small
+    update; the stage prints how much."""
     launch: str | None = None
     """An accelerate configuration to train under: `single`, `ddp`, `fsdp2`, `deepspeed-zero3`, `deepspeed-zero3-offload`,
     or a YAML file."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from rlt.config import ColdstartConfig, DataConfig, DistillConfig, TrainConfig, WarmupConfig
 from rlt.data.problems import Problems, load_problems
 from rlt.errors import DataError, ModelError
-from rlt.models.loading import context_length, load_config, load_tokenizer
+from rlt.models.loading import check_weights, context_length, load_config, load_tokenizer
 from rlt.text.formats import Format, Rendered, check_template, load_format, render_student
 from rlt.text.tokens import tokenize
 from rlt.types import Problem
@@ -43,6 +43,7 @@ def read_text(
     context = context_length(load_config(config.model, config.trust_remote_code))
     tokenizer = load_tokenizer(config.model, config.trust_remote_code)
     check_template(fmt, tokenizer)
+    check_weights(config.model, config.trust_remote_code)
     return Text(fmt, problems, tokenizer, context, turn_end(fmt, tokenizer))
 
 

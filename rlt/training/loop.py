@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 
 from rlt.config import DistillConfig, WarmupConfig
 from rlt.data.rows import JsonlWriter, read_rows, write_rows
+from rlt.models.loading import check_finite
 from rlt.outputs import StageFolder
 from rlt.training.cards import open_repository
 from rlt.training.checkpoints import WholeCheckpoints, discard_incomplete, last_checkpoint
@@ -56,7 +57,8 @@ def run_trainer(trainer: Trainer, folder: StageFolder, tokenizer: PreTrainedToke
     """Numbers of the finished training; from the last complete checkpoint in the stage's folder where there is one."""
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-    open_repository(folder)  # where the model cannot be uploaded, that is said before it is trained
+    open_repository(folder)  # a model that cannot be uploaded is refused before it is trained
+    check_finite(trainer.model, folder.config.model)
     trainer.remove_callback(PrinterCallback)
     if not trainer.args.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
@@ -66,11 +68,11 @@ def run_trainer(trainer: Trainer, folder: StageFolder, tokenizer: PreTrainedToke
             print(f"{path}: was cut off while it was written, and is removed.", flush=True)
     checkpoint = last_checkpoint(folder.path)
     outcome = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    save_whole(trainer)
+    saved = save_whole(trainer, getattr(folder.config, "merge_dtype", None))
     if trainer.is_world_process_zero():
         tokenizer.save_pretrained(folder.path)
     loss = _mean_loss(trainer.state.log_history, float(outcome.training_loss))
-    return {"steps": trainer.state.global_step, "loss": round(loss, 6)}
+    return {"steps": trainer.state.global_step, "loss": round(loss, 6), **saved}
 
 
 def _mean_loss(history: Sequence[Mapping[str, Any]], of_this_start: float) -> float:
