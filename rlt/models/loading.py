@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +57,6 @@ def load_model(
     that is not there.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     load_config(model, trust_remote_code)
     place = torch.device(device) if device is not None else default_device()
@@ -67,15 +65,9 @@ def load_model(
     kind: Any = "auto" if dtype == "auto" else getattr(torch, dtype)
     if dtype == "auto" and place.type == "cpu":
         kind = torch.float32
-    with _weights_of(model):
-        loaded, found = AutoModelForCausalLM.from_pretrained(
-            model, dtype=kind, use_safetensors=True, trust_remote_code=trust_remote_code, output_loading_info=True,
-            ignore_mismatched_sizes=True, **options,
-        )  # fmt: skip
-    _refuse_random(model, found)
-    loaded = loaded.to(place).eval()
+    loaded = _weights_of(model, dtype=kind, trust_remote_code=trust_remote_code, **options).to(place).eval()  # type: ignore[arg-type]
     check_finite(loaded, model)
-    return loaded  # type: ignore[no-any-return]
+    return loaded
 
 
 def check_weights(model: str, trust_remote_code: bool = False) -> None:
@@ -83,15 +75,8 @@ def check_weights(model: str, trust_remote_code: bool = False) -> None:
 
     transformers would give missing weights random values and warn.
     """
-    from transformers import AutoModelForCausalLM
-
     load_config(model, trust_remote_code)
-    with _weights_of(model):
-        _, found = AutoModelForCausalLM.from_pretrained(
-            model, device_map="meta", use_safetensors=True, trust_remote_code=trust_remote_code,
-            output_loading_info=True, ignore_mismatched_sizes=True,
-        )  # fmt: skip
-    _refuse_random(model, found)
+    _weights_of(model, device_map="meta", trust_remote_code=trust_remote_code)
 
 
 def check_finite(model: torch.nn.Module, name: str) -> None:
@@ -108,18 +93,20 @@ def check_finite(model: torch.nn.Module, name: str) -> None:
             raise ModelError(f"{name}: the weight {key} has NaN or infinite values. Use another checkpoint.")
 
 
-@contextmanager
-def _weights_of(model: str) -> Iterator[None]:
-    """Errors while weights are read, in one line; silences transformers' progress bar and table of weights."""
+def _weights_of(model: str, **options: Any) -> PreTrainedModel:
+    """transformers' model, each weight of it from the checkpoint; raises ModelError in one line otherwise."""
     from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
     logger = logging.getLogger("transformers.modeling_utils")
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.ERROR)  # its table of weights: what matters of it is refused below
     try:
-        yield
+        loaded, found = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]
+            model, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
     except SafetensorError as error:
         raise ModelError(
             f"{model}: a safetensors file is truncated or corrupt ({_first_line(error)}). Copy or download it again."
@@ -128,6 +115,9 @@ def _weights_of(model: str) -> Iterator[None]:
         raise ModelError(f"{model}: weights cannot be loaded (safetensors only): {_first_line(error)}") from error
     finally:
         logger.setLevel(level)
+    _refuse_random(model, found)
+    whole: PreTrainedModel = loaded
+    return whole
 
 
 def _refuse_random(model: str, found: Mapping[str, Any]) -> None:

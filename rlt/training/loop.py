@@ -58,7 +58,8 @@ def run_trainer(trainer: Trainer, folder: StageFolder, tokenizer: PreTrainedToke
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
     open_repository(folder)  # a model that cannot be uploaded is refused before it is trained
-    check_finite(trainer.model, folder.config.model)
+    model: Any = trainer.model
+    check_finite(model, str(getattr(folder.config, "model", folder.path)))
     trainer.remove_callback(PrinterCallback)
     if not trainer.args.disable_tqdm:
         trainer.remove_callback(ProgressCallback)

@@ -54,7 +54,7 @@ def merged(model: PeftModel, dtype: torch.dtype) -> tuple[PreTrainedModel, float
     update = lost = 0.0
     for layer in model.modules():
         if isinstance(layer, BaseTunerLayer) and hasattr(layer.get_base_layer(), "weight"):
-            weight: torch.Tensor = layer.get_base_layer().weight
+            weight: Any = layer.get_base_layer().weight
             before = weight.clone()
             layer.merge()
             update += float((weight - before).square().sum())
