@@ -98,8 +98,9 @@ class ModelOptions(Config):
 
 
 class FormatOptions(Config):
-    format: str = "stratos"
-    """Name of a shipped format (`stratos`, `r1`) or a YAML file of your own."""
+    format: str | None = None
+    """Name of a shipped format (`stratos`, `r1`) or a YAML file of your own; null: the one that the model was trained with,
+    as its folder says, else `stratos`."""
 
 
 class SamplingOptions(Config):

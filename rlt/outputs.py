@@ -1,8 +1,8 @@
 """What a stage leaves on disk and how it is found again: begin, refuse, resume, finish.
 
-A stage's output is a folder (or one file of rows). Beside its results stands `stage.json` (for a file:
-`FILE.stage.json`): the resolved configuration, versions, whether the stage is complete, and which outputs of other
-stages it was made from. While a process writes an output it holds the lock `.stage.lock` there.
+A stage's output is a folder (or one file of rows). With its results goes `stage.json` (for a file: `FILE.stage.json`):
+the resolved configuration, versions, the date that chat templates print, whether the stage is complete, and its inputs:
+outputs of other stages and fingerprints of other files. While a process writes an output it holds the lock `.stage.lock`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -22,15 +23,17 @@ from pathlib import Path
 from typing import IO, Any
 
 from rlt.config import StageConfig
+from rlt.data.fingerprints import Fingerprint, fingerprint, unchanged
 from rlt.data.rows import ROW_FILES, write_text
-from rlt.errors import RunError
+from rlt.errors import RltError, RunError
+from rlt.text.clock import pinned_date
 
 try:
     import fcntl
 except ImportError:  # Windows: outputs are not locked there
     fcntl = None  # type: ignore[assignment]
 
-# Keys that say how fast or where, not what: they may differ when a stage goes on.
+# Keys that say how fast or where, not what: they may differ when a stage resumes.
 INCIDENTAL = frozenset({
     "output", "launch", "batch_tokens", "packing", "batch_size", "max_in_flight", "timeout", "retry_for", "url",
     "api_key_env", "student_api_key_env", "workers", "ray", "ray_workers", "student_placement", "grade_timeout",
@@ -45,12 +48,17 @@ INCIDENTAL = frozenset({
         "disable_tqdm", "report_to", "run_name", "push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo")),
 })  # fmt: skip
 _SERVED = re.compile(r"^https?://[^#]*")  # what follows # names the model behind an address
+_TORCH_SAVE = (
+    "PytorchStreamWriter",
+    "inline_container",
+    "iostream",
+)  # in the RuntimeErrors of torch.save on a full disk
 VERSIONED = ("torch", "transformers", "trl", "datasets", "accelerate", "peft", "vllm")
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a stage made: where, and its numbers (also in `stage.json`)."""
+    """A stage's output and its numbers, which are also in `stage.json`."""
 
     output: Path
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -58,7 +66,7 @@ class Result:
 
 @dataclass
 class StageFolder:
-    """The output of one stage while it runs. `result` is set when it was complete before; `resumed` when it was begun."""
+    """A stage's output while the stage runs. `result` is set if it was complete before, `resumed` if it had begun."""
 
     stage: str
     config: StageConfig
@@ -66,6 +74,7 @@ class StageFolder:
     resumed: bool
     result: Result | None
     inputs: dict[str, str]
+    files: dict[str, Fingerprint]
     seconds_before: float
     started: float
     lock: IO[str] | None
@@ -89,8 +98,12 @@ class StageFolder:
         return Result(self.path, numbers)
 
     def _write_state(self, more: Mapping[str, Any]) -> None:
-        state = {"stage": self.stage, "config": _dumped(self.config), "versions": versions(), "inputs": self.inputs}
-        write_text(self.state_file, json.dumps({**state, **more}, indent=1, ensure_ascii=False) + "\n")
+        state = {
+            "stage": self.stage, "config": _dumped(self.config), "versions": versions(), "date": pinned_date(),
+            "inputs": self.inputs, "files": self.files,
+        }  # fmt: skip
+        with writing(self.state_file):
+            write_text(self.state_file, json.dumps({**state, **more}, indent=1, ensure_ascii=False) + "\n")
 
 
 def is_main_process() -> bool:
@@ -131,8 +144,10 @@ def _begin(stage: str, config: StageConfig) -> StageFolder:
     except RunError:
         _release(lock)
         raise
+    complete = state is not None and state["complete"]
+    files = files_read_by(config) if is_main_process() and not complete else {}
     folder = StageFolder(
-        stage, config, state_file_of(output), state is not None, None, inputs_of(config), _seconds(state, output),
+        stage, config, state_file_of(output), state is not None, None, inputs_of(config), files, _seconds(state, output),
         time.time(), lock,
     )  # fmt: skip
     if state is not None and state["complete"]:
@@ -155,6 +170,11 @@ def _refuse_foreign(output: Path) -> None:
 
 
 def _refuse_changes(stage: str, config: StageConfig, state: Mapping[str, Any], output: Path) -> None:
+    if "unreadable" in state:
+        raise RunError(
+            f"{state_file_of(output)}: cannot be read ({state['unreadable']}). Start over (`rlt run RECIPE --restart`, or "
+            f"remove {' and '.join(map(str, files_of(output)))})."
+        )
     if state.get("stage") != stage:
         raise RunError(f"{output}: made by the stage `{state.get('stage')}`, not `{stage}`. Choose another --output.")
     changes = differences(state, config)
@@ -179,15 +199,50 @@ def _seconds(state: Mapping[str, Any] | None, output: Path) -> float:
 
 
 def differences(state: Mapping[str, Any], config: StageConfig) -> list[str]:
-    """What keeps a stage of this configuration from going on with the output of this state, in words; empty: nothing.
+    """What keeps a stage of this configuration from resuming the output with this state, in words; empty: nothing.
 
-    Keys that decide what is made (not INCIDENTAL ones), and inputs that are not those it was made from.
+    Keys that decide what is made (not INCIDENTAL ones), and inputs that changed. Paths inside a run are compared relative
+    to it, so that a run's folder may be renamed.
     """
-    return changed_keys(state["config"], _dumped(config)) + [
-        f"its input {path} was made anew or removed since"
-        for path, finished in state.get("inputs", {}).items()
-        if (read_state(Path(path)) or {}).get("finished") != finished
-    ]
+    if "unreadable" in state:
+        return [f"its `stage.json` cannot be read ({state['unreadable']})"]
+    now = _dumped(config)
+    state = _moved(state, state["config"].get("output"), now["output"])
+    if "format" in now and now["format"] is None:
+        now["format"] = state["config"].get("format")  # resolved when the stage began
+    return (
+        changed_keys(state["config"], now)
+        + [
+            f"its input {path} was made again or removed since"
+            for path, finished in state.get("inputs", {}).items()
+            if (read_state(Path(path)) or {}).get("finished") != finished
+        ]
+        + [
+            f"its input {path} was edited since"
+            for path, known in state.get("files", {}).items()
+            if os.path.exists(path) and not unchanged(Path(path), known)
+        ]
+    )
+
+
+def _moved(state: Mapping[str, Any], there: str | None, now: str) -> Mapping[str, Any]:
+    """The state with paths below the run's old folder put below its new one; `there`, `now`: the output then and now."""
+    old, new = list(Path(there or now).parts), list(Path(now).parts)
+    while old and new and old[-1] == new[-1]:
+        old.pop()
+        new.pop()
+    if not old or old == new:
+        return state
+    root, here = str(Path(*old)), str(Path(*new))
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, str):
+            return here + value[len(root) :] if value == root or value.startswith(root + os.sep) else value
+        if isinstance(value, dict):
+            return {moved(key): moved(item) for key, item in value.items()}
+        return [moved(item) for item in value] if isinstance(value, list) else value
+
+    return {**state, **{key: moved(state[key]) for key in ("config", "inputs", "files") if key in state}}
 
 
 def changed_keys(there: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -222,6 +277,18 @@ def inputs_of(config: StageConfig) -> dict[str, str]:
                 if finished is not None:
                     found[str(path)] = finished
                     break
+    return found
+
+
+def files_read_by(config: StageConfig) -> dict[str, Fingerprint]:
+    """Path -> fingerprint, for each file, and each model or data folder that no stage made, that the configuration names."""
+    found = {}
+    for text in _texts({key: value for key, value in _dumped(config).items() if key not in INCIDENTAL}):
+        path = Path(text)
+        if text and os.path.exists(text) and (path.is_file() or not (read_state(path) or {}).get("finished")):
+            prints = fingerprint(path)
+            if prints:
+                found[text] = prints
     return found
 
 
@@ -277,12 +344,42 @@ def remove_output(output: Path) -> None:
 
 
 def read_state(output: Path) -> dict[str, Any] | None:
-    """`stage.json` of a stage's output; None where there is none, or where a complete output is gone but its state left."""
+    """`stage.json` of a stage's output; None where there is none, or where a complete output is gone but its state left.
+
+    One that cannot be read counts as incomplete, with the reason under `unreadable`: `begin` refuses it, `--restart` removes
+    it.
+    """
     path = state_file_of(output)
     if not path.is_file():
         return None
-    state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        return {"complete": False, "config": {}, "unreadable": str(error) or type(error).__name__}
+    if not isinstance(state, dict) or not {"complete", "config", "stage"} <= state.keys():
+        return {"complete": False, "config": {}, "unreadable": "not a stage's state"}
     return state if Path(output).exists() or not state["complete"] else None
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Errors of writing below `path` (full disk, read-only, quota) as a RunError in one line.
+
+    safetensors and torch.save raise errors of their own for what is an OSError elsewhere.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except RltError:
+        raise
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(word in str(error) for word in _TORCH_SAVE):
+            raise
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        raise RunError(
+            f"{path}: cannot be written ({reason}). Make room or fix the permissions; the same command resumes."
+        ) from error
 
 
 # -- one writer --------------------------------------------------------------------------------------------------------

@@ -24,7 +24,9 @@ from rlt.config import ReportConfig, StageConfig
 from rlt.data.rows import write_text
 from rlt.errors import RunError
 from rlt.outputs import Result, check_free, differences, read_state, remove_output
+from rlt.provenance import date_of, prepared
 from rlt.recipe import ONCE, Recipe, Step, recipe_of_run
+from rlt.text.clock import pin_date
 
 HEARTBEAT = 20.0  # seconds without a line after which it is said what runs side by side
 SHOWN = 6  # differences that an error lists
@@ -32,6 +34,7 @@ SHOWN = 6  # differences that an error lists
 
 def run_stage(stage: str, config: StageConfig) -> Result:
     """The Result of one stage, run in this process, or under `accelerate launch` where its `launch` says so."""
+    config = prepared(stage, config)
     if getattr(config, "launch", None) and "LOCAL_RANK" not in os.environ:
         from rlt.launching import launch_stage
 
@@ -57,6 +60,7 @@ def run_recipe(recipe: Recipe, *, restart: bool = False, only: str | None = None
     if recipe.head.needs_gpu and todo:
         _check_gpu(recipe)
     _claim(recipe, rest, todo, restart, whole=only is None)
+    pin_date(date_of(step.config.output for step in recipe.steps))
     print(f"{recipe.head.name}: {recipe.head.description or len(steps)}", flush=True)
     print(
         f"  {len(steps)} steps, {len(recipe.head.seeds)} seed(s), {recipe.head.jobs} at a time -> {recipe.folder}"

@@ -104,7 +104,7 @@ def _weights_of(model: str, **options: Any) -> PreTrainedModel:
     level = logger.level
     logger.setLevel(logging.ERROR)  # its table of weights: what matters of it is refused below
     try:
-        loaded, found = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]
+        answer: Any = AutoModelForCausalLM.from_pretrained(
             model, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
     except SafetensorError as error:
@@ -115,9 +115,9 @@ def _weights_of(model: str, **options: Any) -> PreTrainedModel:
         raise ModelError(f"{model}: weights cannot be loaded (safetensors only): {_first_line(error)}") from error
     finally:
         logger.setLevel(level)
-    _refuse_random(model, found)
-    whole: PreTrainedModel = loaded
-    return whole
+    loaded: PreTrainedModel = answer[0]
+    _refuse_random(model, answer[1])
+    return loaded
 
 
 def _refuse_random(model: str, found: Mapping[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from rlt.config import DistillConfig, WarmupConfig
 from rlt.data.rows import JsonlWriter, read_rows, write_rows
 from rlt.models.loading import check_finite
-from rlt.outputs import StageFolder
+from rlt.outputs import StageFolder, writing
 from rlt.training.cards import open_repository
 from rlt.training.checkpoints import WholeCheckpoints, discard_incomplete, last_checkpoint
 from rlt.training.examples import Example, Text, listed
@@ -69,20 +69,11 @@ def run_trainer(trainer: Trainer, folder: StageFolder, tokenizer: PreTrainedToke
             print(f"{path}: was cut off while it was written, and is removed.", flush=True)
     checkpoint = last_checkpoint(folder.path)
     outcome = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    saved = save_whole(trainer, getattr(folder.config, "merge_dtype", None))
-    if trainer.is_world_process_zero():
-        tokenizer.save_pretrained(folder.path)
-    loss = _mean_loss(trainer.state.log_history, float(outcome.training_loss))
-    return {"steps": trainer.state.global_step, "loss": round(loss, 6), **saved}
-
-
-def _mean_loss(history: Sequence[Mapping[str, Any]], of_this_start: float) -> float:
-    """Mean loss of all logged steps, also those before the run was cut off; transformers has that of the last start's."""
-    total, last = 0.0, 0
-    for row in history:
-        if "loss" in row:
-            total, last = total + row["loss"] * (row["step"] - last), row["step"]
-    return total / last if last else of_this_start
+    with writing(folder.path):
+        saved = save_whole(trainer, getattr(folder.config, "merge_dtype", None))
+        if trainer.is_world_process_zero():
+            tokenizer.save_pretrained(folder.path)
+    return {"steps": trainer.state.global_step, "loss": round(float(outcome.training_loss), 6), **saved}
 
 
 class ResumablePrompts:
