@@ -48,8 +48,8 @@ def score(engine: RewardEngine, items: Sequence[ScoreItem], published: bool = Fa
     rewards = []
     for item in items:
         device = teacher.model.device
-        (ours,) = tokenize(student.tokenizer, [render_student(fmt, student.tokenizer, item.problem, item.body)])
-        (theirs,) = tokenize(teacher.tokenizer, [render_teacher(fmt, teacher.tokenizer, item.problem, item.body)])
+        (ours,) = tokenize(student.tokenizer, [render_student(fmt, student.tokenizer, item.problem, item.written)])
+        (theirs,) = tokenize(teacher.tokenizer, [render_teacher(fmt, teacher.tokenizer, item.problem, item.written)])
         if published:
             student.model.to(device)
         of_student = token_logprobs(student.model, ours, engine.temperature)
@@ -147,8 +147,8 @@ def texts_of(engine: RewardEngine, items: Sequence[ScoreItem]) -> list[tuple[Row
     assert teacher is not None
     pairs = []
     for item in items:
-        ours = tokenize(student.tokenizer, [render_student(fmt, student.tokenizer, item.problem, item.body)])[0]
-        theirs = tokenize(teacher.tokenizer, [render_teacher(fmt, teacher.tokenizer, item.problem, item.body)])[0]
+        ours = tokenize(student.tokenizer, [render_student(fmt, student.tokenizer, item.problem, item.written)])[0]
+        theirs = tokenize(teacher.tokenizer, [render_teacher(fmt, teacher.tokenizer, item.problem, item.written)])[0]
         pairs.append((Row(ours.ids, [*ours.spans.values()]), Row(theirs.ids, [*theirs.spans.values()])))
     return pairs
 

@@ -48,8 +48,8 @@ class Fits:
 
     def tokens(self, tokenizer: PreTrainedTokenizerBase, row: Row) -> int:
         """Tokens of the student's text."""
-        body = self.fmt.thought_body(row["explanation"])
-        return len(tokenize(tokenizer, [render_student(self.fmt, tokenizer, problem_of_row(row), body)])[0].ids)
+        written = self.fmt.as_written(row["explanation"])
+        return len(tokenize(tokenizer, [render_student(self.fmt, tokenizer, problem_of_row(row), written)])[0].ids)
 
 
 @dataclass

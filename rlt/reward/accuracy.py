@@ -39,10 +39,10 @@ def student_accuracy(
     prompts = {}
     for i, item in enumerate(items):
         if i not in errors:
-            rendered = render_student(fmt, student.tokenizer, item.problem, item.body)
+            rendered = render_student(fmt, student.tokenizer, item.problem, item.written)
             prompts[i] = rendered.text[: rendered.spans["solution"][0]]
     requests = [
-        Request(f"{i}", prompt, request_seed(seed, items[i].problem.question, items[i].body, sample))
+        Request(f"{i}", prompt, request_seed(seed, items[i].problem.question, items[i].written, sample))
         for i, prompt in prompts.items()
         for sample in range(config.samples)
     ]

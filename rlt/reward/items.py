@@ -15,9 +15,9 @@ from rlt.types import Problem, RewardParts
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One model's tokens of an explanation: those wholly inside the tags, padding included.
+    """One model's tokens of an explanation: those wholly between the padding that opens it and its closing tag.
 
-    `ids` `(n,)`; `boundaries` `(n + 1,)` characters from the opening tag's end before and after each; `logprobs` `(n,)`
+    `ids` `(n,)`; `boundaries` `(n + 1,)` characters from the explanation's start before and after each; `logprobs` `(n,)`
     float32 in nats, at the scoring temperature; `hidden` `(n, H)`, the states that predict them, for the exact KL.
     """
 
@@ -31,13 +31,13 @@ class Side:
 class ScoreItem:
     """One explanation to be scored.
 
-    `body` is all that stands between the thought tags, padding included; `closed` whether the teacher wrote its closing
-    tag. `teacher` is the teacher's side where it is known already (in training: the sampled tokens and the policy's
-    log-probs of them); None lets the engine's teacher compute it.
+    `written` is what the teacher wrote behind its prompt, up to its closing tag; `closed` whether it wrote that tag.
+    `teacher` is the teacher's side where it is known already (in training: the sampled tokens and the policy's log-probs
+    of them); None lets the engine's teacher compute it.
     """
 
     problem: Problem
-    body: str
+    written: str
     closed: bool = True
     teacher: Side | None = None
 
@@ -88,11 +88,10 @@ class StudentLost(ServerError):
 
 
 def item_of_explanation(fmt: Format, problem: Problem, explanation: str) -> ScoreItem:
-    """What is scored for a finished explanation: the text with the format's padding around it."""
-    return ScoreItem(problem, fmt.thought_body(explanation))
+    """What is scored for a finished explanation: the text, and the padding before its closing tag."""
+    return ScoreItem(problem, fmt.as_written(explanation))
 
 
 def item_of_completion(fmt: Format, problem: Problem, completion: str) -> ScoreItem:
     """What is scored for a teacher's raw completion: its text up to the closing tag, exactly as written."""
-    text, closed = fmt.parse_completion(completion)
-    return ScoreItem(problem, fmt.body_of_completion(text), closed)
+    return ScoreItem(problem, *fmt.parse_completion(completion))

@@ -201,8 +201,7 @@ class RewardEngine:
         self, item: ScoreItem, solution: torch.Tensor, kl: torch.Tensor | None, explanation_tokens: int
     ) -> RewardParts | RltError:
         options, penalty = self.options, self._penalty(item)
-        written = item.body.removeprefix(self.fmt.padding).removesuffix(self.fmt.padding)
-        if kl is not None and kl.numel() == 0 and written:
+        if kl is not None and kl.numel() == 0 and item.written.removesuffix(self.fmt.padding):
             # Without tokens r_kl would be 0, its best value: right for an empty explanation only.
             return ScoringError(
                 "no token of the explanation can be compared with the teacher's; all of them merge with the tags"
@@ -263,7 +262,7 @@ class RewardEngine:
         considered = range(len(items)) if chosen is None else chosen
         wanted = [i for i in considered if scored[i].parts.r_ss is not None]
         bodies = {i: others(i) for i in wanted}
-        asked = [(i, "empty", self.fmt.thought_body("")) for i in wanted]
+        asked = [(i, "empty", self.fmt.as_written("")) for i in wanted]
         asked += [(i, "shuffled", body) for i in wanted if (body := next(bodies[i], None)) is not None]
         # Without a teacher, and without sampling: r_ss is all that is compared.
         plain = RewardEngine(self.students, self.fmt, self.options.model_copy(update={"accuracy": None}))
@@ -273,7 +272,7 @@ class RewardEngine:
         while True:
             try:
                 rows = plain.score(
-                    [replace(items[i], body=body, teacher=None) for i, _, body in asked], progress=progress
+                    [replace(items[i], written=body, teacher=None) for i, _, body in asked], progress=progress
                 )
             except StudentLost as error:
                 raise StudentLost(str(error)) from error  # its rows are no rows of ours
@@ -297,7 +296,7 @@ class RewardEngine:
 
     def _prepare(self, student: Scorer, items: Sequence[ScoreItem], errors: list[str | None]) -> list[Tokenized | None]:
         def render(item: ScoreItem) -> Rendered:
-            return render_student(self.fmt, student.tokenizer, item.problem, item.body)
+            return render_student(self.fmt, student.tokenizer, item.problem, item.written)
 
         texts = self._tokenized(student, render, items, errors)
         for i, text in enumerate(texts):
@@ -315,7 +314,7 @@ class RewardEngine:
             return sides
 
         def render(item: ScoreItem) -> Rendered:
-            return render_teacher(self.fmt, teacher.tokenizer, item.problem, item.body)
+            return render_teacher(self.fmt, teacher.tokenizer, item.problem, item.written, item.closed)
 
         some_errors = [errors[i] for i in missing]
         texts = self._tokenized(teacher, render, [items[i] for i in missing], some_errors)
@@ -473,7 +472,7 @@ def _groups(live: list[int], lengths: list[int]) -> Iterator[list[int]]:
 def _next_bodies(items: Sequence[ScoreItem], scored: Sequence[ScoredRow], i: int) -> Iterator[str]:
     for j in (*range(i + 1, len(items)), *range(i)):
         if scored[j].parts.r_ss is not None and items[j].problem.question != items[i].problem.question:
-            yield items[j].body
+            yield items[j].written
 
 
 def _lift(value: float | None, placebo: float | None) -> float | None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +22,7 @@ from rlt.reward.items import ScoredRow, ScoreItem, Side
 from rlt.reward.scoring import RewardEngine
 from rlt.reward.students import Scorer, load_students, open_students
 from rlt.text.formats import Format, load_format, teacher_prompt
-from rlt.text.tokens import decode, sampled_boundaries
+from rlt.text.tokens import sampled_texts
 from rlt.types import Problem
 
 if TYPE_CHECKING:
@@ -91,7 +92,6 @@ class TeacherReward:
         solution: Sequence[str] | None = None,
         answer: Sequence[str | None] | None = None,
         system: Sequence[str | None] | None = None,
-        prompt_ids: Sequence[Sequence[int]] | None = None,
         policy_logprobs: Sequence[torch.Tensor] | None = None,
         policy_hidden: Sequence[torch.Tensor] | None = None,
         log_metric: Callable[[str, float], None] | None = None,
@@ -102,10 +102,6 @@ class TeacherReward:
         A trainer that knows the policy gives, for `r_kl`, per completion of C sampled tokens: `policy_logprobs` `(C,)`
         float32 log-probs in nats at `options.score_temperature`; for the estimator `exact` instead `policy_hidden`
         `(C, H)` (`rlt.models.logprobs.hidden_states`), and before the call sets `policy_head` (`output_head` there).
-
-        The padding that ends the prompt lies inside the tags too, and counts in `rlt score`. It counts here if the P
-        tokens that `padding_tokens` finds at the prompt's end stand before the others: then `prompt_ids` is needed and
-        the shapes are `(P + C,)`. Else only what was sampled counts.
         """
         if question is None or solution is None:
             raise DataError("TeacherReward: the dataset needs the columns `question` and `solution` beside `prompt`.")
@@ -115,17 +111,15 @@ class TeacherReward:
         known = policy_hidden if self.engine.estimator == "exact" else policy_logprobs
         items: dict[int, ScoreItem] = {}
         rows: list[ScoredRow | None] = [None] * count
-        for i in range(count):
+        for i, sampled in enumerate(self._sampled(completion_ids)):
             problem = Problem(
                 id=str(i), question=question[i], solution=solution[i], answer=answer[i] if answer else None,
                 system=system[i] if system else None,
             )  # fmt: skip
-            try:
-                items[i] = self._item(
-                    problem, completion_ids[i], prompt_ids[i] if prompt_ids else None, known[i] if known else None
-                )
-            except ScoringError as error:
-                rows[i] = ScoredRow.failed(str(error))
+            if isinstance(sampled, ScoringError):
+                rows[i] = ScoredRow.failed(str(sampled))
+            else:
+                items[i] = self._item(problem, *sampled, known[i] if known else None, len(completion_ids[i]))
         scored = self.engine.score(list(items.values()), teacher_head=self.policy_head)
         scored = self._with_placebos(list(items.values()), scored)
         for i, row in zip(items, scored, strict=True):
@@ -141,15 +135,6 @@ class TeacherReward:
     def close(self) -> None:
         """Close the connections to served students, and end the graders' processes."""
         self.engine.close()
-
-    def padding_tokens(self, prompt_ids: Sequence[int]) -> int:
-        """How many tokens at the end of a teacher's prompt lie inside the tags: those of the format's padding."""
-        best, padding = 0, self.fmt.padding
-        for count in range(1, len(padding.encode()) + 1):
-            tail = decode(self.tokenizer, prompt_ids[-count:])
-            if tail and padding.endswith(tail):
-                best = count
-        return best
 
     def metrics(self, prompts: Sequence[Any], items: dict[int, ScoreItem]) -> dict[str, float]:
         """Means of the last call's parts, their spread inside groups of one prompt, and shares of what went wrong.
@@ -183,39 +168,34 @@ class TeacherReward:
 
     # -- helpers -----------------------------------------------------------------------------------------------------
 
-    def _item(
-        self, problem: Problem, sampled: Sequence[int], prompt: Sequence[int] | None, known: torch.Tensor | None
-    ) -> ScoreItem:
-        ids = list(sampled)
-        ids = ids[: next((i for i, token in enumerate(ids) if token in self._ends), len(ids))]
-        text, boundaries = sampled_boundaries(self.tokenizer, ids)
-        written, closed = self.fmt.parse_completion(text)
-        body = self.fmt.body_of_completion(written)
-        if known is None:
-            return ScoreItem(problem, body, closed)
-        inside = sum(end <= len(written) for end in boundaries[1:])
-        shift = len(self.fmt.padding)
-        ids, boundaries = ids[:inside], [shift + position for position in boundaries[: inside + 1]]
-        before = len(known) - len(sampled)
-        if before:
-            if prompt is None or before != self.padding_tokens(prompt):
-                raise ConfigError(
-                    f"{len(known)} values for {len(sampled)} sampled tokens: give one for each, or first those of the "
-                    "prompt's last tokens that `padding_tokens(prompt_ids)` counts, together with `prompt_ids`."
-                )
-            ids, boundaries = self._with_padding(list(prompt[-before:]), ids, boundaries)
-        elif prompt is not None and self.padding_tokens(prompt) == 0:
-            # A tokenizer that drops spaces has no token for the padding: its characters belong to the token after them.
-            boundaries = [0, *boundaries[1:]]
-        known = known[: before + inside]
-        exact = self.engine.estimator == "exact"
-        side = Side(ids, boundaries, None if exact else known.float().cpu(), known if exact else None)
-        return ScoreItem(problem, body, closed, side)
+    def _sampled(
+        self, completion_ids: Sequence[Sequence[int]]
+    ) -> Iterator[ScoringError | tuple[list[int], str, list[int]]]:
+        """For each completion its ids up to the token that ended it, their text, and the positions around each."""
+        ended = [list(takewhile(lambda token: token not in self._ends, ids)) for ids in completion_ids]
+        for ids, sampled in zip(ended, sampled_texts(self.tokenizer, ended), strict=True):
+            yield sampled if isinstance(sampled, ScoringError) else (ids, *sampled)
 
-    def _with_padding(self, padding: list[int], ids: list[int], boundaries: list[int]) -> tuple[list[int], list[int]]:
-        text, ends = sampled_boundaries(self.tokenizer, padding)
-        start = len(self.fmt.padding) - len(text)
-        return padding + ids, [start + position for position in ends[:-1]] + boundaries
+    def _item(
+        self, problem: Problem, ids: list[int], text: str, boundaries: list[int], known: torch.Tensor | None, count: int
+    ) -> ScoreItem:
+        written, closed = self.fmt.parse_completion(text)
+        if known is None:
+            return ScoreItem(problem, written, closed)
+        if len(known) != count:
+            raise ConfigError(
+                f"TeacherReward: {len(known)} values for {count} sampled tokens; give one for each of `completion_ids`."
+            )
+        inside = sum(end <= len(written) for end in boundaries[1:])
+        exact = self.engine.estimator == "exact"
+        known = known[:inside]
+        side = Side(
+            ids[:inside],
+            boundaries[: inside + 1],
+            None if exact else known.float().cpu(),
+            known if exact else None,
+        )
+        return ScoreItem(problem, written, closed, side)
 
     def _with_placebos(self, items: list[ScoreItem], scored: list[ScoredRow]) -> list[ScoredRow]:
         if self.placebos == 0:
@@ -241,7 +221,7 @@ class TeacherReward:
             {
                 "question": items[i].problem.question,
                 "solution": items[i].problem.solution,
-                "explanation": items[i].body,
+                "explanation": items[i].written,
                 "closed": items[i].closed,
                 **self.last_rows[i].to_row(),
             }

@@ -69,9 +69,9 @@ def run(config: BaseModelConfig) -> Result:
         rendered, learned = [], []
         for name, part in {config.task: phase, **phase.also}.items():
             for problem in tasks[name].generate(part.problems, 1000 * config.seed + number, part.options, excluded):
-                body = fmt.thought_body(tasks[name].explain(problem, part.experts, rng))
+                written = fmt.as_written(tasks[name].explain(problem, part.experts, rng))
                 as_teacher = rng.random() < phase.teacher_share
-                text = (render_teacher if as_teacher else render_student)(fmt, tokenizer, problem, body)
+                text = (render_teacher if as_teacher else render_student)(fmt, tokenizer, problem, written)
                 rendered.append(text)
                 learned.append(taught_to_teacher(fmt, text) if as_teacher else taught_to_student(fmt, text))
         examples = examples_of(tokenizer, rendered, learned, turn_end(fmt, tokenizer))

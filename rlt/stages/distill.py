@@ -41,7 +41,7 @@ def _fitting(
     config: DistillConfig, text: Text, problems: Problems, data: DataConfig
 ) -> tuple[list[Example], list[str]]:
     fmt = text.fmt
-    rendered = [render_student(fmt, text.tokenizer, p, fmt.thought_body(p.explanation or "")) for p in problems]
+    rendered = [render_student(fmt, text.tokenizer, p, fmt.as_written(p.explanation or "")) for p in problems]
     examples = examples_of(text.tokenizer, rendered, [taught_to_student(fmt, r) for r in rendered], text.turn_end)
     return fit(problems, examples, config.max_length or text.context, data)
 

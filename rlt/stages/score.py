@@ -132,7 +132,7 @@ class Chunk:
         row = self.window[place].item
         for other in (*self.window[place + 1 :], *self.window[:place]):
             if row is not None and other.item is not None and other.item.problem.question != row.problem.question:
-                yield other.item.body
+                yield other.item.written
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------
@@ -227,7 +227,9 @@ def _chunks(rows: Iterator[InputRow], done: int, config: ScoreConfig) -> Iterato
 
 def _length(row: InputRow) -> int:
     return (
-        0 if row.item is None else len(row.item.problem.question) + len(row.item.problem.solution) + len(row.item.body)
+        0
+        if row.item is None
+        else len(row.item.problem.question) + len(row.item.problem.solution) + len(row.item.written)
     )
 
 

@@ -67,6 +67,7 @@ def run(config: TrainConfig) -> Result:
         trainer = TeacherTrainer(
             model=config.model, reward=reward, args=arguments, train_dataset=Dataset.from_list([rows[i] for i in kept]),
             processing_class=tokenizer, peft_config=lora, sync_threshold=config.sync_threshold,
+            batch_tokens=config.batch_tokens,
             needs_policy=config.kl_coef != 0 and not (config.accuracy and config.accuracy.only),
             callbacks=[MetricsFile(folder.path, also=[SAMPLES_FILE])],
         )  # fmt: skip

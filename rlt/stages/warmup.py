@@ -28,7 +28,7 @@ def run(config: WarmupConfig) -> Result:
     text = read_text("warmup", config, need=("explanation",))
     arguments = supervised_arguments("warmup", config, DEFAULTS)
     fmt, problems = text.fmt, text.problems
-    rendered = [render_teacher(fmt, text.tokenizer, p, fmt.thought_body(p.explanation or "")) for p in problems]
+    rendered = [render_teacher(fmt, text.tokenizer, p, fmt.as_written(p.explanation or "")) for p in problems]
     examples = examples_of(text.tokenizer, rendered, [taught_to_teacher(fmt, r) for r in rendered], text.turn_end)
     kept, dropped = fit(problems, examples, config.max_length or text.context, config.data)
     folder = begin("warmup", config)

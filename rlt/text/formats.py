@@ -7,7 +7,7 @@ by construction: the assistant's message is found whole in the rendered text, an
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -94,18 +94,14 @@ class Format(BaseModel):
         """Chat messages of the student: system prompt if any, the question, and `assistant`."""
         return _messages(self.student_system(problem), problem.question, assistant)
 
-    def thought_body(self, explanation: str) -> str:
-        """What stands between the thought tags for a finished `explanation`: the text with padding on both sides."""
-        return self.padding + explanation + self.padding
+    def as_written(self, explanation: str) -> str:
+        """A finished `explanation` as a teacher writes it: with the padding that comes before its closing tag."""
+        return explanation + self.padding
 
-    def body_of_completion(self, text: str) -> str:
-        """What stands between the thought tags for a raw completion: the prompt's padding, then the text as written."""
-        return self.padding + text
-
-    def student_response(self, body: str, solution: str) -> str:
-        """The student's response: thought (its `body` includes padding), delimiter, solution."""
+    def student_response(self, written: str, solution: str) -> str:
+        """The student's response: thought (padding, then the explanation as written), delimiter, solution."""
         tags = self.tags
-        thought = tags.thought.open + body + tags.thought.close
+        thought = tags.thought.open + self.padding + written + tags.thought.close
         return thought + self.delimiter + tags.solution.open + solution + tags.solution.close
 
     def parse_response(self, response: str) -> tuple[str | None, str | None]:
@@ -173,66 +169,101 @@ def load_format(name_or_path: str | None) -> Format:
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """Text of one chat with the character spans `[start, end)` of its parts: `explanation` and/or `solution`."""
+    """Text of one chat with the character spans `[start, end)` of its parts: `explanation` and/or `solution`.
+
+    `prompt`: where the text ends that a model is given, and its own tokens begin; None: the text is tokenized whole.
+    """
 
     text: str
     spans: dict[str, tuple[int, int]]
+    prompt: int | None = None
 
 
-def render_student(fmt: Format, tokenizer: PreTrainedTokenizerBase, problem: Problem, body: str) -> Rendered:
-    """The student's text for a thought `body` (padding included), with spans `explanation` (the body) and `solution`."""
-    response = fmt.student_response(body, problem.solution)
-    text, start = _render(tokenizer, fmt.student_messages(problem, response))
-    thought = start + len(fmt.tags.thought.open)
+# What stands for explanation and solution while a template is rendered. Templates that look into an assistant's message
+# (Qwen3's takes thoughts apart, others strip blanks) see this well-formed one; the real text then takes its place.
+_PROBE = "rlt-explanation", "rlt-solution"
+
+
+def render_student(fmt: Format, tokenizer: PreTrainedTokenizerBase, problem: Problem, written: str) -> Rendered:
+    """The student's text for an explanation as `written`, up to its closing tag, with spans `explanation` and `solution`.
+
+    The explanation's span begins behind the padding that the format puts before it.
+    """
+    probe = fmt.student_response(fmt.as_written(_PROBE[0]), _PROBE[1])
+    response = fmt.student_response(written, problem.solution)
+    text, start = _render(tokenizer, fmt.student_messages(problem, probe), response)
+    thought = start + len(fmt.tags.thought.open + fmt.padding)
     solution_end = start + len(response) - len(fmt.tags.solution.close)
     spans = {
-        "explanation": (thought, thought + len(body)),
+        "explanation": (thought, thought + len(written)),
         "solution": (solution_end - len(problem.solution), solution_end),
     }
     return Rendered(text, spans)
 
 
-def render_teacher(fmt: Format, tokenizer: PreTrainedTokenizerBase, problem: Problem, body: str) -> Rendered:
-    """The teacher's text for a thought `body` (which begins with the format's padding), with the span `explanation`."""
-    opened = fmt.teacher_prefix(problem).removesuffix(fmt.padding)
-    text, start = _render(tokenizer, fmt.teacher_messages(problem, opened + body + fmt.tags.explanation.close))
-    return Rendered(text, {"explanation": (start + len(opened), start + len(opened) + len(body))})
+def render_teacher(
+    fmt: Format, tokenizer: PreTrainedTokenizerBase, problem: Problem, written: str, closed: bool = True
+) -> Rendered:
+    """The teacher's text: its prompt, then an explanation as `written`, with the span `explanation`.
+
+    `closed`: whether the closing tag follows. The span begins where the prompt ends.
+    """
+    prefix, close = fmt.teacher_prefix(problem), fmt.tags.explanation.close
+    probe = fmt.teacher_prefix(replace(problem, solution=_PROBE[1])) + fmt.as_written(_PROBE[0]) + close
+    text, start = _render(tokenizer, fmt.teacher_messages(problem, probe), prefix + written + (close if closed else ""))
+    prompt = start + len(prefix)
+    end = prompt + len(written)
+    # Behind an explanation that was cut off comes nothing: its last token must not merge with what a template would add.
+    return Rendered(text if closed else text[:end], {"explanation": (prompt, end)}, prompt)
 
 
 def teacher_prompt(fmt: Format, tokenizer: PreTrainedTokenizerBase, problem: Problem) -> str:
     """The text that the teacher continues: it ends with the opened explanation tag and its padding."""
-    rendered = render_teacher(fmt, tokenizer, problem, fmt.padding)
-    return rendered.text[: rendered.spans["explanation"][1]]
+    rendered = render_teacher(fmt, tokenizer, problem, "")
+    return rendered.text[: rendered.prompt]
 
 
 def student_prompt(fmt: Format, tokenizer: PreTrainedTokenizerBase, problem: Problem) -> str:
     """The text that a student answers, up to where its response begins. The solution is not in it."""
-    probe = fmt.student_response(fmt.padding, "")
-    text, start = _render(tokenizer, fmt.student_messages(problem, probe))
+    probe = fmt.student_response(fmt.as_written(_PROBE[0]), _PROBE[1])
+    text, start = _render(tokenizer, fmt.student_messages(problem, probe), probe)
     return text[:start]
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> tuple[str, int]:
+def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], response: str) -> tuple[str, int]:
+    """The chat with `response` in place of the last message's text, to the letter, and where it starts."""
+    *asked, probe = messages
+    text = _applied(tokenizer, messages)
+    if probe["content"] not in text:
+        # A template that takes thoughts out of an assistant's turn (DeepSeek-R1's) keeps a plain one.
+        plain = {**probe, "content": "rlt-response"}
+        text, probe = _applied(tokenizer, [*asked, plain]), plain
+    # What else a message holds may lose the blanks around it, as in many templates.
+    lost = next((m for m in (*asked, probe) if m["content"].strip() not in text), None)
+    if lost is not None:
+        raise ModelError(
+            f"the chat template of {_name(tokenizer)} drops or rewrites the {lost['role']}'s message, so the model would not "
+            "read what the format says. Use another template (a `chat_template.jinja` in the model's folder) or another "
+            "format.\n" + _difference(lost["content"], text)
+        )
+    start = text.rfind(probe["content"])
+    return text[:start] + response + text[start + len(probe["content"]) :], start
+
+
+def _applied(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> str:
     from jinja2 import TemplateError
 
-    name = tokenizer.name_or_path or "the tokenizer"
     try:
-        text = str(tokenizer.apply_chat_template(messages, tokenize=False, strftime_now=strftime_now))
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, strftime_now=strftime_now))
     except TemplateError as error:
         raise ModelError(
-            f"the chat template of {name} refuses these messages ({error}). Where it knows no system role, use a format "
-            "with `teacher_system_prompt` and `student_system_prompt` null, or another template."
+            f"the chat template of {_name(tokenizer)} refuses these messages ({error}). Where it knows no system role, use a "
+            "format with `teacher_system_prompt` and `student_system_prompt` null, or another template."
         ) from error
-    start = text.rfind(messages[-1]["content"])
-    # What else a message holds may lose the blanks around it, as in many templates; explanation and solution may not.
-    lost = [m for m in messages[:-1] if m["content"].strip() not in text] + ([messages[-1]] if start < 0 else [])
-    if lost:
-        raise ModelError(
-            f"the chat template of {name} drops or rewrites the {lost[0]['role']}'s message, so that what the model reads "
-            "is not what the format says. Use another template (a `chat_template.jinja` in the model's folder) or "
-            "another format.\n" + _difference(lost[0]["content"], text)
-        )
-    return text, start
+
+
+def _name(tokenizer: PreTrainedTokenizerBase) -> str:
+    return tokenizer.name_or_path or "the tokenizer"
 
 
 def _difference(written: str, rendered: str) -> str:
@@ -254,9 +285,8 @@ def check_template(fmt: Format, tokenizer: PreTrainedTokenizerBase) -> None:
             "folder, or use an instruction-tuned model."
         )
     probe = Problem(id="probe", question="What is 2 + 3?", solution="It is 5.")
-    body = fmt.thought_body("Add three to two,\n\nwhich gives five.")
-    render_student(fmt, tokenizer, probe, body)
-    render_teacher(fmt, tokenizer, probe, body)
+    render_student(fmt, tokenizer, probe, "")
+    render_teacher(fmt, tokenizer, probe, "")
 
 
 def check_problem(fmt: Format, problem: Problem, where: str) -> None:

@@ -42,23 +42,25 @@ class Tokenized:
         if len(span) == 0:
             return []
         before = self.offsets[span.start - 1][1] if span.start > 0 else 0
-        first = self.offsets[span.start][0] if before > origin else origin
-        return [first - origin] + [self.offsets[i][1] - origin for i in span]
+        return [max(0, before - origin)] + [self.offsets[i][1] - origin for i in span]
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, rendered: Sequence[Rendered]) -> list[Tokenized]:
     """Each text as token ids and spans. The chat template already wrote every special token, so none is added.
 
+    A text with a `prompt` has the prompt's own tokens first, as an engine is given them, then those of what follows: the
+    tokens of both together where the prompt's are among them, else those of what follows alone.
     Raises ModelError for a tokenizer without character offsets (a "slow" one).
     """
-    if not rendered:
-        return []
-    # verbose: a tokenizer's own warning about long texts is about inputs of a model; who scores checks the context.
-    encoded = with_whole_offsets(tokenizer)(
-        [item.text for item in rendered], add_special_tokens=False, return_offsets_mapping=True, verbose=False,
-        return_attention_mask=False, return_token_type_ids=False,
-    )  # fmt: skip
-    rows = zip(encoded["input_ids"], encoded["offset_mapping"], rendered, strict=True)
+    whole = _encode(tokenizer, [item.text for item in rendered])
+    begun = [i for i, item in enumerate(rendered) if item.prompt is not None]
+    prompts = _encode(tokenizer, [rendered[i].text[: rendered[i].prompt] for i in begun])
+    apart = [i for i, (ids, _) in zip(begun, prompts, strict=True) if whole[i][0][: len(ids)] != ids]
+    rest = _encode_continuations(tokenizer, [rendered[i].text[rendered[i].prompt :] for i in apart])
+    prompt_of = dict(zip(begun, prompts, strict=True))
+    for i, (ids, offsets) in zip(apart, rest, strict=True):
+        shift = rendered[i].prompt or 0
+        whole[i] = (prompt_of[i][0] + ids, prompt_of[i][1] + [(a + shift, b + shift) for a, b in offsets])
     return [
         Tokenized(
             ids,
@@ -66,8 +68,42 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, rendered: Sequence[Rendered]) -
             {part: start for part, (start, _) in item.spans.items()},
             {part: token_span(offsets, *span) for part, span in item.spans.items()},
         )
-        for ids, offsets, item in rows
+        for (ids, offsets), item in zip(whole, rendered, strict=True)
     ]
+
+
+Encoded = tuple[list[int], list[tuple[int, int]]]
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Encoded]:
+    if not texts:
+        return []
+    # verbose: a tokenizer's own warning about long texts is about inputs of a model; who scores checks the context.
+    encoded = with_whole_offsets(tokenizer)(
+        list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False,
+        return_attention_mask=False, return_token_type_ids=False,
+    )  # fmt: skip
+    return list(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))
+
+
+def _encode_continuations(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Encoded]:
+    """Ids and offsets of texts that continue another: without the space that some tokenizers put before any text."""
+    if not _pads_with_space(tokenizer):
+        return _encode(tokenizer, texts)
+    results = []
+    for ids, offsets in _encode(tokenizer, ["\n" + text for text in texts]):
+        first = next((i for i, (_, end) in enumerate(offsets) if end > 1), len(ids))
+        results.append((ids[first:], [(max(0, a - 1), b - 1) for a, b in offsets[first:]]))
+    return results
+
+
+def _pads_with_space(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether it puts a space before a text, as SentencePiece does, and takes one away again when it decodes."""
+    if not tokenizer.is_fast:
+        return False
+    decoder = tokenizer.backend_tokenizer.decoder
+    state = b"" if decoder is None else decoder.__getstate__()
+    return b'"Strip"' in state or b'"Metaspace"' in state
 
 
 _WHOLE: WeakKeyDictionary[PreTrainedTokenizerBase, PreTrainedTokenizerBase] = WeakKeyDictionary()
@@ -102,20 +138,30 @@ def token_span(offsets: Sequence[tuple[int, int]], start: int, end: int) -> rang
     return range(inside[0], inside[-1] + 1) if inside else range(0)
 
 
-def sampled_boundaries(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[str, list[int]]:
-    """`(text, boundaries)` of sampled token ids `(n,)`: their text, and the `(n + 1,)` positions around each in it.
+def sampled_texts(
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]]
+) -> list[tuple[str, list[int]] | ScoringError]:
+    """For each row of sampled token ids `(n,)` its text and the `(n + 1,)` positions around each token in it.
 
     The ids stay as they are: where encoding the text again gives the same ids, its offsets are used; else the ids are
     decoded one after another. Tokens that end inside a character all have that character's end, as in `Tokenized`.
-    Raises ScoringError where the ids' text is not made of its tokens' texts.
+    A ScoringError stands where a row's text is not made of its tokens' texts.
     """
-    text = decode(tokenizer, ids)
-    (again,) = tokenize(tokenizer, [Rendered(text, {"all": (0, len(text))})])
-    if again.ids == list(ids):
-        return text, [0, *(end for _, end in again.offsets)]
+    texts = [decode(tokenizer, ids) for ids in rows]
+    results: list[tuple[str, list[int]] | ScoringError] = []
+    for ids, text, (again, offsets) in zip(rows, texts, _encode_continuations(tokenizer, texts), strict=True):
+        try:
+            ends = [end for _, end in offsets] if again == list(ids) else _ends_one_by_one(tokenizer, ids, text)
+            results.append((text, [0, *ends]))
+        except ScoringError as error:
+            results.append(error)
+    return results
+
+
+def _ends_one_by_one(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], text: str) -> list[int]:
     from tokenizers.decoders import DecodeStream
 
-    stream, written = DecodeStream(ids=[], skip_special_tokens=False), ""
+    stream, written = DecodeStream(ids=_anchor(tokenizer), skip_special_tokens=False), ""
     ends: list[int] = []
     for count, token in enumerate(ids, 1):
         piece = stream.step(tokenizer.backend_tokenizer, token)
@@ -127,8 +173,7 @@ def sampled_boundaries(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -
                 raise ScoringError(
                     f"the sampled tokens decode to other text together than one by one, at {written[-20:]!r}"
                 )
-    boundaries = [0, *ends]
-    return text, boundaries
+    return ends
 
 
 def common_stretches(ours: Sequence[int], theirs: Sequence[int]) -> list[tuple[range, range]]:
@@ -189,7 +234,23 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """The text of sampled ids, special tokens included: a format's tags may be special tokens."""
-    if tokenizer.is_fast:
-        return str(tokenizer.backend_tokenizer.decode(list(ids), skip_special_tokens=False))
-    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+    """The text of ids sampled behind a prompt, special tokens included: a format's tags may be special tokens.
+
+    A leading space stays, also where the tokenizer would take it for the one that it puts before every text.
+    """
+    if not tokenizer.is_fast:
+        return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+    backend, anchor = tokenizer.backend_tokenizer, _anchor(tokenizer)
+    text = str(backend.decode([*anchor, *ids], skip_special_tokens=False))
+    return text[len(str(backend.decode(anchor, skip_special_tokens=False))) :] if anchor else text
+
+
+_ANCHORS: WeakKeyDictionary[PreTrainedTokenizerBase, list[int]] = WeakKeyDictionary()
+
+
+def _anchor(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The id of a letter to decode others behind, for tokenizers that strip the first space of a text; else none."""
+    if tokenizer not in _ANCHORS:
+        letter = tokenizer.encode("a", add_special_tokens=False)[-1:]
+        _ANCHORS[tokenizer] = letter if _pads_with_space(tokenizer) else []
+    return _ANCHORS[tokenizer]

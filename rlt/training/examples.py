@@ -53,7 +53,7 @@ def turn_end(fmt: Format, tokenizer: PreTrainedTokenizerBase) -> int:
     Raises ModelError where nothing but text closes it: a model could not learn to stop.
     """
     probe = render_student(
-        fmt, tokenizer, Problem(id="probe", question="2 + 3?", solution="5."), fmt.thought_body("Add.")
+        fmt, tokenizer, Problem(id="probe", question="2 + 3?", solution="5."), fmt.as_written("Add.")
     )
     (tokens,) = tokenize(tokenizer, [probe])
     _, end = taught_to_student(fmt, probe)
@@ -127,15 +127,15 @@ def examples_of(
 
 
 def taught_to_teacher(fmt: Format, text: Rendered) -> tuple[int, int]:
-    """The characters that a teacher learns: the explanation (not the padding its prompt ends with) and its closing tag."""
+    """The characters that a teacher learns: the explanation and its closing tag."""
     start, end = text.spans["explanation"]
-    return start + len(fmt.padding), end + len(fmt.tags.explanation.close)
+    return start, end + len(fmt.tags.explanation.close)
 
 
 def taught_to_student(fmt: Format, text: Rendered) -> tuple[int, int]:
     """The characters that a student learns: its whole response, from the thought's opening tag to the solution's closing."""
     return (
-        text.spans["explanation"][0] - len(fmt.tags.thought.open),
+        text.spans["explanation"][0] - len(fmt.tags.thought.open + fmt.padding),
         text.spans["solution"][1] + len(fmt.tags.solution.close),
     )
 

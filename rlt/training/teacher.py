@@ -10,7 +10,9 @@ sampler no longer has the trainer's weights.
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ class TeacherTrainer(ResumablePrompts, TrimmedPadding, WholeCheckpoints, GRPOTra
 
     `reward` is the reward function; with `needs_policy` false no forward pass is made for it. `sync_threshold`: the
     difference between sampler and trainer, as `check_sampler` measures it, above which the run stops (None: never).
+    `batch_tokens`: padded tokens in one forward pass that TRL does not make (another temperature, the exact KL).
     `policy_passes` counts forward passes of the policy that TRL would not have made.
     """
 
@@ -47,10 +50,12 @@ class TeacherTrainer(ResumablePrompts, TrimmedPadding, WholeCheckpoints, GRPOTra
         reward: TeacherReward,
         needs_policy: bool = True,
         sync_threshold: float | None = None,
+        batch_tokens: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(reward_funcs=[reward], **kwargs)
         self.reward, self.needs_policy, self.sync_threshold = reward, needs_policy, sync_threshold
+        self.batch_tokens = batch_tokens
         self._prompt_ids: list[list[int]] = []
         self._completion_ids: list[list[int]] = []
         self._step_logprobs: torch.Tensor | None = None
@@ -64,20 +69,25 @@ class TeacherTrainer(ResumablePrompts, TrimmedPadding, WholeCheckpoints, GRPOTra
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, *args: Any, **kwargs: Any
     ) -> Any:
-        if model is not self.model or torch.is_grad_enabled() or is_reference(self.accelerator.unwrap_model(model)):
-            return super()._get_per_token_logps_and_entropies(
-                model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
+        passed = super()._get_per_token_logps_and_entropies
+        reference = model is not self.model or is_reference(self.accelerator.unwrap_model(model))
+        if not self._prompt_ids or torch.is_grad_enabled() or reference:
+            return passed(model, input_ids, attention_mask, logits_to_keep, *args, **kwargs)
+        # The policy on what it has sampled. The reward reads these numbers, so dropout is off, and a completion that TRL
+        # masks because it was cut off is read like the others.
+        with evaluating(model):
+            logprobs, entropies, aux = passed(
+                model, input_ids, self._mask(attention_mask, logits_to_keep), logits_to_keep, *args, **kwargs
             )
-        # The policy without a gradient: TRL wants the completion's tokens, the reward also the padding before them.
-        before = self._padding_tokens()
-        logprobs, entropies, aux = super()._get_per_token_logps_and_entropies(
-            model, input_ids, attention_mask, logits_to_keep + before, *args, **kwargs
-        )
         self._step_logprobs = logprobs
-        return logprobs[:, before:], None if entropies is None else entropies[:, before:], aux
+        return logprobs * attention_mask[:, -logits_to_keep:], entropies, aux
 
-    def _padding_tokens(self) -> int:
-        return self.reward.padding_tokens(self._prompt_ids[0])
+    def _mask(self, like: torch.Tensor, logits_to_keep: int) -> torch.Tensor:
+        """`(B, P + T)` 1 at every token of this step's prompts, padded left, and completions, padded right."""
+        mask, start = torch.zeros_like(like), like.size(1) - logits_to_keep
+        for row, prompt, completion in zip(mask, self._prompt_ids, self._completion_ids, strict=True):
+            row[start - len(prompt) : start + len(completion)] = 1
+        return mask
 
     def _calculate_rewards(
         self,
@@ -86,11 +96,10 @@ class TeacherTrainer(ResumablePrompts, TrimmedPadding, WholeCheckpoints, GRPOTra
         completions: list[Any],
         completion_ids_list: list[list[int]],
     ) -> torch.Tensor:
-        extra: list[dict[str, Any]] = [{"prompt_ids": ids} for ids in self._prompt_ids]
+        rows = inputs
         if self.needs_policy:
             name, sides = self._policy_side(completion_ids_list)
-            extra = [{**item, name: side} for item, side in zip(extra, sides, strict=True)]
-        rows = [{**row, **item} for row, item in zip(inputs, extra, strict=True)]
+            rows = [{**row, name: side} for row, side in zip(inputs, sides, strict=True)]
         rewards = super()._calculate_rewards(rows, prompts, completions, completion_ids_list)
         if self.accelerator.is_main_process and self.model.training:
             with JsonlWriter(Path(self.args.output_dir) / SAMPLES_FILE) as file:
@@ -98,41 +107,44 @@ class TeacherTrainer(ResumablePrompts, TrimmedPadding, WholeCheckpoints, GRPOTra
         return rewards
 
     def _policy_side(self, completion_ids: list[list[int]]) -> tuple[str, list[torch.Tensor]]:
-        """The name of what `r_kl` needs, and that of each completion: `(P + C,)` log-probs or `(P + C, H)` hidden states."""
+        """The name of what `r_kl` needs, and that of each completion: `(C,)` log-probs or `(C, H)` hidden states."""
         temperature = self.reward.engine.temperature
         exact = self.reward.engine.estimator == "exact"
-        before = self._padding_tokens()
         if exact or temperature != self.temperature:
             # Another temperature than the one that TRL computes with, or whole distributions: a pass of our own.
             self.policy_passes += 1
             rows = [
-                Row([*prompt, *ids], [range(len(prompt) - before, len(prompt) + len(ids))])
+                Row([*prompt, *ids], [range(len(prompt), len(prompt) + len(ids))])
                 for prompt, ids in zip(self._prompt_ids, completion_ids, strict=True)
             ]
-            if exact:
-                self.reward.policy_head = output_head(self.model)
-                return "policy_hidden", hidden_states(self.model, rows)
-            return "policy_logprobs", token_logprobs(self.model, rows, temperature=temperature)
+            with self.accelerator.autocast():
+                if exact:
+                    self.reward.policy_head = output_head(self.model)
+                    return "policy_hidden", hidden_states(self.model, rows, batch_tokens=self.batch_tokens)
+                return "policy_logprobs", token_logprobs(
+                    self.model, rows, temperature=temperature, batch_tokens=self.batch_tokens
+                )
         pairs = zip(self._all_logprobs(), completion_ids, strict=True)
-        return "policy_logprobs", [row[: before + len(ids)].float().cpu() for row, ids in pairs]
+        return "policy_logprobs", [row[: len(ids)].float().cpu() for row, ids in pairs]
 
     @torch.no_grad()
     def _all_logprobs(self) -> torch.Tensor:
-        """`(B, P + T)` log-probs of this step's completions and the padding before them, computed once at most."""
+        """`(B, T)` log-probs of this step's completions, computed once at most."""
         if self._step_logprobs is None:
             self.policy_passes += 1
             device, fill = self.accelerator.device, self._tokenizer.pad_token_id
-            ids, mask = [], []
             multiple: Any = self.pad_to_multiple_of
-            for rows, side in ((self._prompt_ids, "left"), (self._completion_ids, "right")):
-                texts = [torch.tensor(row, dtype=torch.long) for row in rows]
-                ids.append(pad(texts, fill, side, multiple))
-                mask.append(pad([torch.ones_like(row) for row in texts], 0, side, multiple))
+            prompts, completions = (
+                pad([torch.tensor(row, dtype=torch.long) for row in rows], fill, side, multiple)
+                for rows, side in ((self._prompt_ids, "left"), (self._completion_ids, "right"))
+            )
+            ids = torch.cat([prompts, completions], 1).to(device)
+            mask = self._mask(ids, completions.size(1))
             self._get_per_token_logps_and_entropies(
-                self.model, torch.cat(ids, 1).to(device), torch.cat(mask, 1).to(device), ids[1].size(1),
-                batch_size=self.args.per_device_train_batch_size,
-            )  # fmt: skip
-        assert self._step_logprobs is not None  # the pass above has kept them
+                self.model, ids, mask, completions.size(1), batch_size=self.args.per_device_train_batch_size
+            )
+        if self._step_logprobs is None:
+            raise RuntimeError("the policy's pass kept no log-probs; TRL calls its model in another way than expected")
         return self._step_logprobs
 
     # -- a sampler that lost the weights -----------------------------------------------------------------------------------
@@ -142,8 +154,9 @@ class TeacherTrainer(ResumablePrompts, TrimmedPadding, WholeCheckpoints, GRPOTra
         if self.sync_threshold is not None and "sampling_per_token_logps" in output:
             ours = output.get("old_per_token_logps")
             if ours is None:
-                ours = self._all_logprobs()[:, self._padding_tokens() :]
+                ours = self._all_logprobs()
             self.check_sampler(ours, output["sampling_per_token_logps"], output["completion_mask"])
+        self._prompt_ids = []  # this step's samples are scored: later passes are not of them
         return output
 
     def check_sampler(self, ours: torch.Tensor, sampled: torch.Tensor, mask: torch.Tensor) -> None:
@@ -192,6 +205,17 @@ class TeacherTrainer(ResumablePrompts, TrimmedPadding, WholeCheckpoints, GRPOTra
                 f"{checkpoint}: has no `{REFERENCE_FOLDER}` folder; the moving reference model cannot be restored."
             )
         load_weights(self.ref_model, folder, self.accelerator)
+
+
+@contextlib.contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """While open, the model's dropout is off."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 def is_reference(model: Any) -> bool:

@@ -62,7 +62,7 @@ class Rewards:
         if self.scored + len(items) > self.room:
             raise KeyboardInterrupt
         self.scored += len(items)
-        return [ScoredRow(RewardParts(reward=float(len(item.body)))) for item in items]
+        return [ScoredRow(RewardParts(reward=float(len(item.written)))) for item in items]
 
     def close(self) -> None:
         pass

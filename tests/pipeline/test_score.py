@@ -1,5 +1,6 @@
 """`rlt score` and the plain TRL example, run as a person would."""
 
+import copy
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 from byte_models import byte_tokenizer, published, save, tiny_model
+from real_tokenizers import real_tokenizer
 
 from rlt.cli import main
 from rlt.config import ScoreConfig
@@ -29,11 +31,12 @@ COLUMNS = [
 def place(tmp_path_factory):
     """A folder with models, a format and rows of each kind."""
     folder = tmp_path_factory.mktemp("score")
-    tokenizer = byte_tokenizer(tags=FMT.tags.all())
+    tokenizer = copy.deepcopy(real_tokenizer("qwen25"))
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
     for name, seed in (("student", 0), ("second", 2), ("teacher", 1)):
-        save(folder / name, tiny_model(tokenizer, seed), tokenizer)
-    tokenizer.chat_template = "{% for m in messages %}{{ m['content'].split('<|end_of_thought|>')[-1] }}{% endfor %}"
-    save(folder / "drops", tiny_model(tokenizer, 3), tokenizer)
+        save(folder / name, tiny_model(tokenizer, seed, **small), tokenizer)
+    tokenizer.chat_template = "{% for m in messages if m['role'] != 'user' %}[{{ m['content'] }}]{% endfor %}"
+    save(folder / "drops", tiny_model(tokenizer, 3, **small), tokenizer)
     (folder / "format.yaml").write_text(json.dumps(FMT.model_dump(mode="json")))
     rows = [
         {"id": "a", "question": "What is 1?", "solution": "It is 5.", "explanation": "So 5 é."},

@@ -17,6 +17,7 @@ from rlt.reward.items import ScoreItem
 from rlt.reward.scoring import RewardEngine
 from rlt.reward.students import LocalModel
 from rlt.text.formats import load_format
+from rlt.training import teacher
 from rlt.training.teacher import TeacherTrainer
 from rlt.types import Problem
 
@@ -46,11 +47,35 @@ def test_training_computes_the_reward_that_scoring_computes(world, tmp_path, key
     assert_scored_alike(world, metrics, samples, RewardOptions(**keys), teacher=world["model"])
 
 
+@pytest.mark.parametrize("more", [{}, {"num_iterations": 2}])
+def test_a_completion_that_is_masked_because_it_was_cut_off_is_scored_like_any_other(world, tmp_path, more):
+    keys = {"score_temperature": 1.0}
+    trainer = {"mask_truncated_completions": True, "max_completion_length": 3, **more}
+    metrics, samples = train(world, tmp_path / "run", trainer, keep_samples=8, **keys)
+    assert not all(sample["closed"] for sample in samples)
+    assert_scored_alike(world, metrics, samples, RewardOptions(**keys), teacher=world["model"])
+
+
+@pytest.mark.parametrize("keys", [{}, {"estimator": "exact"}])
+def test_the_policys_own_pass_is_in_the_trainers_precision_and_batches(world, tmp_path, monkeypatch, keys):
+    # Under autocast the policy is another function than in float32: r_kl is of the one that is trained.
+    name = "hidden_states" if keys else "token_logprobs"
+    original, seen = getattr(teacher, name), []
+
+    def watched(*arguments, **options):
+        seen.append((torch.is_autocast_enabled("cpu"), options["batch_tokens"]))
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(teacher, name, watched)
+    train(world, tmp_path / "run", {"bf16": True}, batch_tokens=64, **keys)
+    assert seen == [(True, 64)]
+
+
 @pytest.mark.parametrize("correction", [{}, {"steps_per_generation": 2, "gradient_accumulation_steps": 1}])
 def test_with_lora_r_kl_is_of_the_policy_not_of_the_reference(world, tmp_path, correction):
     pytest.importorskip("peft")
     # An adapter that changes the model from the start, and that a learning rate of 0 keeps: its merged model is the teacher.
-    peft = {"r": 4, "lora_alpha": 64, "target_modules": "all-linear", "init_lora_weights": False}
+    peft = {"r": 4, "lora_alpha": 64, "target_modules": "all-linear", "init_lora_weights": False, "lora_dropout": 0.5}
     # Scored at the temperature of sampling, so that TRL's own log-probs of the policy are used where it has them.
     keys = {"score_temperature": 1.0}
     trainer = {"beta": 0.04, "learning_rate": 0.0, "per_device_train_batch_size": 4, **correction}

@@ -15,7 +15,7 @@ from tests.byte_models import byte_tokenizer
 FMT = load_format("words")
 TOKENIZER = word_tokenizer(["what", "five", "two", "and", "three"], FMT)
 PROBLEM = Problem(id="7", question="what", solution="five")
-BODY = FMT.thought_body("two and three")
+WRITTEN = FMT.as_written("two and three")
 
 
 def learned_words(tokenizer, text, span):
@@ -27,13 +27,13 @@ def learned_words(tokenizer, text, span):
 
 
 def test_a_teacher_learns_explanation_closing_tag_and_end():
-    text = render_teacher(FMT, TOKENIZER, PROBLEM, BODY)
+    text = render_teacher(FMT, TOKENIZER, PROBLEM, WRITTEN)
     words = learned_words(TOKENIZER, text, taught_to_teacher(FMT, text))
     assert words == ["two", "and", "three", "</explain>", "<end>"]
 
 
 def test_a_student_learns_its_whole_response():
-    text = render_student(FMT, TOKENIZER, PROBLEM, BODY)
+    text = render_student(FMT, TOKENIZER, PROBLEM, WRITTEN)
     assert learned_words(TOKENIZER, text, taught_to_student(FMT, text)) == [
         "<think>", "two", "and", "three", "</think>", "<answer>", "five", "</answer>", "<end>",
     ]  # fmt: skip
@@ -44,7 +44,7 @@ def test_the_end_of_a_turn_is_learned_where_it_is_not_the_eos_and_where_a_space_
         tags=FMT.tags.all(), template="{% for m in messages %}{{ m['content'] }} <|im_end|>\n{% endfor %}"
     )
     tokenizer.eos_token = "<|endoftext|>"
-    text = render_student(FMT, tokenizer, PROBLEM, BODY)
+    text = render_student(FMT, tokenizer, PROBLEM, WRITTEN)
     assert learned_words(tokenizer, text, taught_to_student(FMT, text))[-3:] == ["</answer>", "Ġ", "<|im_end|>"]
 
 
@@ -56,7 +56,7 @@ def test_a_template_after_which_no_model_could_stop_is_refused():
 
 def test_explanation_tokens_are_counted():
     (example,) = examples_of(
-        TOKENIZER, [render_student(FMT, TOKENIZER, PROBLEM, BODY)], [(0, 4)], turn_end(FMT, TOKENIZER)
+        TOKENIZER, [render_student(FMT, TOKENIZER, PROBLEM, WRITTEN)], [(0, 4)], turn_end(FMT, TOKENIZER)
     )
     assert example.explanation_tokens == 3
 

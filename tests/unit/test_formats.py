@@ -24,12 +24,8 @@ def template(text):
         ("{% for m in messages if m['role'] != 'user' %}[{{ m['content'] }}]{% endfor %}", "the user's message"),
         ("{% for m in messages %}[{{ m['content'] | upper }}]{% endfor %}", "the system's message"),
         ("{{ messages[0]['content'] }}{{ messages[1]['content'] }}", "the assistant's message"),
-        (
-            "{% for m in messages %}{{ m['content'].split('<|end_of_thought|>')[-1] }}{% endfor %}",
-            "the assistant's message",
-        ),
     ],
-    ids=["system", "question", "letters", "answer", "thought"],
+    ids=["system", "question", "letters", "answer"],
 )
 def test_a_template_that_loses_any_message_is_refused(text, words):
     with pytest.raises(ModelError, match="drops or rewrites " + words):
@@ -49,3 +45,12 @@ def test_a_format_without_system_prompts_needs_no_system_role():
     check_template(fmt, template(NO_SYSTEM))
     with pytest.raises(ModelError, match="the system's message"):
         render_student(fmt, template(NO_SYSTEM), Problem("0", "What?", "5", system="The row's own."), "So.")
+
+
+def test_a_template_that_drops_thoughts_is_given_the_response_to_the_letter():
+    drops = "{% for m in messages %}[{{ m['content'].split('<|end_of_thought|>')[-1] }}]{% endfor %}"
+    rendered = render_student(FMT, template(drops), Problem("0", "What?", "5"), "So.\n")
+    thought, solution = FMT.tags.thought, FMT.tags.solution
+    said = thought.open + "\n\nSo.\n" + thought.close + FMT.delimiter + solution.open + "5" + solution.close
+    assert rendered.text == f"[Think.][What?][{said}]"
+    assert [rendered.text[slice(*span)] for span in rendered.spans.values()] == ["So.\n", "5"]

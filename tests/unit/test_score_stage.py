@@ -32,11 +32,11 @@ class Letters:
         if len(self.calls) == self.stop_at:
             raise KeyboardInterrupt
         self.calls.append(len(items))
-        rows = [self.row(item.body.strip()) for item in items]
+        rows = [self.row(item.written.strip()) for item in items]
         for row in rows:
             if row.parts.error is None:
                 progress(1, 10)
-        bodies = [item.body.strip() for item in items]
+        bodies = [item.written.strip() for item in items]
         if self.lost_at in bodies:
             raise StudentLost("the server is gone", rows[: bodies.index(self.lost_at)])
         return rows
@@ -89,7 +89,7 @@ def run(tmp_path, monkeypatch):
 
 
 def rows_of(*texts):
-    return [{"question": f"q{i}", "solution": "s", "explanation": text, "id": i} for i, text in enumerate(texts)]
+    return [{"question": f"q{i}?", "solution": "s", "explanation": text, "id": i} for i, text in enumerate(texts)]
 
 
 # -- configuration -----------------------------------------------------------------------------------------------------

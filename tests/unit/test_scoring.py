@@ -1,6 +1,5 @@
 """The engine: agreement with the published way, invariance to batching, several students, errors, placebos."""
 
-import itertools
 import json
 import math
 import random
@@ -13,6 +12,8 @@ import torch
 from byte_models import CHATML, PLAIN, byte_tokenizer, published, tiny_model
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from plain_reward import plain_reward
+from real_tokenizers import real_tokenizer
 
 from rlt.config import AccuracyConfig, RewardOptions
 from rlt.errors import ConfigError, ScoringError, ServerError
@@ -73,15 +74,16 @@ def numbers(row):
     return {name: value for name, value in row.parts.to_row().items() if isinstance(value, float)}
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [{}, {"tags": FMT.tags.all()}, {"tags": FMT.tags.all(), "special_tags": True}, {"trim_offsets": True}],
-    ids=["tags in pieces", "tags as tokens", "tags as special tokens", "trimmed offsets"],
-)
-def test_every_column_agrees_with_the_published_way(kind):
-    tokenizer = byte_tokenizer(**kind)
-    student, teacher = local(tokenizer, 0), local(tokenizer, 1, "teacher", tie_word_embeddings=True)
-    rows = rows_of(18)
+@pytest.mark.parametrize("name", ["qwen25", "llama3"])
+def test_every_column_agrees_with_the_published_way(name):
+    # Its code knows tokenizers of Qwen and Llama only. Where another keeps the padding before an explanation apart from the
+    # tag, it counts as the explanation's there, and not here: no teacher has written it.
+    tokenizer = real_tokenizer(name)
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    student, teacher = (LocalModel(tiny_model(tokenizer, seed, **shape), tokenizer, name=str(seed)) for seed in (0, 1))
+    rows = [
+        row for row in rows_of(24) if not (row.get("completion") or row.get("explanation")).startswith(("\n", ",\n"))
+    ]
     scored = RewardEngine([student], FMT, RewardOptions(), teacher).score([item_of(row) for row in rows])
     for row, result in zip(rows, scored, strict=True):
         expected = published(FMT, tokenizer, student.model, teacher.model, row)
@@ -102,63 +104,13 @@ def test_tags_that_merge_with_their_neighbours_leave_those_tokens_out():
     assert scored.parts.explanation_tokens == len("So.")
 
 
-@given(text=st.text(max_size=40), solution=st.text(min_size=1, max_size=20), closed=st.booleans())
-@settings(max_examples=25)
-def test_any_unicode_text_is_scored_or_named(text, solution, closed):
-    # Blank solutions are refused before they get here, and the published search finds other blanks than theirs.
-    assume(solution.strip())
-    row = {"question": "What?", "solution": solution, "completion": text + CLOSE * closed}
-    (scored,) = ENGINE.score([item_of(row)])
-    assert scored.parts.error is None
-    expected = published(FMT, TAGS_AS_TOKENS, STUDENT.model, TEACHER.model, row)
-    assert numbers(scored) == pytest.approx({name: expected[name] for name in numbers(scored)}, abs=1e-3)
-
-
 # -- against one row at a time, all logits, spans by offsets -----------------------------------------------------------
-
-
-def inside(tokenizer, model, text, start, part):
-    """`(end, id, log-prob at 0.7)` of each token wholly inside `part`, which begins at `start`; first the part's edge."""
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-    with torch.no_grad():
-        table = (model(torch.tensor([ids])).logits[0].float() / 0.7).log_softmax(-1)
-    tokens = [
-        (b - start, ids[i], table[i - 1, ids[i]].item())
-        for i, (a, b) in enumerate(offsets)
-        if start <= a and b <= start + len(part)
-    ]
-    first = next((i for i, (a, _) in enumerate(offsets) if a >= start), len(ids))
-    return [(max(0, offsets[first - 1][1] - start), None, 0.0), *tokens]
-
-
-def stretches(theirs, ours):
-    """Differences of log-probs over each shortest stretch that ends at a token's end on both sides, by its tokens."""
-    edges = sorted({end for end, *_ in theirs} & {end for end, *_ in ours})
-    for low, high in itertools.pairwise(edges):
-        a, b = ([token for token in side[1:] if low < token[0] <= high] for side in (theirs, ours))
-        if [token[1] for token in a] == [token[1] for token in b]:
-            yield from (x[2] - y[2] for x, y in zip(a, b, strict=True))
-        else:
-            yield sum(token[2] for token in a) - sum(token[2] for token in b)
 
 
 def plain(tokenizer, item):
     """`(r_ss, r_kl)` under PLAIN_MODELS, or None for a term that has no token."""
-    student, teacher = PLAIN_MODELS[tokenizer]
-    tags, body, problem = FMT.tags, item.body, item.problem
-    opened = tags.solution.open + problem.solution + tags.solution.close + FMT.delimiter + tags.explanation.open
-    response = tags.thought.open + body + tags.thought.close + FMT.delimiter + tags.solution.open
-    chat = "<|im_start|>user\n" + problem.question + "<|im_end|>\n<|im_start|>assistant\n"
-    system = "<|im_start|>system\nTeach.<|im_end|>\n"
-    theirs = system + chat + opened + body + tags.explanation.close + "<|im_end|>\n"
-    ours = chat + response + problem.solution + tags.solution.close + "<|im_end|>\n"
-    t = inside(tokenizer, teacher, theirs, len(system + chat + opened), body)
-    s = inside(tokenizer, student, ours, len(chat + tags.thought.open), body)
-    solution = [token[2] for token in inside(tokenizer, student, ours, len(chat + response), problem.solution)[1:]]
-    kl = list(stretches(t, s))
-    r_ss = sum(solution) / len(solution) + 0.01 * min(solution) if solution else None
-    return r_ss, sum(kl) / len(kl) + 0.01 * max(kl) if kl else None
+    student, teacher = ((tokenizer, model) for model in PLAIN_MODELS[tokenizer])
+    return plain_reward(FMT, student, teacher, item.problem, item.written, item.closed)
 
 
 # What a byte-level BPE learns decides what merges: nothing, words, the tags' ends with their neighbours, bytes of letters.
@@ -181,7 +133,7 @@ TEXTS = st.lists(
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-@given(text=TEXTS | st.text(max_size=8), solution=TEXTS | st.text(max_size=8), closed=st.booleans())
+@given(text=TEXTS | st.text(max_size=40), solution=TEXTS | st.text(max_size=8), closed=st.booleans())
 @settings(max_examples=30)
 def test_any_text_under_any_byte_level_tokenizer_is_what_one_row_with_all_logits_gives(name, text, solution, closed):
     assume(solution)
@@ -231,7 +183,7 @@ def test_what_follows_the_solution_does_not_move_it():
     item = item_of(rows_of(1)[0])
     following = "{% if loop.last %} and more follows{% endif %}<|im_end|>"
     other = byte_tokenizer(tags=FMT.tags.all(), template=CHATML.replace("<|im_end|>", following))
-    (text,) = (render_student(FMT, t, item.problem, item.body).text for t in [other])
+    (text,) = (render_student(FMT, t, item.problem, item.written).text for t in [other])
     assert text.endswith("<|end_of_solution|> and more follows<|im_end|>\n")
     student = LocalModel(STUDENT.model, other, name="student")
     (one,), (two,) = (RewardEngine([s], FMT, RewardOptions()).score([item]) for s in (STUDENT, student))
@@ -285,8 +237,8 @@ def test_exact_kl_is_that_of_whole_distributions_at_every_token():
     from rlt.text.formats import render_student, render_teacher
     from rlt.text.tokens import tokenize
 
-    (ours,) = tokenize(TAGS_AS_TOKENS, [render_student(FMT, TAGS_AS_TOKENS, item.problem, item.body)])
-    (theirs,) = tokenize(TAGS_AS_TOKENS, [render_teacher(FMT, TAGS_AS_TOKENS, item.problem, item.body)])
+    (ours,) = tokenize(TAGS_AS_TOKENS, [render_student(FMT, TAGS_AS_TOKENS, item.problem, item.written)])
+    (theirs,) = tokenize(TAGS_AS_TOKENS, [render_teacher(FMT, TAGS_AS_TOKENS, item.problem, item.written)])
     with torch.no_grad():
         p, q = (
             m.model(torch.tensor([t.ids])).logits[0].log_softmax(-1)[[i - 1 for i in t.spans["explanation"]]]
@@ -374,7 +326,7 @@ def test_real_traces_are_scored_or_named():
         f"no {solution.close}": 5,
         f"no {thought.open}": 1,
     }
-    tokenizer = byte_tokenizer(text=[item.body for item in items[:20]], vocabulary=1500, tags=FMT.tags.all())
+    tokenizer = byte_tokenizer(text=[item.written for item in items[:20]], vocabulary=1500, tags=FMT.tags.all())
     shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     model = tiny_model(tokenizer, 0, max_position_embeddings=16384, **shape)  # the published context
     scored = RewardEngine([LocalModel(model, tokenizer, name="small")], FMT, RewardOptions()).score(items)
@@ -432,7 +384,7 @@ def test_a_served_request_that_fails_costs_its_row_alone():
 
 def test_a_server_that_is_gone_ends_the_scoring_with_the_rows_before():
     items = [item_of(row) for row in rows_of(4)]
-    items.insert(0, replace(items[0], body="long " * 3000))  # an error of its own, before
+    items.insert(0, replace(items[0], written="long " * 3000))  # an error of its own, before
     engine = RewardEngine([Remote(ServerError("gone"))], FMT, RewardOptions())
     with pytest.raises(StudentLost, match="gone") as caught:
         engine.score(items)
@@ -453,7 +405,7 @@ def test_lifts_are_differences_to_an_empty_and_to_the_next_questions_explanation
     r_ss, empty, other = (
         row.parts.r_ss
         for row in plain.score(
-            [items[0], replace(items[0], body=FMT.padding * 2), replace(items[0], body=items[2].body)]
+            [items[0], replace(items[0], written=FMT.padding), replace(items[0], written=items[2].written)]
         )
     )
     assert rows[0].lift_over_empty == pytest.approx(r_ss - empty, abs=1e-5)
@@ -463,13 +415,13 @@ def test_lifts_are_differences_to_an_empty_and_to_the_next_questions_explanation
 
 def test_a_placebo_is_the_next_that_can_be_read():
     items = [item_of(row) for row in rows_of(5)]
-    items[1] = replace(items[1], body="long " * 3000)
+    items[1] = replace(items[1], written="long " * 3000)
     rows = ENGINE.placebos(items, ENGINE.score(items), [0])
     assert rows[1].parts.r_ss is None  # so that the first row gets the third's
-    (third,) = RewardEngine([STUDENT], FMT, RewardOptions()).score([replace(items[0], body=items[2].body)])
+    (third,) = RewardEngine([STUDENT], FMT, RewardOptions()).score([replace(items[0], written=items[2].written)])
     assert rows[0].lift_over_shuffled == pytest.approx(rows[0].parts.r_ss - third.parts.r_ss, abs=1e-5)
     # The same where it is known only once they are tried, as in `rlt score`; where none can be read there is no lift.
-    bodies = {0: [items[1].body, items[2].body], 3: [items[1].body], 4: []}
+    bodies = {0: [items[1].written, items[2].written], 3: [items[1].written], 4: []}
     seen = []
     again = ENGINE.placebos(
         items,

@@ -45,7 +45,7 @@ def test_a_row_has_the_completion_to_the_letter_and_an_id_of_its_own():
 
 def test_what_fits_is_counted_to_the_token():
     made = row("a", 0, f"one\n\n{CLOSE}")
-    text = render_student(FORMAT, TOKENIZER, problem_of_row(made), FORMAT.thought_body("one")).text
+    text = render_student(FORMAT, TOKENIZER, problem_of_row(made), FORMAT.as_written("one")).text
     length = len(TOKENIZER.encode(text, add_special_tokens=False))
     assert Fits(FORMAT, [(TOKENIZER, length)]).reason(made) is None
     assert Fits(FORMAT, [(TOKENIZER, length - 1)]).reason(made) == "the student's text is longer than its context"

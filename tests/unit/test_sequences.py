@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from rlt.text.formats import Rendered
-from rlt.text.tokens import aligned, common_stretches, sampled_boundaries, token_span, tokenize
+from rlt.text.tokens import aligned, common_stretches, sampled_texts, token_span, tokenize
 
 COARSE, FINE = byte_tokenizer(vocabulary=420, split_words=False), byte_tokenizer(vocabulary=256)
 VISIBLE = bytes_to_unicode()
@@ -69,7 +69,7 @@ def test_sampled_tokens_keep_their_places_in_the_text(text, seed):
     bytewise = COARSE.convert_tokens_to_ids([VISIBLE[byte] for byte in text.encode()])
     pieces = [COARSE.encode(text, add_special_tokens=False), bytewise]
     chosen = seed.choice(pieces)
-    decoded, boundaries = sampled_boundaries(COARSE, chosen)
+    ((decoded, boundaries),) = sampled_texts(COARSE, [chosen])
     assert decoded == text
     assert (boundaries[0], boundaries[-1], len(boundaries)) == (0, len(text), len(chosen) + 1)
     assert boundaries == sorted(boundaries)
@@ -77,4 +77,4 @@ def test_sampled_tokens_keep_their_places_in_the_text(text, seed):
 
 def test_a_cut_off_character_is_one_replacement_character():
     ids = FINE.encode("a😀", add_special_tokens=False)[:-1]
-    assert sampled_boundaries(FINE, ids) == ("a�", [0, 1, 2, 2, 2])
+    assert sampled_texts(FINE, [ids]) == [("a�", [0, 1, 2, 2, 2])]

@@ -35,10 +35,8 @@ def sampled(text, canonical=True):
     return ids + TOKENIZER.encode(CLOSE) * closed + [TOKENIZER.eos_token_id] * closed
 
 
-def policy_rows(completions, padding):
-    return [
-        Row([*p, *c], [range(len(p) - padding, len(p) + len(c))]) for p, c in zip(PROMPT_IDS, completions, strict=True)
-    ]
+def policy_rows(completions):
+    return [Row([*p, *c], [range(len(p), len(p) + len(c))]) for p, c in zip(PROMPT_IDS, completions, strict=True)]
 
 
 def test_plain_trl_gets_r_ss_and_the_penalty():
@@ -55,15 +53,13 @@ def test_with_the_policys_side_it_is_what_rlt_score_gives(estimator):
     options = RewardOptions(estimator=estimator)
     reward = TeacherReward([STUDENT], TOKENIZER, FMT, options)
     completions = [sampled(text) for text in TEXTS]
-    padding = reward.padding_tokens(PROMPT_IDS[0])
-    assert padding == len(TOKENIZER.encode(FMT.padding, add_special_tokens=False))
-    rows = policy_rows(completions, padding)
+    rows = policy_rows(completions)
     if estimator == "exact":
         known = {"policy_hidden": hidden_states(POLICY, rows)}
         reward.policy_head = output_head(POLICY)
     else:
         known = {"policy_logprobs": token_logprobs(POLICY, rows, temperature=0.7)}
-    got = reward(PROMPTS, TEXTS, completions, **COLUMNS, prompt_ids=PROMPT_IDS, **known)
+    got = reward(PROMPTS, TEXTS, completions, **COLUMNS, **known)
     teacher = LocalModel(POLICY, TOKENIZER, name="teacher")
     items = [item_of_completion(FMT, p, text) for p, text in zip(PROBLEMS, TEXTS, strict=True)]
     expected = RewardEngine([STUDENT], FMT, options, teacher).score(items)
@@ -80,9 +76,11 @@ def test_tokens_that_were_sampled_are_not_tokenized_again():
     reward(PROMPTS[:1], [word + CLOSE], [letters], question=["What?"], solution=["5"], policy_logprobs=[known])
     (row,) = reward.last_rows
     item = item_of_completion(FMT, Problem("0", "What?", "5"), word + CLOSE)
-    rendered = render_student(FMT, TOKENIZER, item.problem, item.body)
+    rendered = render_student(FMT, TOKENIZER, item.problem, item.written)
     ids = TOKENIZER.encode(rendered.text, add_special_tokens=False)
-    at = ids.index(TOKENIZER.convert_tokens_to_ids(word), len(TOKENIZER.encode(rendered.text.partition(item.body)[0])))
+    at = ids.index(
+        TOKENIZER.convert_tokens_to_ids(word), len(TOKENIZER.encode(rendered.text[: rendered.spans["explanation"][0]]))
+    )
     (student,) = token_logprobs(STUDENT.model, [Row(ids, [range(at, at + 1)])], temperature=0.7)
     # One stretch: the student's single token against the sum over the letters that were sampled.
     assert row.parts.explanation_kl_mean == pytest.approx(known[: len(word)].sum().item() - student.item(), abs=1e-4)
@@ -91,7 +89,7 @@ def test_tokens_that_were_sampled_are_not_tokenized_again():
 
 def test_a_wrong_number_of_log_probs_is_refused():
     reward = TeacherReward([STUDENT], TOKENIZER, FMT)
-    with pytest.raises(ConfigError, match="padding_tokens"):
+    with pytest.raises(ConfigError, match="9 values for 1 sampled tokens"):
         reward(
             PROMPTS[:1], TEXTS[:1], [sampled("So")], question=["a"], solution=["b"], policy_logprobs=[torch.zeros(9)]
         )
