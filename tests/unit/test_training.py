@@ -9,7 +9,7 @@ from trl import GRPOConfig
 
 from rlt.config import BaseModelConfig, TrainConfig, WarmupConfig
 from rlt.data.rows import read_rows
-from rlt.errors import ConfigError
+from rlt.errors import ConfigError, RunError
 from rlt.training.arguments import check_saving, loading, sampling_context, supervised_arguments, trainer_arguments
 from rlt.training.loop import MetricsFile
 
@@ -145,3 +145,11 @@ def test_a_resumed_runs_files_read_as_if_it_had_never_been_cut(tmp_path):
         {"step": 1}, {"step": 2}, {"step": 3, "loss": 0.5},
     ]  # fmt: skip
     assert [row for _, row in read_rows(tmp_path / "samples.jsonl")] == [{"step": 0}, {"step": 1}]
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_written(tmp_path, loss):
+    state = SimpleNamespace(is_world_process_zero=True, global_step=7)
+    with pytest.raises(RunError, match=r"step 7: the loss is (nan|inf)"):
+        MetricsFile(tmp_path).on_log(None, state, None, logs={"loss": loss})
+    assert not (tmp_path / "metrics.jsonl").exists()
