@@ -207,6 +207,11 @@ def test_changed_data_is_refused_on_resume(model: str, with_engine: Any, tmp_pat
         evaluate.run(config(model, tmp_path / "e", benchmark=str(data), task="arithmetic"))
     data.write_text("".join(json.dumps({"question": q, "answer": ANSWERS[q]}) + "\n" for q in questions[5:10]))
     with_engine(Coin(1.0))
+    with pytest.raises(RunError, match=r"its input .*q\.jsonl was edited since"):
+        evaluate.run(config(model, tmp_path / "e", benchmark=str(data), task="arithmetic"))
+    # A dataset of the hub has no file to compare; its responses have.
+    state = json.loads((tmp_path / "e" / "stage.json").read_text())
+    (tmp_path / "e" / "stage.json").write_text(json.dumps({**state, "files": {}}))
     with pytest.raises(RunError, match="answers another prompt than the data gives now"):
         evaluate.run(config(model, tmp_path / "e", benchmark=str(data), task="arithmetic"))
 
