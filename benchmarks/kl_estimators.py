@@ -21,7 +21,6 @@ from rlt.config import RewardOptions
 from rlt.engines.base import Request, Sampling
 from rlt.engines.hf import LocalEngine
 from rlt.outputs import versions
-from rlt.reward.items import item_of_completion
 from rlt.reward.scoring import RewardEngine
 from rlt.text.formats import teacher_prompt
 
@@ -44,7 +43,7 @@ def main() -> None:
     prompt = teacher_prompt(fmt, teacher.tokenizer, problem)
     requests = [Request(str(i), prompt, seed=i) for i in range(arguments.samples)]
     written = LocalEngine.of(teacher.model, teacher.tokenizer).generate(requests, Sampling(32, temperature=1.0))
-    rows = [item_of_completion(fmt, problem, completion.text) for completion in written]
+    rows = [fmt.completed(problem, completion.text) for completion in written]
     table = {}
     for estimator in ("exact", "k1", "k3"):
         options = RewardOptions(estimator=estimator, score_temperature=1.0)

@@ -18,13 +18,12 @@ from rlt.config import RewardOptions
 from rlt.models.logprobs import Row
 from rlt.models.tiny import tiny_llama, word_tokenizer
 from rlt.reward.formula import reward_parts
-from rlt.reward.items import ScoreItem, item_of_explanation
 from rlt.reward.scoring import RewardEngine
 from rlt.reward.students import LocalModel
 from rlt.tasks import arithmetic
 from rlt.text.formats import Format, load_format, render_student, render_teacher
 from rlt.text.tokens import Tokenized, tokenize
-from rlt.types import Problem
+from rlt.types import Explanation, Problem
 
 VOCABULARY = 151_936  # Qwen2.5's
 
@@ -37,7 +36,7 @@ def token_logprobs(model: Any, text: Tokenized, temperature: float) -> torch.Ten
         return logits.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0].cpu()
 
 
-def score(engine: RewardEngine, items: Sequence[ScoreItem], published: bool = False) -> list[float]:
+def score(engine: RewardEngine, items: Sequence[Explanation], published: bool = False) -> list[float]:
     """The rewards of `items` with the engine's models and options, the plain way.
 
     `published`: the student rests on the CPU, is moved for each row, and memory caches are emptied after each.
@@ -48,8 +47,8 @@ def score(engine: RewardEngine, items: Sequence[ScoreItem], published: bool = Fa
     rewards = []
     for item in items:
         device = teacher.model.device
-        (ours,) = tokenize(student.tokenizer, [render_student(fmt, student.tokenizer, item.problem, item.written)])
-        (theirs,) = tokenize(teacher.tokenizer, [render_teacher(fmt, teacher.tokenizer, item.problem, item.written)])
+        (ours,) = tokenize(student.tokenizer, [render_student(fmt, student.tokenizer, item.problem, item.text)])
+        (theirs,) = tokenize(teacher.tokenizer, [render_teacher(fmt, teacher.tokenizer, item.problem, item.text)])
         if published:
             student.model.to(device)
         of_student = token_logprobs(student.model, ours, engine.temperature)
@@ -80,7 +79,9 @@ def engine_of(student: Any, teacher: Any, tokenizer: PreTrainedTokenizerFast, fm
     return RewardEngine(models[:1], fmt, RewardOptions(), models[1])
 
 
-def miniature(rows: int, seed: int = 0, steps: int = 5, experts: str = "noisy") -> tuple[RewardEngine, list[ScoreItem]]:
+def miniature(
+    rows: int, seed: int = 0, steps: int = 5, experts: str = "noisy"
+) -> tuple[RewardEngine, list[Explanation]]:
     """The quickstart's models (0.15M parameters), and problems of so many steps explained by its experts.
 
     5 steps by the noisy ones are rows of 40 tokens, as the quickstart's; 8 by the careful ones are 65.
@@ -89,13 +90,13 @@ def miniature(rows: int, seed: int = 0, steps: int = 5, experts: str = "noisy") 
     tokenizer = word_tokenizer(arithmetic.vocabulary(), fmt)
     rng = random.Random(seed)
     items = [
-        item_of_explanation(fmt, problem, arithmetic.explain(problem, experts, rng))
+        fmt.finished(problem, arithmetic.explain(problem, experts, rng))
         for problem in arithmetic.generate(rows, seed, {"steps": steps})
     ]
     return engine_of(tiny_llama(tokenizer, 0).eval(), tiny_llama(tokenizer, 1).eval(), tokenizer, fmt), items
 
 
-def large_vocabulary(rows: int, tokens: int, seed: int = 0) -> tuple[RewardEngine, list[ScoreItem]]:
+def large_vocabulary(rows: int, tokens: int, seed: int = 0) -> tuple[RewardEngine, list[Explanation]]:
     """Models of 100M parameters with a vocabulary of 151,936, and rows of about `tokens` tokens."""
     fmt = load_format("words")
     tokenizer = word_tokenizer([f"w{i}" for i in range(2000)], fmt)
@@ -110,7 +111,7 @@ def large_vocabulary(rows: int, tokens: int, seed: int = 0) -> tuple[RewardEngin
     return engine_of(*models, tokenizer, fmt), word_items(fmt, [tokens] * rows, seed)
 
 
-def qwen_7b(lengths: Sequence[int], device: str, seed: int = 0) -> tuple[RewardEngine, list[ScoreItem]]:
+def qwen_7b(lengths: Sequence[int], device: str, seed: int = 0) -> tuple[RewardEngine, list[Explanation]]:
     """Two random models of the shape of Qwen2.5-7B in bfloat16 on `device`, and explanations of these lengths."""
     fmt = load_format("words")
     tokenizer = word_tokenizer([f"w{i}" for i in range(2000)], fmt)
@@ -128,7 +129,7 @@ def qwen_7b(lengths: Sequence[int], device: str, seed: int = 0) -> tuple[RewardE
     return engine_of(*models, tokenizer, fmt), word_items(fmt, lengths, seed)
 
 
-def word_items(fmt: Format, lengths: Sequence[int], seed: int, solution: int = 60) -> list[ScoreItem]:
+def word_items(fmt: Format, lengths: Sequence[int], seed: int, solution: int = 60) -> list[Explanation]:
     """Explanations of these numbers of tokens, each with a question of 30 tokens and a solution of `solution`."""
     rng = random.Random(seed)
 
@@ -136,29 +137,29 @@ def word_items(fmt: Format, lengths: Sequence[int], seed: int, solution: int = 6
         return " ".join(f"w{rng.randrange(2000)}" for _ in range(count))
 
     return [
-        item_of_explanation(fmt, Problem(str(i), words(30), words(solution)), words(max(1, length - 100)))
+        fmt.finished(Problem(str(i), words(30), words(solution)), words(max(1, length - 100)))
         for i, length in enumerate(lengths)
     ]
 
 
-def texts_of(engine: RewardEngine, items: Sequence[ScoreItem]) -> list[tuple[Row, Row]]:
+def texts_of(engine: RewardEngine, items: Sequence[Explanation]) -> list[tuple[Row, Row]]:
     """For each row what the student and what the teacher reads, and the tokens whose log-probs are wanted of each."""
     student, teacher, fmt = engine.students[0], engine.teacher, engine.fmt
     assert teacher is not None
     pairs = []
     for item in items:
-        ours = tokenize(student.tokenizer, [render_student(fmt, student.tokenizer, item.problem, item.written)])[0]
-        theirs = tokenize(teacher.tokenizer, [render_teacher(fmt, teacher.tokenizer, item.problem, item.written)])[0]
+        ours = tokenize(student.tokenizer, [render_student(fmt, student.tokenizer, item.problem, item.text)])[0]
+        theirs = tokenize(teacher.tokenizer, [render_teacher(fmt, teacher.tokenizer, item.problem, item.text)])[0]
         pairs.append((Row(ours.ids, [*ours.spans.values()]), Row(theirs.ids, [*theirs.spans.values()])))
     return pairs
 
 
-def tokens_of(engine: RewardEngine, items: Sequence[ScoreItem]) -> list[int]:
+def tokens_of(engine: RewardEngine, items: Sequence[Explanation]) -> list[int]:
     """The number of tokens of each row's student text."""
     return [len(ours.ids) for ours, _ in texts_of(engine, items)]
 
 
-def spread(items: Sequence[ScoreItem], tokens: Sequence[int], count: int) -> list[ScoreItem]:
+def spread(items: Sequence[Explanation], tokens: Sequence[int], count: int) -> list[Explanation]:
     """`count` of the rows with the mean length of all, nearly: sorted by length, the middle one of each equal part."""
     order = sorted(range(len(items)), key=lambda i: tokens[i])
     return [items[order[(2 * part + 1) * len(items) // (2 * count)]] for part in range(count)]

@@ -15,12 +15,13 @@ from pydantic.fields import FieldInfo
 
 from rlt import __version__
 from rlt.allocator import keep_freed_memory
-from rlt.config import STAGES, Config, ReportConfig, parse_yaml, validate
+from rlt.config import MOVED, STAGES, Config, ReportConfig, ServeConfig, parse_yaml, validate
 from rlt.errors import ConfigError, guarded
 
 SUMMARIES = {
     "run": "do every stage of a recipe, in order; skips what is complete, goes on with what was cut off",
     "plan": "say what a recipe needs on given GPUs: memory, hours, money, disk",
+    "serve": "answer rewards over HTTP, for any trainer",
 } | {name: " ".join((config.__doc__ or "").split(". ")[0].split()).rstrip(".") for name, config in STAGES.items()}
 
 
@@ -38,6 +39,8 @@ def _dispatch(words: list[str]) -> int:
         print(f"rlt {__version__}")
         return 0
     command, rest = words[0], words[1:]
+    if command in MOVED and command not in SUMMARIES:
+        raise ConfigError(f"{MOVED[command]}.")
     if command not in SUMMARIES:
         near = difflib.get_close_matches(command, SUMMARIES, n=1)
         hint = f" Did you mean `rlt {near[0]}`?" if near else " See `rlt --help`."
@@ -52,6 +55,8 @@ def _dispatch(words: list[str]) -> int:
         return _run(rest)
     if command == "plan":
         return _plan(rest)
+    if command == "serve":
+        return _serve(rest)
     return _stage(command, rest)
 
 
@@ -77,6 +82,15 @@ def _plan(words: list[str]) -> int:
         raise ConfigError("usage: rlt plan RECIPE --gpu NAME --count N [--price-per-hour X] ...; see `rlt plan --help`")
     print(plan.run(names[0], flags))
     return 0
+
+
+def _serve(words: list[str]) -> int:
+    from rlt.serve.server import serve
+
+    names, flags = parse_flags(words)
+    if names:
+        raise ConfigError("usage: rlt serve --student DIR [--student DIR ...] [--teacher DIR] [--KEY VALUE ...]")
+    return serve(validate(ServeConfig, flags, "rlt serve"))
 
 
 def _stage(stage: str, words: list[str]) -> int:
@@ -128,7 +142,7 @@ def _compare(words: list[str]) -> int:
     names, flags = parse_flags(words)
     if len(names) != 2 or flags:
         raise ConfigError("usage: rlt evaluate compare FOLDER_A FOLDER_B (two outputs of `rlt evaluate`)")
-    from rlt.stages.evaluate import compare
+    from rlt.results.comparison import compare
 
     print(compare(Path(names[0]), Path(names[1])))
     return 0
@@ -224,6 +238,8 @@ def _help(command: str) -> str:
         from rlt.stages import plan
 
         return plan.HELP
+    if command == "serve":
+        return f"usage: rlt serve --student DIR [--KEY VALUE ...]\n\n{SUMMARIES['serve']}.\n\n" + _fields(ServeConfig)
     return (
         f"usage: rlt {command} --output PATH [--KEY VALUE ...]\n       rlt {command} RECIPE [--STEP.KEY VALUE ...]\n\n"
         f"{SUMMARIES[command]}.\n\n" + _fields(STAGES[command])

@@ -37,7 +37,7 @@ except ImportError:  # Windows: outputs are not locked there
 INCIDENTAL = frozenset({
     "output", "launch", "batch_tokens", "packing", "batch_size", "max_in_flight", "timeout", "retry_for", "url",
     "api_key_env", "student_api_key_env", "workers", "ray", "ray_workers", "student_placement", "grade_timeout",
-    "grade_workers",
+    "grade_workers", "allow_overlap",
     *(f"engine_options.{key}" for key in (
         "gpu_memory_utilization", "tensor_parallel_size", "pipeline_parallel_size", "max_num_seqs",
         "max_num_batched_tokens", "enforce_eager", "cpu_offload_gb")),

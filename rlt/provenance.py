@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from rlt.config import StageConfig
+from rlt.config import Config, StageConfig
 from rlt.errors import ConfigError
 from rlt.outputs import inputs_of, read_state
 from rlt.text.clock import VARIABLE, pin_date, pinned_date
@@ -40,12 +40,16 @@ def format_of(model: str) -> str | None:
     return None if name is None else str(name)
 
 
-def format_for(stage: str, config: StageConfig) -> str:
+def format_for(stage: str, config: Config) -> str:
     """The stage's format: the one given, else the one that its models were trained with, else DEFAULT_FORMAT.
 
     Raises ConfigError where those differ, except in the stages that teach a format (`warmup`, `distill`).
     """
-    models = [getattr(config, "model", None), getattr(config, "teacher", None), *getattr(config, "student", [])]
+    models = [
+        getattr(config, "model", None),
+        getattr(config, "teacher", None),
+        *(getattr(config, "student", None) or []),
+    ]
     trained = {model: name for model in models if isinstance(model, str) and (name := format_of(model)) is not None}
     given: str | None = getattr(config, "format", None)
     name = given or next(iter(trained.values()), DEFAULT_FORMAT)

@@ -25,7 +25,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BeforeValidator, Field
 
-from rlt.config import STAGES, Config, ReportConfig, StageConfig, parse_yaml, validate
+from rlt.config import MOVED, STAGES, Config, ReportConfig, StageConfig, parse_yaml, validate
 from rlt.errors import ConfigError
 from rlt.tasks import load_task
 
@@ -151,6 +151,8 @@ def build_recipe(values: dict[str, Any], where: str) -> Recipe:
     head_values.setdefault("name", Path(where).parent.name or "run")
     head: RecipeHead = validate(RecipeHead, head_values, where)
     for stage in head.defaults:
+        if stage in MOVED and stage not in STAGES:
+            raise ConfigError(f"{where}: `defaults.{stage}`: {MOVED[stage]}.")
         if stage not in STAGES:
             raise ConfigError(f"{where}: `defaults.{stage}`: there is no such stage; stages are {', '.join(STAGES)}.")
     expanded = _expand(values, head, where)
@@ -175,6 +177,8 @@ def _expand(values: Mapping[str, Any], head: RecipeHead, where: str) -> dict[str
         if not isinstance(raw, dict):
             raise ConfigError(f"{where}: step `{name}`: must be a mapping of keys, not {type(raw).__name__}.")
         stage = raw.get("stage", name)
+        if stage in MOVED and stage not in STAGES:
+            raise ConfigError(f"{where}: step `{name}`: {MOVED[stage]}.")
         if stage not in STAGES:
             near = difflib.get_close_matches(str(stage), STAGES, n=1)
             hint = f" (did you mean {near[0]}?)" if near else ""

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+JsonRow = dict[str, Any]
+"""One row of a file: column -> what JSON can hold."""
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -24,9 +27,61 @@ class Problem:
     explanation: str | None = None
     system: str | None = None
 
-    def to_row(self) -> dict[str, Any]:
+    def to_row(self) -> JsonRow:
         """This problem as a row of JSON, without the columns it does not have."""
         return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """One explanation of a problem, from the engine that wrote it to the student that learns from it.
+
+    `text` is what stands between the teacher's prompt and its closing tag, to the letter; `closed`: whether that tag was
+    written. `id` is unique in its file; `sample` counts the explanations of one problem. What follows is known of
+    explanations that an engine wrote: tokens, their log-prob in nats, the seed (None: none was used), why it stopped
+    (`stop`, `length`), who wrote it, and whether the server gave text without token ids (`text_only`).
+
+    Example: Explanation(Problem("3", "2+3?", "5"), "two and three", id="3/0", sample=0, completion_tokens=4, seed=1234)
+    """
+
+    problem: Problem
+    text: str
+    closed: bool = True
+    id: str = ""
+    sample: int = 0
+    finish_reason: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    logprob_sum: float | None = None
+    seed: int | None = None
+    engine: str | None = None
+    text_only: bool = False
+
+    def to_row(self, padding: str, tag: str) -> JsonRow:
+        """The row with every column of `rlt.data.explanations.COLUMNS`, for a format with this padding and closing tag.
+
+        `completion` is what the teacher wrote with its tag; `explanation` is that without the tag and the one padding
+        that belongs before it: a student's text is padding + explanation + padding.
+        """
+        problem = self.problem
+        return {
+            "id": self.id, "problem": problem.id, "sample": self.sample, "question": problem.question,
+            "solution": problem.solution, "answer": problem.answer, "system": problem.system,
+            "explanation": self.text.removesuffix(padding), "completion": self.text + (tag if self.closed else ""),
+            "closed": self.closed, "finish_reason": self.finish_reason, "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens, "logprob_sum": self.logprob_sum, "seed": self.seed,
+            "engine": self.engine, "text_only": self.text_only,
+        }  # fmt: skip
+
+    @classmethod
+    def from_row(cls, row: JsonRow, tag: str) -> Explanation:
+        """The explanation in a row that `to_row` made."""
+        problem = Problem(row["problem"], row["question"], row["solution"], row["answer"], system=row["system"])
+        return cls(
+            problem, row["completion"].removesuffix(tag) if row["closed"] else row["completion"], row["closed"],
+            row["id"], row["sample"], row["finish_reason"], row["prompt_tokens"], row["completion_tokens"],
+            row["logprob_sum"], row["seed"], row["engine"], row["text_only"],
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +105,6 @@ class RewardParts:
     explanation_tokens: int | None = None
     error: str | None = None
 
-    def to_row(self) -> dict[str, Any]:
+    def to_row(self) -> JsonRow:
         """Every column, `None` included."""
         return asdict(self)

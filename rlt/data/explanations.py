@@ -2,7 +2,7 @@
 
 While a shard's problems are being explained, its rows stand in an append-only journal under `state/`. When its last
 row is there, the shard is written whole, in the order of the data, and the journal is removed. A process can be killed
-between any two writes: what is visible is always valid, and a resumed run leaves the files of one never cut off.
+between any two writes: what is visible is always valid, and a resumed run leaves the files of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from rlt.data.problems import problem_of, text_of
 from rlt.data.rows import JsonlWriter, read_rows, write_rows, write_text
-from rlt.engines.base import Completion
-from rlt.text.formats import Format
-from rlt.types import Problem
+from rlt.errors import DataError
+from rlt.text.formats import Format, check_problem
+from rlt.types import Explanation, JsonRow
 
 if TYPE_CHECKING:
     import pyarrow
@@ -32,47 +34,52 @@ COLUMNS = {
 }  # fmt: skip
 
 
-def explanation_row(
-    fmt: Format, problem: Problem, sample: int, samples: int, completion: Completion, engine: str
-) -> dict[str, Any]:
-    """The row of one explanation, with all of `COLUMNS`.
+def explanation_of(
+    row: JsonRow, where: str, default_id: str, fmt: Format, columns: dict[str, str] | None = None
+) -> Explanation:
+    """The explanation in one row of any file: its `completion`, or else its `explanation`, which is finished text.
 
-    `completion` is what the teacher wrote, to the letter. `explanation` is that up to the closing tag, without the one
-    padding that belongs before the tag, where it is there: a student's text is padding + explanation + padding. `id` is
-    the problem's, with `/sample` behind it where a problem has several. `seed` is null where none was used. `engine`:
-    who wrote it, and for a server which model it served. `text_only`: the server gave no token ids.
+    Raises DataError, naming the row and the column, for a row without either, for an `explanation` that contains the
+    closing tag, and for whatever `problem_of` and `check_problem` refuse.
     """
-    text, closed = fmt.parse_completion(completion.text)
-    return {
-        "id": problem.id if samples == 1 else f"{problem.id}/{sample}", "problem": problem.id, "sample": sample,
-        "question": problem.question, "solution": problem.solution, "answer": problem.answer, "system": problem.system,
-        "explanation": text.removesuffix(fmt.padding), "completion": completion.text, "closed": closed,
-        "finish_reason": completion.finish_reason, "prompt_tokens": completion.prompt_tokens,
-        "completion_tokens": completion.completion_tokens, "logprob_sum": completion.logprob_sum, "seed": completion.seed,
-        "engine": engine, "text_only": completion.token_ids is None,
-    }  # fmt: skip
+    problem, tag = problem_of(row, where, default_id, columns), fmt.tags.explanation.close
+    check_problem(fmt, problem, where)
+    completion = text_of(row.get("completion"), where, "completion")
+    if completion is not None and COLUMNS.keys() <= row.keys():
+        return Explanation.from_row(row, tag)
+    if completion is not None:
+        return replace(fmt.completed(problem, completion), id=problem.id)
+    if problem.explanation is None:
+        raise DataError(f"{where}: has neither `explanation` nor `completion`. Give one of these columns.")
+    if tag in problem.explanation:
+        raise DataError(
+            f"{where}: column `explanation` contains the tag {tag}. Give the text before it, or name the column "
+            "`completion`."
+        )
+    return replace(fmt.finished(problem, problem.explanation), id=problem.id)
 
 
 class Shards:
-    """The explanations of one folder: `add` rows as they come, in any order; whole shards appear as they are complete.
+    """The explanations of one folder: `add` them in any order; whole shards appear as they are complete.
 
-    `problems` of them, numbered by their place in the data, have `samples` rows each, but for those `left_out`, which
-    have none.
+    `problems` of them, numbered by their place in the data, have `samples` rows each, except those `left_out`, which have
+    none.
     """
 
     def __init__(
         self,
         folder: Path,
-        state: Path,
+        fmt: Format,
         problems: int,
         samples: int,
-        file_format: str,
+        file_format: str = "jsonl",
         left_out: Collection[int] = frozenset(),
     ) -> None:
-        self.folder, self.state, self.problems, self.samples = Path(folder), Path(state), problems, samples
+        self.folder, self.state, self.problems, self.samples = folder, folder / "state", problems, samples
         self.left_out = left_out
         self.file_format = file_format
         self.per_shard = max(1, SHARD_ROWS // samples)
+        self._padding, self._tag = fmt.padding, fmt.tags.explanation.close
         self._open: dict[int, tuple[JsonlWriter, set[tuple[int, int]]]] = {}
 
     @property
@@ -102,19 +109,19 @@ class Shards:
             for position in self._positions(shard):
                 yield from ((position, sample) for sample in range(self.samples) if (position, sample) not in done)
 
-    def add(self, position: int, row: dict[str, Any]) -> None:
-        """Write one row. Raises DataError for a full disk; the rows before stay."""
+    def add(self, position: int, explanation: Explanation) -> None:
+        """Write one explanation of the problem at this position. Raises DataError for a full disk; the rows before stay."""
         shard = position // self.per_shard
         journal, done = self._journal(shard)
-        journal.write([{"position": position, "row": row}])
-        done.add((position, row["sample"]))
+        journal.write([{"position": position, "row": explanation.to_row(self._padding, self._tag)}])
+        done.add((position, explanation.sample))
         if len(done) == self._size(shard):
             self._seal(shard)
 
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """All rows of the complete shards, in the order of the data, never all at once."""
+    def explanations(self) -> Iterator[Explanation]:
+        """All explanations of the complete shards, in the order of the data, never all at once."""
         for shard in range(self.count):
-            yield from (row for _, row in read_rows(self.path(shard)))
+            yield from (Explanation.from_row(row, self._tag) for _, row in read_rows(self.path(shard)))
 
     def close(self) -> None:
         """Close the journals."""
@@ -145,7 +152,7 @@ class Shards:
     def _seal(self, shard: int) -> None:
         journal, _ = self._journal(shard)
         path = self._journal_path(shard)
-        rows: dict[tuple[int, int], dict[str, Any]] = {}
+        rows: dict[tuple[int, int], JsonRow] = {}
         for _, line in read_rows(path):
             rows.setdefault((line["position"], line["row"]["sample"]), line["row"])
         write_rows(
@@ -169,22 +176,22 @@ def schema(more: dict[str, str] | None = None) -> pyarrow.Schema:
     return pyarrow.schema([(name, kinds[kind]) for name, kind in {**COLUMNS, **(more or {})}.items()])
 
 
-def write_card(folder: Path, configs: dict[str, tuple[str, dict[str, str]]], text: str) -> None:
+def write_card(folder: Path, files: dict[str, str], text: str, more: dict[str, str] | None = None) -> None:
     """A README.md with which `datasets.load_dataset(folder)` opens the rows.
 
-    `configs`: name -> (pattern of its files, further columns); the first is the default.
+    `files`: name -> pattern of its files; the first is the default. `more`: further columns.
     """
     lines = ["---", "configs:"]
-    for number, (name, (pattern, _)) in enumerate(configs.items()):
+    for number, (name, pattern) in enumerate(files.items()):
         lines += [
             f"- config_name: {name}",
             f"  data_files: {json.dumps(pattern)}",
             *(["  default: true"] if not number else []),
         ]
     lines.append("dataset_info:")
-    for name, (_, more) in configs.items():
+    for name in files:
         lines += [f"- config_name: {name}", "  features:"]
-        for column, kind in {**COLUMNS, **more}.items():
+        for column, kind in {**COLUMNS, **(more or {})}.items():
             lines += [f"  - name: {column}", f"    dtype: {kind}"]
     lines += ["tags: [rlt, explanations]", "---", "", text]
-    write_text(Path(folder) / "README.md", "\n".join(lines))
+    write_text(folder / "README.md", "\n".join(lines))

@@ -7,14 +7,15 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import overload
 
 from rlt.config import DataConfig
 from rlt.data.rows import read_rows
 from rlt.errors import DataError
 from rlt.text.formats import Format, check_problem
-from rlt.types import Problem
+from rlt.types import JsonRow, Problem
 
 COLUMNS = ("id", "question", "solution", "answer", "explanation", "system")
 
@@ -29,7 +30,11 @@ class Problems(Sequence[Problem]):
     def __len__(self) -> int:
         return len(self._problems)
 
-    def __getitem__(self, index: Any) -> Any:
+    @overload
+    def __getitem__(self, index: int) -> Problem: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Problem, ...]: ...
+    def __getitem__(self, index: int | slice) -> Problem | tuple[Problem, ...]:
         return self._problems[index]
 
     def summary(self) -> str:
@@ -39,6 +44,17 @@ class Problems(Sequence[Problem]):
         reasons = Counter(line.partition(": ")[2] for line in self.dropped)
         listed = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
         return f"{len(self)} problems, {len(self.dropped)} rows dropped ({listed})"
+
+
+class Dropped(list[str]):
+    """Takes the place of a list of dropped rows, and keeps their number and the first."""
+
+    number = 0
+    first = "there are none"
+
+    def append(self, line: str) -> None:
+        self.first = line if self.number == 0 else self.first
+        self.number += 1
 
 
 def load_problems(data: DataConfig, fmt: Format | None = None, *, need: tuple[str, ...] = ()) -> Problems:
@@ -63,11 +79,12 @@ def load_problems(data: DataConfig, fmt: Format | None = None, *, need: tuple[st
 def iter_problems(
     data: DataConfig, fmt: Format | None = None, *, need: tuple[str, ...] = (), dropped: list[str] | None = None
 ) -> Iterator[Problem]:
-    """The problems of `data` one at a time, for files larger than memory; invalid rows as `load_problems` treats them."""
-    count = 0
-    for number, (where, row) in enumerate(rows_of(data)):
-        if number < data.skip:
-            continue
+    """The problems of `data` one at a time, for files larger than memory; invalid rows as `load_problems` treats them.
+
+    `data.skip` and `data.limit` both count rows of the file, so that two parts of one file never overlap.
+    """
+    stop = None if data.limit is None else data.skip + data.limit
+    for number, (where, row) in islice(enumerate(rows_of(data)), data.skip, stop):
         try:
             problem = problem_of(row, where, str(number), data.columns)
             for column in need:
@@ -82,15 +99,12 @@ def iter_problems(
                 dropped.append(str(error))
             continue
         yield problem
-        count += 1
-        if data.limit is not None and count >= data.limit:
-            return
 
 
 # -- one row ---------------------------------------------------------------------------------------------------------------
 
 
-def problem_of(row: dict[str, Any], where: str, default_id: str, columns: dict[str, str] | None = None) -> Problem:
+def problem_of(row: JsonRow, where: str, default_id: str, columns: dict[str, str] | None = None) -> Problem:
     """The problem in one row: by the mapping `columns` (ours -> the file's), else by the schema that the row has.
 
     Known without a mapping: question/solution (+ answer, explanation, system, id), Bespoke-Stratos (`system`,
@@ -110,29 +124,29 @@ def problem_of(row: dict[str, Any], where: str, default_id: str, columns: dict[s
     return Problem(**{column: text_of(value, where, column) for column, value in values.items()})  # type: ignore[arg-type]
 
 
-def text_of(value: Any, where: str, column: str) -> str | None:
-    """The text in a column, or None where there is none; raises DataError for a value that is no text, or not all of it."""
+def text_of(value: object, where: str, column: str) -> str | None:
+    """The text in a column, None where there is none; raises DataError for a value that is not text, or not all of it."""
     if value is None:
         return None
     if not isinstance(value, str):
-        raise DataError(f"{where}: column `{column}` is a {type(value).__name__}, not text. Mend or drop the row.")
+        raise DataError(f"{where}: column `{column}` is a {type(value).__name__}, not text. Fix or drop the row.")
     if half := re.search("[\ud800-\udfff]", value):
         raise DataError(
             f"{where}: column `{column}` has half a character (a lone surrogate, {half[0]!a}) at position "
-            f"{half.start()}. Mend or drop the row."
+            f"{half.start()}. Fix or drop the row."
         )
     return value
 
 
-def _columns(row: dict[str, Any]) -> str:
+def _columns(row: JsonRow) -> str:
     # A name may hold a lone surrogate too, which no terminal could show.
     return ", ".join(sorted(row)).encode("utf-8", "backslashreplace").decode()
 
 
-def _mapped(row: dict[str, Any], where: str, columns: dict[str, str]) -> dict[str, Any]:
+def _mapped(row: JsonRow, where: str, columns: dict[str, str]) -> JsonRow:
     unknown = [column for column in columns if column not in COLUMNS]
     if unknown:
-        raise DataError(f"`columns`: {unknown[0]!r} is no column of ours; those are {', '.join(COLUMNS)}.")
+        raise DataError(f"`columns`: unknown column {unknown[0]!r}; expected one of {', '.join(COLUMNS)}.")
     for ours, theirs in columns.items():
         if theirs not in row:
             raise DataError(f"{where}: column `{theirs}` (mapped to `{ours}`) is missing; the row has {_columns(row)}.")
@@ -140,7 +154,7 @@ def _mapped(row: dict[str, Any], where: str, columns: dict[str, str]) -> dict[st
     return {**rest, **{ours: row[theirs] for ours, theirs in columns.items()}}
 
 
-def _known_schema(row: dict[str, Any], where: str) -> dict[str, Any]:
+def _known_schema(row: JsonRow, where: str) -> JsonRow:
     if "conversations" in row and (row.get("question") is None or row.get("solution") is None):
         return _stratos(row, where)
     if "problem" in row and "question" not in row:
@@ -155,7 +169,7 @@ def _known_schema(row: dict[str, Any], where: str) -> dict[str, Any]:
     return {column: row[column] for column in COLUMNS if column in row}
 
 
-def _gsm8k(row: dict[str, Any]) -> dict[str, Any]:
+def _gsm8k(row: JsonRow) -> JsonRow:
     # The worked answer carries calculator marks (<<2+3=5>>), which are no part of what a person would write.
     steps, _, answer = row["answer"].rpartition("####")
     answer = answer.strip().replace(",", "")
@@ -170,9 +184,9 @@ _STRATOS = re.compile(
 )
 
 
-def _stratos(row: dict[str, Any], where: str) -> dict[str, Any]:
+def _stratos(row: JsonRow, where: str) -> JsonRow:
     turns = row["conversations"]
-    texts: dict[str, Any] = {}
+    texts: JsonRow = {}
     for turn in turns if isinstance(turns, list) else []:
         if isinstance(turn, dict):
             who = str(turn.get("from"))
@@ -195,7 +209,7 @@ def _stratos(row: dict[str, Any], where: str) -> dict[str, Any]:
 # -- where rows come from ----------------------------------------------------------------------------------------------------
 
 
-def rows_of(data: DataConfig) -> Iterable[tuple[str, dict[str, Any]]]:
+def rows_of(data: DataConfig) -> Iterable[tuple[str, JsonRow]]:
     """`(where, row)` of each row that `data` names: of a file, a folder or a hub dataset; raises DataError."""
     path = Path(data.path).expanduser()
     if path.exists() or path.suffix in (".jsonl", ".json", ".parquet") or data.path.startswith((".", "/", "~")):
@@ -204,7 +218,7 @@ def rows_of(data: DataConfig) -> Iterable[tuple[str, dict[str, Any]]]:
     return _hub_rows(data)
 
 
-def _hub_rows(data: DataConfig) -> Iterator[tuple[str, dict[str, Any]]]:
+def _hub_rows(data: DataConfig) -> Iterator[tuple[str, JsonRow]]:
     import datasets
 
     try:

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rlt.errors import DataError, RltError
+from rlt.types import JsonRow
 
 if TYPE_CHECKING:
     import pyarrow
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 ROW_FILES = (".jsonl", ".json", ".parquet")
 
 
-def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_rows(path: Path) -> Iterator[tuple[str, JsonRow]]:
     """`(where, row)` of each row of a file, or of the row files of a folder in order of name; never the whole file.
 
     `where` reads `train.jsonl line 12` or `train.parquet row 12`, counted from 1. Raises DataError for a missing file,
@@ -46,7 +47,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise DataError(f"{path}: unknown ending; rows are read from {', '.join(ROW_FILES)}.")
 
 
-def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _jsonl_rows(path: Path) -> Iterator[tuple[str, JsonRow]]:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
@@ -55,22 +56,22 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             try:
                 row = json.loads(line)
             except ValueError as error:
-                raise DataError(f"{where}: not JSON ({error}). Mend or remove the line.") from error
+                raise DataError(f"{where}: not JSON ({error}). Fix or remove the line.") from error
             yield where, _object(row, where)
 
 
-def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _json_rows(path: Path) -> Iterator[tuple[str, JsonRow]]:
     try:
         rows = json.loads(path.read_bytes())
     except ValueError as error:
         raise DataError(f"{path.name}: not JSON ({error}).") from error
     if not isinstance(rows, list):
-        raise DataError(f"{path.name}: a JSON file must hold a list of objects; use .jsonl for one object a line.")
+        raise DataError(f"{path.name}: a JSON file must hold a list of objects; use .jsonl for one object per line.")
     for number, row in enumerate(rows, 1):
         yield f"{path.name} row {number}", _object(row, f"{path.name} row {number}")
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _parquet_rows(path: Path) -> Iterator[tuple[str, JsonRow]]:
     import pyarrow
     import pyarrow.parquet
 
@@ -86,7 +87,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield f"{path.name} row {number}", row
 
 
-def _object(row: Any, where: str) -> dict[str, Any]:
+def _object(row: object, where: str) -> JsonRow:
     if not isinstance(row, dict):
         raise DataError(f"{where}: a row must be a JSON object, not {type(row).__name__}.")
     return row
@@ -123,7 +124,7 @@ class JsonlWriter:
         if end != size:
             self._file.truncate(end)
 
-    def write(self, rows: Iterable[dict[str, Any]]) -> None:
+    def write(self, rows: Iterable[JsonRow]) -> None:
         """Append the rows in one write, so that they arrive together or the file is cut back to before them."""
         data = b"".join(_line(row) for row in rows)
         position = self._file.seek(0, os.SEEK_END)
@@ -149,7 +150,7 @@ class JsonlWriter:
         self.close()
 
 
-def write_rows(path: Path, rows: Iterable[dict[str, Any]], schema: pyarrow.Schema | None = None) -> int:
+def write_rows(path: Path, rows: Iterable[JsonRow], schema: pyarrow.Schema | None = None) -> int:
     """The number of rows written to a JSONL or Parquet file, which replaces `path` only when it is complete.
 
     `schema` is for Parquet, whose rows are then written a thousand at a time; without one it follows from all rows.
@@ -176,14 +177,14 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]], schema: pyarrow.Schem
     return count
 
 
-def _line(row: dict[str, Any]) -> bytes:
+def _line(row: JsonRow) -> bytes:
     try:
         return json.dumps(row, ensure_ascii=False).encode() + b"\n"
     except UnicodeEncodeError:  # a lone surrogate, which JSON has only as an escape
         return json.dumps(row).encode() + b"\n"
 
 
-def _write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:
+def _write_jsonl(path: Path, rows: Iterable[JsonRow]) -> int:
     count = 0
     with path.open("wb") as file:
         for count, row in enumerate(rows, 1):  # noqa: B007
@@ -191,7 +192,7 @@ def _write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     return count
 
 
-def _write_parquet(path: Path, rows: Iterable[dict[str, Any]], schema: pyarrow.Schema | None) -> int:
+def _write_parquet(path: Path, rows: Iterable[JsonRow], schema: pyarrow.Schema | None) -> int:
     import pyarrow
     import pyarrow.parquet
 

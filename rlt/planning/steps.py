@@ -18,8 +18,8 @@ from rlt.config import (
     EvaluateConfig,
     ModelOptions,
     ProblemsConfig,
-    RankConfig,
     ScoreConfig,
+    SelectConfig,
     TrainConfig,
     WarmupConfig,
 )
@@ -288,19 +288,7 @@ class Planner:
         options = self.options
         completions = self.rows(config.data) * config.samples
         prompt = options.question_tokens + options.solution_tokens
-        planned = self._generate(step, config, completions, prompt, options.explanation_tokens, config.max_tokens)
-        if config.select != "reward":
-            return planned
-        models = [*config.student, *([config.model] if config.reward.kl_coef else [])]
-        gpus, memory, seconds, host, notes = self._scored(config, models, completions, config.max_tokens)
-        return replace(
-            planned,
-            gpus=max(gpus, planned.gpus),
-            moments=(*planned.moments, memory),
-            seconds={**planned.seconds, "scoring": seconds},
-            host=host,
-            notes=(*planned.notes, *notes),
-        )
+        return self._generate(step, config, completions, prompt, options.explanation_tokens, config.max_tokens)
 
     def _evaluate(self, step: Step, config: EvaluateConfig) -> StepPlan:
         names = [config.data] if config.data else config.benchmark
@@ -408,7 +396,7 @@ class Planner:
         )
 
     def _scored(
-        self, config: ScoreConfig | CollectConfig, names: list[str], rows: float, cap: float
+        self, config: ScoreConfig, names: list[str], rows: float, cap: float
     ) -> tuple[int, Memory, float, float, tuple[str, ...]]:
         """GPUs, memory of one, seconds, bytes of host memory and notes of one pass of each model over `rows` texts."""
         workers = min(config.ray_workers, self.options.count) if config.ray else 1
@@ -496,14 +484,23 @@ class Planner:
     def _made(self, step: Step) -> int:
         config: Any = step.config
         if isinstance(config, ProblemsConfig):
-            return config.count
+            return config.count or 1000
         if isinstance(config, CollectConfig):
-            return self.rows(config.data) * (config.samples if config.select == "all" else 1)
+            return self.rows(config.data) * config.samples
         if isinstance(config, ScoreConfig):
             return self.rows(_data(str(config.data)))
-        if isinstance(config, RankConfig):
-            return self.rows(config.data) // config.bands
+        if isinstance(config, SelectConfig):
+            rows = self.rows(config.data)
+            one_each = config.keep in ("random", "best")
+            return rows // (
+                config.bands if config.keep == "bands" else self._samples(config.data.path) if one_each else 1
+            )
         raise ConfigError(f"step `{step.name}` makes no rows.")
+
+    def _samples(self, path: str) -> int:
+        """Explanations of each problem in the output of a collect step; 1 for other data."""
+        step = self._step_of(path)
+        return step.config.samples if step is not None and isinstance(step.config, CollectConfig) else 1
 
     def _step_of(self, path: str) -> Step | None:
         inside = (step for output, step in self.steps.items() if path.startswith(output + "/"))

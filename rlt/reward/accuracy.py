@@ -15,16 +15,16 @@ from rlt.engines.base import Completion, Request, Sampling, request_seed
 from rlt.errors import ScoringError
 from rlt.tasks.grading import GraderPool
 from rlt.text.formats import Format, render_student
+from rlt.types import Explanation
 
 if TYPE_CHECKING:
-    from rlt.reward.items import ScoreItem
     from rlt.reward.students import Scorer
 
 
 def student_accuracy(
     student: Scorer,
     fmt: Format,
-    items: Sequence[ScoreItem],
+    items: Sequence[Explanation],
     config: AccuracyConfig,
     graders: GraderPool,
     seed: int = 0,
@@ -39,10 +39,10 @@ def student_accuracy(
     prompts = {}
     for i, item in enumerate(items):
         if i not in errors:
-            rendered = render_student(fmt, student.tokenizer, item.problem, item.written)
+            rendered = render_student(fmt, student.tokenizer, item.problem, item.text)
             prompts[i] = rendered.text[: rendered.spans["solution"][0]]
     requests = [
-        Request(f"{i}", prompt, request_seed(seed, items[i].problem.question, items[i].written, sample))
+        Request(f"{i}", prompt, request_seed(seed, items[i].problem.question, items[i].text, sample))
         for i, prompt in prompts.items()
         for sample in range(config.samples)
     ]
@@ -76,7 +76,7 @@ def student_accuracy(
     return [ScoringError(errors[i]) if i in errors else shares[i] for i in range(len(items))]
 
 
-def _answer_errors(items: Sequence[ScoreItem], graders: GraderPool) -> dict[int, str]:
+def _answer_errors(items: Sequence[Explanation], graders: GraderPool) -> dict[int, str]:
     errors = {
         i: "the accuracy reward needs the column `answer`"
         for i, item in enumerate(items)

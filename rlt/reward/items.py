@@ -1,16 +1,14 @@
-"""What is scored and what comes of it: an explanation with its problem, a model's tokens of it, its reward."""
+"""What scoring knows of an explanation: a model's tokens of it, and its reward."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
 from rlt.errors import ServerError
-from rlt.text.formats import Format
-from rlt.types import Problem, RewardParts
+from rlt.types import JsonRow, RewardParts
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,21 +23,6 @@ class Side:
     boundaries: list[int]
     logprobs: torch.Tensor | None = None
     hidden: torch.Tensor | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ScoreItem:
-    """One explanation to be scored.
-
-    `written` is what the teacher wrote behind its prompt, up to its closing tag; `closed` whether it wrote that tag.
-    `teacher` is the teacher's side where it is known already (in training: the sampled tokens and the policy's log-probs
-    of them); None lets the engine's teacher compute it.
-    """
-
-    problem: Problem
-    written: str
-    closed: bool = True
-    teacher: Side | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +47,9 @@ class ScoredRow:
         """A row that could not be scored, and why."""
         return cls(RewardParts(error=error))
 
-    def to_row(self) -> dict[str, Any]:
+    def to_row(self) -> JsonRow:
         """The columns of `rlt score`: every part, and the others where they were asked for."""
-        more: dict[str, Any] = {
+        more: JsonRow = {
             name: value
             for name in ("accuracy", "lift_over_empty", "lift_over_shuffled")
             if (value := getattr(self, name)) is not None
@@ -85,13 +68,3 @@ class StudentLost(ServerError):
     def __init__(self, message: str, rows: Sequence[ScoredRow] = ()) -> None:
         super().__init__(message)
         self.rows = list(rows)
-
-
-def item_of_explanation(fmt: Format, problem: Problem, explanation: str) -> ScoreItem:
-    """What is scored for a finished explanation: the text, and the padding before its closing tag."""
-    return ScoreItem(problem, fmt.as_written(explanation))
-
-
-def item_of_completion(fmt: Format, problem: Problem, completion: str) -> ScoreItem:
-    """What is scored for a teacher's raw completion: its text up to the closing tag, exactly as written."""
-    return ScoreItem(problem, *fmt.parse_completion(completion))

@@ -10,22 +10,21 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
 from rlt.config import AccuracyConfig, RewardOptions
 from rlt.errors import ConfigError, ModelError, RltError, ScoringError, ServerError
-from rlt.models.logprobs import Head, Progress, Row, exact_kl, is_sharded, project
+from rlt.models.logprobs import Head, Progress, Row, exact_kl, project
 from rlt.reward.accuracy import student_accuracy
 from rlt.reward.formula import divergence, reward_parts, stretch_sums
-from rlt.reward.items import ScoredRow, ScoreItem, Side, StudentLost
+from rlt.reward.items import ScoredRow, Side, StudentLost
 from rlt.reward.students import LocalModel, Scorer, check_estimator, close_students, same_tokens
 from rlt.tasks.grading import GraderPool
 from rlt.text.formats import Format, Rendered, render_student, render_teacher
 from rlt.text.tokens import Tokenized, aligned, tokenize
-from rlt.types import RewardParts
+from rlt.types import Explanation, RewardParts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,7 +36,7 @@ HELD_TOKENS = 65536
 class RewardEngine:
     """Scores explanations for `students` under `options`; `r_kl` where a teacher's side is known.
 
-    `teacher` computes that side; `teacher_tokenizer` is enough where items bring it along. Raises ConfigError for what
+    `teacher` computes that side; `teacher_tokenizer` is enough where `score` is given them. Raises ConfigError for what
     a student cannot do (a served one: temperature, `exact`), for `exact` between different tokenizers, and for two
     students of one name. `close` ends what it holds beside models: connections and graders.
     """
@@ -73,17 +72,24 @@ class RewardEngine:
     # -- the reward --------------------------------------------------------------------------------------------------
 
     def score(
-        self, items: Sequence[ScoreItem], *, teacher_head: Head | None = None, progress: Progress | None = None
+        self,
+        items: Sequence[Explanation],
+        sides: Sequence[Side | None] | None = None,
+        *,
+        teacher_head: Head | None = None,
+        progress: Progress | None = None,
     ) -> list[ScoredRow]:
-        """The reward of each item, in order; what cannot be scored has an `error` and no numbers.
+        """The reward of each explanation, in order; what cannot be scored has an `error` and no numbers.
 
-        A row's numbers do not depend on the rows beside it. `teacher_head`: the policy's output layer, for the exact KL
-        where items bring hidden states along. `progress` gets, for each model, numbers of rows and tokens read. Raises
-        StudentLost, with the rows before, where the server of a student answers no longer.
+        A row's numbers do not depend on the other rows. `sides`: the teacher's side of each explanation where it is known
+        already (in training: the sampled tokens and the policy's log-probs of them); the engine's teacher computes the
+        others. `teacher_head`: the policy's output layer, for the exact KL where sides have hidden states. `progress` gets,
+        for each model, numbers of rows and tokens read. Raises StudentLost, with the rows before, where the server of a
+        student does not answer any more.
         """
         errors: list[str | None] = [None] * len(items)
         prepared = [self._prepare(student, items, errors) for student in self.students]
-        teachers = self._prepare_teacher(items, errors)
+        teachers = self._prepare_teacher(items, sides or [None] * len(items), errors)
         live = [i for i in range(len(items)) if errors[i] is None]
         accuracy = self.options.accuracy
         with self.in_place():
@@ -107,7 +113,7 @@ class RewardEngine:
         return rows
 
     def _accuracies(
-        self, items: Sequence[ScoreItem], accuracy: AccuracyConfig | None
+        self, items: Sequence[Explanation], accuracy: AccuracyConfig | None
     ) -> list[list[float | ScoringError]]:
         if accuracy is None or not items:
             return []
@@ -121,16 +127,16 @@ class RewardEngine:
         if self._graders is not None:
             self._graders.close()
 
-    def _penalties(self, item: ScoreItem) -> list[RewardParts | RltError]:
+    def _penalties(self, item: Explanation) -> list[RewardParts | RltError]:
         penalty = self._penalty(item)
         return [RewardParts(reward=penalty, format_penalty=penalty) for _ in self.students]
 
-    def _penalty(self, item: ScoreItem) -> float:
+    def _penalty(self, item: Explanation) -> float:
         return 0.0 if item.closed else self.options.unclosed_penalty or 0.0
 
     def _score_sampled(
         self,
-        items: Sequence[ScoreItem],
+        items: Sequence[Explanation],
         prepared: list[list[Tokenized | None]],
         teachers: list[Tokenized | Side | None],
         live: list[int],
@@ -156,7 +162,7 @@ class RewardEngine:
 
     def _score_exactly(
         self,
-        items: Sequence[ScoreItem],
+        items: Sequence[Explanation],
         prepared: list[list[Tokenized | None]],
         teachers: list[Tokenized | Side | None],
         live: list[int],
@@ -198,10 +204,10 @@ class RewardEngine:
         return exact_kl(teacher_head, theirs.hidden[first], head, ours.hidden[second], self.temperature)
 
     def _parts(
-        self, item: ScoreItem, solution: torch.Tensor, kl: torch.Tensor | None, explanation_tokens: int
+        self, item: Explanation, solution: torch.Tensor, kl: torch.Tensor | None, explanation_tokens: int
     ) -> RewardParts | RltError:
         options, penalty = self.options, self._penalty(item)
-        if kl is not None and kl.numel() == 0 and item.written.removesuffix(self.fmt.padding):
+        if kl is not None and kl.numel() == 0 and item.text.removesuffix(self.fmt.padding):
             # Without tokens r_kl would be 0, its best value: right for an empty explanation only.
             return ScoringError(
                 "no token of the explanation can be compared with the teacher's; all of them merge with the tags"
@@ -241,62 +247,13 @@ class RewardEngine:
         each_right = dict(zip(names, right, strict=True)) if right else {}
         return ScoredRow(total, dict(zip(names, known, strict=True)), accuracy, each_right)
 
-    # -- placebos ----------------------------------------------------------------------------------------------------
-
-    def placebos(
-        self,
-        items: Sequence[ScoreItem],
-        scored: Sequence[ScoredRow],
-        chosen: Sequence[int] | None = None,
-        *,
-        others: Callable[[int], Iterator[str]] | None = None,
-        progress: Progress | None = None,
-    ) -> list[ScoredRow]:
-        """`scored` with `lift_over_empty` and `lift_over_shuffled` in the rows `chosen` (None: all) that have an `r_ss`.
-
-        The empty explanation is the paddings alone. The other question's is the first of `others(i)` (bodies) that the
-        students can read with the question of row i; None: those of the next of `items` (round the end) that have an `r_ss`
-        and another question. A lift is None where none of them can be read.
-        """
-        others = others or partial(_next_bodies, items, scored)
-        considered = range(len(items)) if chosen is None else chosen
-        wanted = [i for i in considered if scored[i].parts.r_ss is not None]
-        bodies = {i: others(i) for i in wanted}
-        asked = [(i, "empty", self.fmt.as_written("")) for i in wanted]
-        asked += [(i, "shuffled", body) for i in wanted if (body := next(bodies[i], None)) is not None]
-        # Without a teacher, and without sampling: r_ss is all that is compared.
-        plain = RewardEngine(self.students, self.fmt, self.options.model_copy(update={"accuracy": None}))
-        # Ranks that share a student ask together, so that each must ask equally often.
-        once = any(isinstance(student, LocalModel) and is_sharded(student.model) for student in self.students)
-        found: dict[tuple[int, str], float] = {}
-        while True:
-            try:
-                rows = plain.score(
-                    [replace(items[i], written=body, teacher=None) for i, _, body in asked], progress=progress
-                )
-            except StudentLost as error:
-                raise StudentLost(str(error)) from error  # its rows are no rows of ours
-            for (i, kind, _), row in zip(asked, rows, strict=True):
-                if row.parts.r_ss is not None:
-                    found[i, kind] = row.parts.r_ss
-            again = [i for i, kind, _ in asked if kind == "shuffled" and (i, kind) not in found]
-            asked = [(i, "shuffled", body) for i in again if (body := next(bodies[i], None)) is not None]
-            if once or not asked:
-                break
-        return [
-            replace(
-                row,
-                lift_over_empty=_lift(row.parts.r_ss, found.get((i, "empty"))),
-                lift_over_shuffled=_lift(row.parts.r_ss, found.get((i, "shuffled"))),
-            )
-            for i, row in enumerate(scored)
-        ]
-
     # -- texts -------------------------------------------------------------------------------------------------------
 
-    def _prepare(self, student: Scorer, items: Sequence[ScoreItem], errors: list[str | None]) -> list[Tokenized | None]:
-        def render(item: ScoreItem) -> Rendered:
-            return render_student(self.fmt, student.tokenizer, item.problem, item.written)
+    def _prepare(
+        self, student: Scorer, items: Sequence[Explanation], errors: list[str | None]
+    ) -> list[Tokenized | None]:
+        def render(item: Explanation) -> Rendered:
+            return render_student(self.fmt, student.tokenizer, item.problem, item.text)
 
         texts = self._tokenized(student, render, items, errors)
         for i, text in enumerate(texts):
@@ -306,15 +263,17 @@ class RewardEngine:
                 )
         return texts
 
-    def _prepare_teacher(self, items: Sequence[ScoreItem], errors: list[str | None]) -> list[Tokenized | Side | None]:
-        sides: list[Tokenized | Side | None] = [item.teacher for item in items]
+    def _prepare_teacher(
+        self, items: Sequence[Explanation], known: Sequence[Side | None], errors: list[str | None]
+    ) -> list[Tokenized | Side | None]:
+        sides: list[Tokenized | Side | None] = list(known)
         teacher = self.teacher
         missing = [i for i, side in enumerate(sides) if side is None]
         if teacher is None or not missing:
             return sides
 
-        def render(item: ScoreItem) -> Rendered:
-            return render_teacher(self.fmt, teacher.tokenizer, item.problem, item.written, item.closed)
+        def render(item: Explanation) -> Rendered:
+            return render_teacher(self.fmt, teacher.tokenizer, item.problem, item.text, item.closed)
 
         some_errors = [errors[i] for i in missing]
         texts = self._tokenized(teacher, render, [items[i] for i in missing], some_errors)
@@ -325,8 +284,8 @@ class RewardEngine:
     def _tokenized(
         self,
         scorer: Scorer,
-        render: Callable[[ScoreItem], Rendered],
-        items: Sequence[ScoreItem],
+        render: Callable[[Explanation], Rendered],
+        items: Sequence[Explanation],
         errors: list[str | None],
     ) -> list[Tokenized | None]:
         texts: list[Tokenized | None] = [None] * len(items)
@@ -467,13 +426,3 @@ def _groups(live: list[int], lengths: list[int]) -> Iterator[list[int]]:
         used += length
     if group:
         yield group
-
-
-def _next_bodies(items: Sequence[ScoreItem], scored: Sequence[ScoredRow], i: int) -> Iterator[str]:
-    for j in (*range(i + 1, len(items)), *range(i)):
-        if scored[j].parts.r_ss is not None and items[j].problem.question != items[i].problem.question:
-            yield items[j].written
-
-
-def _lift(value: float | None, placebo: float | None) -> float | None:
-    return None if value is None or placebo is None else value - placebo

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from itertools import takewhile
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,12 +17,13 @@ import torch.distributed as dist
 
 from rlt.config import ModelOptions, RewardOptions, StudentOptions
 from rlt.errors import ConfigError, DataError, ScoringError
-from rlt.reward.items import ScoredRow, ScoreItem, Side
+from rlt.reward.items import ScoredRow, Side
+from rlt.reward.placebos import next_text, with_placebos
+from rlt.reward.sampled import sampled_explanations
 from rlt.reward.scoring import RewardEngine
 from rlt.reward.students import Scorer, load_students, open_students
 from rlt.text.formats import Format, load_format, teacher_prompt
-from rlt.text.tokens import sampled_texts
-from rlt.types import Problem
+from rlt.types import Explanation, Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -109,18 +109,31 @@ class TeacherReward:
             raise ConfigError("the estimator `exact` needs `policy_hidden`; log-probs are not enough.")
         count = len(completion_ids)
         known = policy_hidden if self.engine.estimator == "exact" else policy_logprobs
-        items: dict[int, ScoreItem] = {}
+        items: dict[int, Explanation] = {}
+        sides: list[Side | None] = []
         rows: list[ScoredRow | None] = [None] * count
-        for i, sampled in enumerate(self._sampled(completion_ids)):
-            problem = Problem(
-                id=str(i), question=question[i], solution=solution[i], answer=answer[i] if answer else None,
-                system=system[i] if system else None,
-            )  # fmt: skip
-            if isinstance(sampled, ScoringError):
-                rows[i] = ScoredRow.failed(str(sampled))
+        for i, ids in enumerate(completion_ids):
+            if known is not None and len(known[i]) != len(ids):
+                raise ConfigError(
+                    f"TeacherReward: {len(known[i])} values for {len(ids)} sampled tokens; give one for each of "
+                    "`completion_ids`."
+                )
+        problems = [
+            Problem(
+                str(i), question[i], solution[i], answer[i] if answer else None, system=system[i] if system else None
+            )
+            for i in range(count)
+        ]
+        sampled = sampled_explanations(
+            self.fmt, self.tokenizer, problems, completion_ids, known or [None] * count, self._ends
+        )
+        for i, one in enumerate(sampled):
+            if isinstance(one, ScoringError):
+                rows[i] = ScoredRow.failed(str(one))
             else:
-                items[i] = self._item(problem, *sampled, known[i] if known else None, len(completion_ids[i]))
-        scored = self.engine.score(list(items.values()), teacher_head=self.policy_head)
+                items[i] = one[0]
+                sides.append(one[1])
+        scored = self.engine.score(list(items.values()), sides, teacher_head=self.policy_head)
         scored = self._with_placebos(list(items.values()), scored)
         for i, row in zip(items, scored, strict=True):
             rows[i] = row
@@ -136,7 +149,7 @@ class TeacherReward:
         """Close the connections to served students, and end the graders' processes."""
         self.engine.close()
 
-    def metrics(self, prompts: Sequence[Any], items: dict[int, ScoreItem]) -> dict[str, float]:
+    def metrics(self, prompts: Sequence[Any], items: dict[int, Explanation]) -> dict[str, float]:
         """Means of the last call's parts, their spread inside groups of one prompt, and shares of what went wrong.
 
         On the sample with placebos: the lifts, and `r_ss_empty` and `r_ss_shuffled`, which the placebos earn.
@@ -168,42 +181,13 @@ class TeacherReward:
 
     # -- helpers -----------------------------------------------------------------------------------------------------
 
-    def _sampled(
-        self, completion_ids: Sequence[Sequence[int]]
-    ) -> Iterator[ScoringError | tuple[list[int], str, list[int]]]:
-        """For each completion its ids up to the token that ended it, their text, and the positions around each."""
-        ended = [list(takewhile(lambda token: token not in self._ends, ids)) for ids in completion_ids]
-        for ids, sampled in zip(ended, sampled_texts(self.tokenizer, ended), strict=True):
-            yield sampled if isinstance(sampled, ScoringError) else (ids, *sampled)
-
-    def _item(
-        self, problem: Problem, ids: list[int], text: str, boundaries: list[int], known: torch.Tensor | None, count: int
-    ) -> ScoreItem:
-        written, closed = self.fmt.parse_completion(text)
-        if known is None:
-            return ScoreItem(problem, written, closed)
-        if len(known) != count:
-            raise ConfigError(
-                f"TeacherReward: {len(known)} values for {count} sampled tokens; give one for each of `completion_ids`."
-            )
-        inside = sum(end <= len(written) for end in boundaries[1:])
-        exact = self.engine.estimator == "exact"
-        known = known[:inside]
-        side = Side(
-            ids[:inside],
-            boundaries[: inside + 1],
-            None if exact else known.float().cpu(),
-            known if exact else None,
-        )
-        return ScoreItem(problem, written, closed, side)
-
-    def _with_placebos(self, items: list[ScoreItem], scored: list[ScoredRow]) -> list[ScoredRow]:
+    def _with_placebos(self, items: list[Explanation], scored: list[ScoredRow]) -> list[ScoredRow]:
         if self.placebos == 0:
             return scored
         # Also without any item: a student that is sharded over ranks is asked by all of them or by none.
         count = min(self.placebos, len(items))
         chosen = sorted({i * len(items) // count for i in range(count)})  # spread over the questions of the batch
-        return self.engine.placebos(items, scored, chosen)
+        return with_placebos(self.engine, items, scored, {i: next_text(items, scored, i) for i in chosen})
 
     def _spread(self, prompts: Sequence[Any], name: str) -> float | None:
         groups: dict[str, list[float]] = defaultdict(list)
@@ -214,14 +198,14 @@ class TeacherReward:
         spreads = [statistics.stdev(values) for values in groups.values() if len(values) > 1]
         return statistics.fmean(spreads) if spreads else None
 
-    def _samples(self, items: dict[int, ScoreItem]) -> list[dict[str, Any]]:
+    def _samples(self, items: dict[int, Explanation]) -> list[dict[str, Any]]:
         count = min(self.keep_samples, len(items))
         chosen = list(items)[:: max(1, len(items) // count)][:count] if count else []
         return [
             {
                 "question": items[i].problem.question,
                 "solution": items[i].problem.solution,
-                "explanation": items[i].written,
+                "explanation": items[i].text,
                 "closed": items[i].closed,
                 **self.last_rows[i].to_row(),
             }

@@ -8,11 +8,12 @@ from rlt.config import DataConfig, DistillConfig
 from rlt.data.problems import Problems, load_problems
 from rlt.errors import DataError
 from rlt.outputs import Result, begin, complete_before
-from rlt.text.formats import render_student
+from rlt.text.formats import Rendered, render_student
 from rlt.training.arguments import supervised_arguments
 from rlt.training.cards import finish_model
-from rlt.training.examples import Example, Text, examples_of, fit, read_text, taught_to_student
+from rlt.training.examples import Example, Text, examples_of, fit, read_text, render_each, taught_to_student
 from rlt.training.loop import train_supervised
+from rlt.types import Explanation
 
 # Published student SFT (SkyThought 4bb8f3e, which RLT's README names): learning rate 1e-5, cosine after 10% warm-up,
 # 3 epochs, global batch 96. The batch is the recipe's: it depends on the number of devices.
@@ -41,13 +42,18 @@ def _fitting(
     config: DistillConfig, text: Text, problems: Problems, data: DataConfig
 ) -> tuple[list[Example], list[str]]:
     fmt = text.fmt
-    rendered = [render_student(fmt, text.tokenizer, p, fmt.as_written(p.explanation or "")) for p in problems]
+
+    def render(explanation: Explanation) -> Rendered:
+        return render_student(fmt, text.tokenizer, explanation.problem, explanation.text)
+
+    kept, rendered, rewritten = render_each(problems, fmt, render, data)
     examples = examples_of(text.tokenizer, rendered, [taught_to_student(fmt, r) for r in rendered], text.turn_end)
-    return fit(problems, examples, config.max_length or text.context, data)
+    fitting, dropped = fit(kept, examples, config.max_length or text.context, data)
+    return fitting, rewritten + dropped
 
 
 def _budget(config: DistillConfig, text: Text) -> int | None:
-    """Tokens of explanations to use: those of the rows of another step's data that its student would learn from, too."""
+    """Tokens of explanations to use: a number, or those of another step's data, of the rows that fit there."""
     wanted = config.token_budget
     if wanted is None or isinstance(wanted, int):
         return wanted

@@ -1,7 +1,7 @@
 """Evaluation: a model's responses to benchmarks, all of them kept, their grades, and statistics with intervals.
 
-`responses.jsonl` has one row a sample, written as it is finished; the verdicts are put in when all are there. Killed at
-any point, the same command asks for what is missing. Questions of a private benchmark (GPQA) are in no file: rows have
+`responses.jsonl` has one row per sample, written as it is finished; verdicts are added when all are there. After an
+interruption the same command asks for what is missing. Questions of a private benchmark (GPQA) are in no file: rows have
 their hash, and the response.
 """
 
@@ -10,17 +10,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from statistics import fmean
+from typing import TYPE_CHECKING, NamedTuple
 
 from tqdm.auto import tqdm
 
 from rlt.config import EvaluateConfig
+from rlt.data.overlap import refuse, shared, training_data
 from rlt.data.rows import JsonlWriter, read_rows, write_rows, write_text
-from rlt.engines.base import Completion, Request, Sampling, request_seed
+from rlt.engines.base import Completion, Engine, Request, Sampling, request_seed
 from rlt.engines.build import build_engine
 from rlt.errors import ConfigError, DataError, RltError, RunError
 from rlt.models.loading import context_length, load_config, load_tokenizer
@@ -28,31 +30,43 @@ from rlt.outputs import Result, StageFolder, begin, read_state
 from rlt.results import intervals
 from rlt.results.tables import text_table
 from rlt.tasks import load_task
-from rlt.tasks.benchmarks import Benchmark, Question, fingerprint, load_benchmark, load_questions
+from rlt.tasks.benchmarks import (
+    Benchmark,
+    Question,
+    fingerprint,
+    load_benchmark,
+    load_questions,
+)
 from rlt.tasks.grading import GraderPool
 from rlt.text.formats import Format, check_template, load_format, student_prompt
-from rlt.types import Problem
+from rlt.types import JsonRow, Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+
+UNREADABLE = 0.95  # share of responses without a readable answer above which the format is questioned
+
+
+class Preset(NamedTuple):
+    """How benchmarks are asked."""
+
+    samples: int
+    temperature: float
+    top_p: float
+    max_tokens: int
+
+
 # `paper`: SkyThought's defaults at the commit with which RLT was evaluated (PAPER: greedy, 32,768 tokens, one sample).
-PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {"samples": 1, "temperature": 0.0, "top_p": 1.0, "max_tokens": 32768},
-    "robust": {"samples": 8, "temperature": 0.6, "top_p": 0.95, "max_tokens": 32768},
-}
+PRESETS = {"paper": Preset(1, 0.0, 1.0, 32768), "robust": Preset(8, 0.6, 0.95, 32768)}
 RESPONSES, RESULTS = "responses.jsonl", "results.json"
 
-Rows = dict[str, dict[str, Any]]
+Rows = dict[str, JsonRow]
 """Key `benchmark/question/sample` -> row of responses.jsonl."""
 
 
 def run(config: EvaluateConfig) -> Result:
-    """The folder with `responses.jsonl` and `results.json`; metrics: `benchmarks` (name -> numbers) and the sampling.
-
-    Each benchmark's numbers have `pass@1`, `standard_error`, `interval`, `questions`, `samples` and what `_numbers`
-    lists.
-    """
+    """The folder with `responses.jsonl` and `results.json`; metrics: `benchmarks` (name -> `numbers`) and the sampling."""
     folder = begin("evaluate", config)
     if folder.result:
         if not _quiet():
@@ -71,7 +85,7 @@ def run(config: EvaluateConfig) -> Result:
         raise
     if engine is not None:
         with closing(engine):
-            _generate(asked, rows, engine.generate, folder.path / RESPONSES)
+            _generate(asked, rows, engine, folder.path / RESPONSES)
     done = _grade(config, asked, {key: row for key, row in rows.items() if row is not None})
     write_rows(folder.path / RESPONSES, done.values())
     metrics = _metrics(config, asked, done)
@@ -119,8 +133,10 @@ class _Asked:
 
 def _prepare(config: EvaluateConfig) -> _Asked:
     fmt, keep_system = _with_system_prompt(load_format(config.format), config.system_prompt)
+    sampling, samples, strict = _sampling(config)
     loaded = _load(config)
     _check_answers(config, loaded)
+    _check_overlap(config, loaded)
     # A server says itself how long its context is; see `run`.
     local = config.engine != "openai"
     context = context_length(load_config(config.model, config.trust_remote_code)) if local else None
@@ -131,7 +147,6 @@ def _prepare(config: EvaluateConfig) -> _Asked:
         prompts = [_prompt(config, fmt, tokenizer, benchmark, question, keep_system) for question in questions]
         ids = tokenizer(prompts, add_special_tokens=False, verbose=False)["input_ids"]
         sets.append(_Set(benchmark, questions, prompts, [len(row) for row in ids]))
-    sampling, samples, strict = _sampling(config)
     asked = _Asked(sets, fmt, sampling, samples, strict, config.seed)
     _check_context(asked, context, config)
     return asked
@@ -171,8 +186,21 @@ def _check_answers(config: EvaluateConfig, loaded: Sequence[tuple[Benchmark, lis
             if reason is not None:
                 raise DataError(
                     f"{question.where}: column `answer`: {reason}, so no response could be graded ({benchmark.task}). "
-                    "Mend or remove the row, or choose another `task`."
+                    "Fix or remove the row, or choose another `task`."
                 )
+
+
+def _check_overlap(config: EvaluateConfig, loaded: Sequence[tuple[Benchmark, list[Question]]]) -> None:
+    """Raise DataError where the model was trained on questions of a file; of a public benchmark, say how many."""
+    trained = list(training_data(config.model, lambda path: (read_state(Path(path)) or {}).get("config")))
+    for benchmark, questions in loaded:
+        for data in [] if config.allow_overlap else trained:
+            both = shared(data, ((question.where, question.question) for question in questions))
+            if benchmark.hub is None and benchmark.generate is None:
+                refuse(both, benchmark.title, data)
+            elif both:
+                share = f"{len(both)} of {len(questions)} questions of {benchmark.name}"
+                print(f"evaluate: {share} are in the training data {data.path}", flush=True)
 
 
 def _prompt(
@@ -184,19 +212,23 @@ def _prompt(
     keep_system: bool,
 ) -> str:
     text = benchmark.instructed(question.question) if config.instruction == "benchmark" else question.question
-    system = question.system if keep_system else None
-    return student_prompt(fmt, tokenizer, Problem(question.id, text, solution="", system=system))
+    problem = Problem(question.id, text, solution="", system=question.system if keep_system else None)
+    return student_prompt(fmt, tokenizer, problem)
 
 
 def _sampling(config: EvaluateConfig) -> tuple[Sampling, int, bool]:
     """How, how often, and whether every response must have room for all its tokens (`max_tokens` was given)."""
-    samples = config.samples or (PRESETS[config.preset]["samples"] if config.preset else 1)
-    preset = PRESETS[config.preset or ("paper" if samples == 1 else "robust")]
-    chosen = {
-        key: preset[key] if (value := getattr(config, key)) is None else value
-        for key in ("temperature", "top_p", "max_tokens")
-    }
-    return Sampling(**chosen, top_k=config.top_k), samples, config.max_tokens is not None
+    preset = PRESETS[config.preset or "paper"]
+    samples = preset.samples if config.samples is None else config.samples
+    temperature = preset.temperature if config.temperature is None else config.temperature
+    if samples > 1 and temperature == 0:
+        raise ConfigError(
+            f"`samples: {samples}` at temperature 0 would be the same response {samples} times. Give a `temperature` above 0 "
+            "(and the `top_p` you want), or one sample."
+        )
+    top_p = preset.top_p if config.top_p is None else config.top_p
+    sampling = Sampling(config.max_tokens or preset.max_tokens, temperature, top_p, config.top_k)
+    return sampling, samples, config.max_tokens is not None
 
 
 def _check_context(asked: _Asked, context: int | None, config: EvaluateConfig) -> None:
@@ -225,9 +257,9 @@ def _check_context(asked: _Asked, context: int | None, config: EvaluateConfig) -
 # -- responses ---------------------------------------------------------------------------------------------------------
 
 
-def _written(folder: StageFolder, asked: _Asked) -> dict[str, dict[str, Any] | None]:
+def _written(folder: StageFolder, asked: _Asked) -> dict[str, JsonRow | None]:
     """Every key in order with the row that is there already, or None. Raises RunError where prompts have changed."""
-    rows: dict[str, dict[str, Any] | None] = {key: None for key, *_ in asked.each()}
+    rows: dict[str, JsonRow | None] = {key: None for key, *_ in asked.each()}
     path = folder.path / RESPONSES
     if not folder.resumed or not path.exists():
         return rows
@@ -243,7 +275,7 @@ def _written(folder: StageFolder, asked: _Asked) -> dict[str, dict[str, Any] | N
     return rows
 
 
-def _generate(asked: _Asked, rows: dict[str, dict[str, Any] | None], generate: Any, path: Path) -> None:
+def _generate(asked: _Asked, rows: dict[str, JsonRow | None], engine: Engine, path: Path) -> None:
     """Ask for every response that is missing, and write each as it is finished."""
     with JsonlWriter(path) as writer:
         for part in asked.sets:
@@ -261,7 +293,7 @@ def _generate(asked: _Asked, rows: dict[str, dict[str, Any] | None], generate: A
             with tqdm(
                 total=total, initial=total - len(missing), unit=" responses", desc=part.benchmark.name, disable=_quiet()
             ) as bar:
-                for completion in generate(requests, asked.sampling):
+                for completion in engine.generate(requests, asked.sampling):
                     position, sample = pending.pop(completion.key)
                     row = _row(part, position, sample, completion)
                     writer.write([row])
@@ -281,7 +313,7 @@ def _seed(seed: int, part: _Set, position: int, sample: int) -> int:
     return request_seed(seed, part.benchmark.name, part.questions[position].id, sample)
 
 
-def _row(part: _Set, position: int, sample: int, completion: Completion) -> dict[str, Any]:
+def _row(part: _Set, position: int, sample: int, completion: Completion) -> JsonRow:
     question, benchmark = part.questions[position], part.benchmark
     return {
         "key": completion.key,
@@ -328,7 +360,7 @@ def _grade(config: EvaluateConfig, asked: _Asked, rows: Rows) -> Rows:
 # -- numbers -----------------------------------------------------------------------------------------------------------
 
 
-def _metrics(config: EvaluateConfig, asked: _Asked, rows: Rows) -> dict[str, Any]:
+def _metrics(config: EvaluateConfig, asked: _Asked, rows: Rows) -> JsonRow:
     benchmarks = {}
     for part in asked.sets:
         mine = [row for row in rows.values() if row["benchmark"] == part.benchmark.name]
@@ -338,6 +370,7 @@ def _metrics(config: EvaluateConfig, asked: _Asked, rows: Rows) -> dict[str, Any
             "fingerprint": fingerprint(part.benchmark, part.questions),
         }
         benchmarks[part.benchmark.name] = {**numbers(mine, part.benchmark.task), "seed": config.seed, **known}
+        _warn_unreadable(config, part.benchmark.name, benchmarks[part.benchmark.name]["unreadable"])
     sampling = asked.sampling
     return {
         "benchmarks": benchmarks,
@@ -350,7 +383,7 @@ def _metrics(config: EvaluateConfig, asked: _Asked, rows: Rows) -> dict[str, Any
     }
 
 
-def numbers(rows: Sequence[Mapping[str, Any]], task: str) -> dict[str, Any]:
+def numbers(rows: Sequence[JsonRow], task: str) -> JsonRow:
     """A benchmark's numbers: pass@1 with standard error and interval, pass@k, majority@k, lengths and shares."""
     correct, extracted = _by_question(rows)
     samples = len(correct[0])
@@ -365,27 +398,31 @@ def numbers(rows: Sequence[Mapping[str, Any]], task: str) -> dict[str, Any]:
         "samples": samples,
         "pass@k": {str(k): intervals.pass_at_k(correct, k) for k in more},
         "majority@k": {str(k): intervals.majority_at_k(correct, extracted, k, same) for k in more if k > 2},
-        "mean_completion_tokens": _share(row["completion_tokens"] for row in rows),
-        "unfinished": _share(row["finish_reason"] == "length" for row in rows),
-        "unreadable": _share(row["extracted"] is None and row["error"] is None for row in rows),
+        "mean_completion_tokens": fmean(row["completion_tokens"] for row in rows),
+        "unfinished": fmean(row["finish_reason"] == "length" for row in rows),
+        "unreadable": fmean(row["extracted"] is None and row["error"] is None for row in rows),
         "not_graded": sum(row["error"] is not None for row in rows),
     }
 
 
-def _by_question(rows: Sequence[Mapping[str, Any]]) -> tuple[list[list[bool]], list[list[str | None]]]:
-    groups: dict[str, list[Mapping[str, Any]]] = {}
+def _warn_unreadable(config: EvaluateConfig, name: str, share: float) -> None:
+    if share >= UNREADABLE:
+        print(
+            f"evaluate: {name}: no answer can be read in {share:.0%} of the responses. Is `{config.format}` the format that "
+            f"{config.model} was trained with (`--format`), and is `--max-tokens` large enough?",
+            flush=True,
+        )
+
+
+def _by_question(rows: Sequence[JsonRow]) -> tuple[list[list[bool]], list[list[str | None]]]:
+    groups: dict[str, list[JsonRow]] = {}
     for row in rows:
         groups.setdefault(row["question_id"], []).append(row)
     ordered = [sorted(group, key=lambda row: row["sample"]) for group in groups.values()]
     return [[r["correct"] for r in group] for group in ordered], [[r["extracted"] for r in group] for group in ordered]
 
 
-def _share(values: Any) -> float:
-    values = list(values)
-    return sum(values) / len(values)
-
-
-def _results(config: EvaluateConfig, asked: _Asked, metrics: Mapping[str, Any]) -> dict[str, Any]:
+def _results(config: EvaluateConfig, asked: _Asked, metrics: JsonRow) -> JsonRow:
     return {
         "model": config.model,
         "preset": config.preset,
@@ -400,104 +437,23 @@ def _results(config: EvaluateConfig, asked: _Asked, metrics: Mapping[str, Any]) 
     }
 
 
-def table(metrics: Mapping[str, Any]) -> str:
-    """The benchmarks as a table for the terminal; rates in points of 100, each row with sample count and seed."""
-    head = ["benchmark", "questions", "samples", "seed", "pass@1", "s.e.", "95 %", "pass@k", "majority@k", "tokens",
-            "unfinished", "no answer"]  # fmt: skip
+def table(metrics: JsonRow) -> str:
+    """The benchmarks as a table for the terminal: rates in points of 100, each with how it was sampled."""
+    head = [
+        "benchmark", "questions", "samples", "temperature", "top-p", "seed", "pass@1", "s.e.", "95 %", "pass@k",
+        "majority@k", "tokens", "unfinished", "no answer",
+    ]  # fmt: skip
     lines = []
     for name, row in metrics["benchmarks"].items():
         error = row["standard_error"]
         low, high = row["interval"]
         most = str(row["samples"])
         lines.append([
-            f"{name} v{row['version']}", str(row["questions"]), most, str(row["seed"]), f"{row['pass@1'] * 100:.1f}",
+            f"{name} v{row['version']}", str(row["questions"]), most, f"{metrics['temperature']:g}",
+            f"{metrics['top_p']:g}", str(row["seed"]), f"{row['pass@1'] * 100:.1f}",
             "-" if error is None else f"{error * 100:.1f}", f"{low * 100:.1f} to {high * 100:.1f}",
             *(f"{row[of][most] * 100:.1f} (k={most})" if most in row[of] else "-" for of in ("pass@k", "majority@k")),
             f"{row['mean_completion_tokens']:.0f}", f"{row['unfinished'] * 100:.1f} %",
             f"{row['unreadable'] * 100:.1f} %",
         ])  # fmt: skip
     return text_table(head, lines)
-
-
-# -- two models --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The paired differences of two evaluations by benchmark, second minus first; `str()` of it is for a person."""
-
-    first: str
-    second: str
-    differences: dict[str, intervals.Estimate]
-    rates: dict[str, tuple[float, float]]
-    notes: tuple[str, ...]
-
-    def __str__(self) -> str:
-        lines = [f"A = {self.first}", f"B = {self.second}"]
-        for name, difference in self.differences.items():
-            a, b = self.rates[name]
-            words = intervals.in_words(difference, "A", "B")
-            lines.append(f"{name}: A {a * 100:.1f}, B {b * 100:.1f}. {words}")
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes), f"({intervals.DIFFERENCE_INTERVAL})"])
-
-
-def compare(first: Path, second: Path) -> Comparison:
-    """The paired differences between two complete outputs of `rlt evaluate` on the questions that both were asked.
-
-    Raises RunError where one is not complete or they share no benchmark, and DataError where versions differ or there
-    is no common question.
-    """
-    results = [_complete(folder) for folder in (first, second)]
-    shared = [name for name in results[0]["benchmarks"] if name in results[1]["benchmarks"]]
-    if not shared:
-        listed = " and ".join(", ".join(result["benchmarks"]) for result in results)
-        raise RunError(f"{first} and {second} have no benchmark in common ({listed}).")
-    differences, rates, notes = {}, {}, []
-    responses = [[row for _, row in read_rows(folder / RESPONSES)] for folder in (first, second)]
-    for name in shared:
-        versions = [result["benchmarks"][name]["version"] for result in results]
-        if versions[0] != versions[1]:
-            raise DataError(f"{name}: version {versions[0]} and version {versions[1]} cannot be compared.")
-        sides = [_verdicts(rows, name) for rows in responses]
-        common = [key for key in sides[0] if key in sides[1]]
-        if not common:
-            raise DataError(f"{name}: {first} and {second} were asked different questions.")
-        if len(common) < max(map(len, sides)):
-            notes.append(
-                f"{name}: compared on the {len(common)} questions that both have ({len(sides[0])}, {len(sides[1])})"
-            )
-        pair = [[side[key] for key in common] for side in sides]
-        differences[name] = intervals.paired_difference(pair[0], pair[1])
-        rates[name] = (intervals.pass_at_1(pair[0]).mean, intervals.pass_at_1(pair[1]).mean)
-    settings = [
-        {**r["sampling"], **{key: r[key] for key in ("system_prompt", "instruction", "format")}} for r in results
-    ]
-    for key in settings[0]:
-        if key not in ("samples", "seed") and settings[0][key] != settings[1][key]:
-            notes.append(f"`{key}` differs: A {settings[0][key]}, B {settings[1][key]}")
-    seeds = " and ".join(str(result["sampling"]["seed"]) for result in results)
-    samples = " and ".join(str(result["sampling"]["samples"]) for result in results)
-    notes.append(f"samples {samples} (A and B), seeds {seeds}")
-    return Comparison(_label(first, results[0]), _label(second, results[1]), differences, rates, tuple(notes))
-
-
-def _complete(folder: Path) -> dict[str, Any]:
-    state = read_state(folder)
-    if state is None or state.get("stage") != "evaluate":
-        raise RunError(f"{folder}: no output of `rlt evaluate`.")
-    if not state.get("complete"):
-        raise RunError(f"{folder}: not complete; run its `rlt evaluate` again, it goes on where it was.")
-    results: dict[str, Any] = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
-    return results
-
-
-def _verdicts(rows: Sequence[Mapping[str, Any]], name: str) -> dict[tuple[str, str], list[bool]]:
-    verdicts: dict[tuple[str, str], list[bool]] = {}
-    for row in rows:
-        if row["benchmark"] == name:
-            verdicts.setdefault((row["question_id"], row["question_sha256"]), []).append(row["correct"])
-    return verdicts
-
-
-def _label(folder: Path, results: Mapping[str, Any]) -> str:
-    return f"{folder} (model {results['model']})"

@@ -5,27 +5,28 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 from rlt.config import ScoreConfig, StudentOptions
-from rlt.data.problems import problem_of, text_of
-from rlt.data.rows import JsonlWriter, read_rows, write_text
+from rlt.data.explanations import explanation_of
+from rlt.data.rows import JsonlWriter, read_rows, write_rows, write_text
 from rlt.errors import DataError, RunError
 from rlt.outputs import Result, StageFolder, begin, read_state
-from rlt.text.formats import Format, check_problem, load_format
-from rlt.types import Problem, RewardParts
+from rlt.text.formats import Format, load_format
+from rlt.types import Explanation, JsonRow, RewardParts
 
 if TYPE_CHECKING:
+    import pyarrow
     from transformers import PreTrainedTokenizerBase
 
-    from rlt.reward.items import ScoredRow, ScoreItem
+    from rlt.reward.items import ScoredRow
     from rlt.reward.scoring import RewardEngine
     from rlt.reward.students import Opened
 
@@ -40,8 +41,8 @@ SHOWN = 5
 def run(config: ScoreConfig) -> Result:
     """A file with one row for each row of `data`, in order: the reward, its parts, `error` (`rlt.types.RewardParts`).
 
-    Resumable: what was written stays, and the rest is scored. Rows that cannot be scored are named before any model is
-    loaded where that can be known, get an `error`, and make the exit status 1. Raises DataError where no row can be.
+    Resumable: scored rows are kept, the rest is scored. Rows that cannot be scored get an `error`, are named before a model
+    is loaded where possible, and make the exit status 1. Raises DataError if no row can be scored.
     """
     from rlt.reward.students import close_students
 
@@ -59,7 +60,9 @@ def run(config: ScoreConfig) -> Result:
         as_parquet = config.output.suffix == ".parquet"
         rows_file = config.output.with_suffix(".parquet.rows.jsonl") if as_parquet else config.output
         done = _count_rows(rows_file)
-        print(f"score: {count} rows of {config.data}" + (f", {done} of them scored before" if done else ""), flush=True)
+        print(
+            f"score: {count} rows of {config.data}" + (f", {done} of them already scored" if done else ""), flush=True
+        )
         chunks = _chunks(numbered(config, fmt), done, config)
         with JsonlWriter(rows_file) as output, _Bar(count, done) as bar:
             scored = (
@@ -74,7 +77,7 @@ def run(config: ScoreConfig) -> Result:
         close_students(models[0].values())
     metrics = _summary(rows_file)
     if as_parquet:
-        _to_parquet(rows_file, config)
+        write_rows(config.output, (_id_as_text(row) for _, row in read_rows(rows_file)), _schema(config))
     print(f"score: {metrics['rows']} rows, {metrics['errors']} with errors: {config.output}")
     result = folder.finish({**metrics, **served, "exit_status": int(metrics["errors"] > 0)})
     if as_parquet:
@@ -82,10 +85,10 @@ def run(config: ScoreConfig) -> Result:
     return result
 
 
-def _served_models(config: ScoreConfig, students: Opened) -> dict[str, Any]:
+def _served_models(config: ScoreConfig, students: Opened) -> JsonRow:
     """The names of served models, for the stage's state; raises RunError where it was begun with others.
 
-    The configuration has addresses only, which may differ from start to start, and tells nothing of what they serve.
+    The configuration has only addresses, which may change between starts and do not say what they serve.
     """
     from rlt.reward.students import ServedStudent
 
@@ -93,13 +96,13 @@ def _served_models(config: ScoreConfig, students: Opened) -> dict[str, Any]:
     before = (read_state(config.output) or {}).get("served", served)
     if before != served:
         raise RunError(
-            f"{config.output}: was begun with the served students {', '.join(before)}; these servers have "
+            f"{config.output}: was started with the served students {', '.join(before)}; these servers have "
             f"{', '.join(served)}. Serve the same models, choose another --output, or remove the file to start over."
         )
     return {"served": served} if served else {}
 
 
-def _keep(folder: StageFolder, served: dict[str, Any]) -> None:
+def _keep(folder: StageFolder, served: JsonRow) -> None:
     if served:
         state = {**(read_state(folder.path) or {}), **served}
         write_text(folder.state_file, json.dumps(state, indent=1, ensure_ascii=False) + "\n")
@@ -107,12 +110,12 @@ def _keep(folder: StageFolder, served: dict[str, Any]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class InputRow:
-    """One row of the file: what is to be scored, or why it cannot be; `id` where the row has one."""
+    """One row of the file: the explanation to be scored, or why there is none; `id` where the row has one."""
 
-    id: Any
+    id: object
     has_id: bool
-    item: ScoreItem | None
-    error: str | None
+    explanation: Explanation | None
+    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,12 +130,11 @@ class Chunk:
     def rows(self) -> list[InputRow]:
         return self.window[self.start : self.stop]
 
-    def others(self, place: int) -> Iterator[str]:
-        """The explanations of other questions than that of `window[place]`, from the next row on, round the end."""
-        row = self.window[place].item
-        for other in (*self.window[place + 1 :], *self.window[:place]):
-            if row is not None and other.item is not None and other.item.problem.question != row.problem.question:
-                yield other.item.written
+    def other(self, place: int) -> str | None:
+        """The text of the next explanation of another question than that of `window[place]`, round the end."""
+        own = self.window[place].explanation
+        others = (row.explanation for row in (*self.window[place + 1 :], *self.window[:place]))
+        return next((e.text for e in others if e and own and e.problem.question != own.problem.question), None)
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------
@@ -140,38 +142,17 @@ class Chunk:
 
 def numbered(config: ScoreConfig, fmt: Format) -> Iterator[InputRow]:
     """Every row of the file, in order, read lazily."""
-    from rlt.reward.items import item_of_completion, item_of_explanation
+    from rlt.reward.placebos import controlled
 
     for number, (where, row) in enumerate(read_rows(config.data)):
+        given, has_id = row.get("id"), "id" in row
         try:
-            problem, kind, text = parse_row(row, where, number, fmt)
+            explanation = explanation_of(row, where, str(number), fmt)
+            if config.control is not None:
+                explanation = controlled(explanation, config.control, fmt.padding, config.seed)
+            yield InputRow(given, has_id, explanation)
         except DataError as error:
-            yield InputRow(row.get("id"), "id" in row, None, str(error))
-            continue
-        item = (
-            item_of_completion(fmt, problem, text) if kind == "completion" else item_of_explanation(fmt, problem, text)
-        )
-        yield InputRow(row.get("id"), "id" in row, item, None)
-
-
-def parse_row(row: dict[str, Any], where: str, number: int, fmt: Format) -> tuple[Problem, str, str]:
-    """`(problem, column, text)`, `column` being `completion` (taken where a row has both) or `explanation`.
-
-    Raises DataError, naming file, row and column.
-    """
-    problem = problem_of(row, where, str(number))
-    check_problem(fmt, problem, where)
-    for column, text in (("completion", row.get("completion")), ("explanation", problem.explanation)):
-        text = text_of(text, where, column)
-        if text is None:
-            continue
-        if column == "explanation" and fmt.tags.explanation.close in text:
-            raise DataError(
-                f"{where}: column `explanation` contains the tag {fmt.tags.explanation.close}. Give the text before "
-                "it, or name the column `completion`."
-            )
-        return problem, column, text
-    raise DataError(f"{where}: columns `explanation` and `completion` are both missing; one of them is what is scored.")
+            yield InputRow(given, has_id, None, str(error))
 
 
 def survey(config: ScoreConfig, fmt: Format) -> tuple[int, bool]:
@@ -181,14 +162,13 @@ def survey(config: ScoreConfig, fmt: Format) -> tuple[int, bool]:
     """
     count, bad, with_answers = 0, 0, False
     named: list[str] = []
-    for number, (where, row) in enumerate(read_rows(config.data)):
+    for row in numbered(config, fmt):
         count += 1
-        try:
-            with_answers |= parse_row(row, where, number, fmt)[0].answer is not None
-        except DataError as error:
+        with_answers |= row.explanation is not None and row.explanation.problem.answer is not None
+        if row.error is not None:
             bad += 1
             if bad <= SHOWN:
-                named.append(str(error))
+                named.append(row.error)
     if count == 0:
         raise DataError(f"{config.data}: has no rows.")
     if bad == count:
@@ -196,14 +176,14 @@ def survey(config: ScoreConfig, fmt: Format) -> tuple[int, bool]:
     for line in named:
         print(f"score: {line}", flush=True)
     if bad > SHOWN:
-        print(f"score: and {bad - SHOWN} more rows that cannot be scored; see their `error`.", flush=True)
+        print(f"score: {bad - SHOWN} more rows cannot be scored; see their `error`.", flush=True)
     return count, with_answers
 
 
 def _chunks(rows: Iterator[InputRow], done: int, config: ScoreConfig) -> Iterator[Chunk]:
-    """What is left after `done` rows, in chunks that fill some batches, so that little is lost when a run is cut off.
+    """The rows after the first `done`, in chunks of a few batches, so that an interruption loses little.
 
-    Windows begin at multiples of their size, also when a run goes on, so that placebos are drawn from the same rows.
+    Windows begin at multiples of their size, also when a run resumes, so that placebos are drawn from the same rows.
     """
     from rlt.models.loading import default_device
     from rlt.models.logprobs import DEFAULT_BATCH_TOKENS
@@ -226,11 +206,8 @@ def _chunks(rows: Iterator[InputRow], done: int, config: ScoreConfig) -> Iterato
 
 
 def _length(row: InputRow) -> int:
-    return (
-        0
-        if row.item is None
-        else len(row.item.problem.question) + len(row.item.problem.solution) + len(row.item.written)
-    )
+    one = row.explanation
+    return 0 if one is None else len(one.problem.question) + len(one.problem.solution) + len(one.text)
 
 
 # -- scoring ---------------------------------------------------------------------------------------------------------
@@ -266,7 +243,7 @@ def _score_here(
     models: tuple[Opened, PreTrainedTokenizerBase | None],
     chunks: Iterator[Chunk],
     bar: _Bar,
-) -> Iterator[list[dict[str, Any]]]:
+) -> Iterator[list[JsonRow]]:
     """The chunks' rows in order. Where a student's server is lost, what was scored before comes first."""
     from rlt.reward.items import StudentLost
 
@@ -284,7 +261,7 @@ def _score_here(
         engine.close()
 
 
-def _score_on_ray(config: ScoreConfig, address: str, chunks: Iterator[Chunk]) -> Iterator[list[dict[str, Any]]]:
+def _score_on_ray(config: ScoreConfig, address: str, chunks: Iterator[Chunk]) -> Iterator[list[JsonRow]]:
     """The chunks' rows in order, one replica of all models in each worker."""
     from rlt.engines.cluster import in_order, spread
 
@@ -292,38 +269,39 @@ def _score_on_ray(config: ScoreConfig, address: str, chunks: Iterator[Chunk]) ->
     return in_order(spread(make, chunks, address=address, workers=config.ray_workers, gpus=1.0))
 
 
-def _replica(config: ScoreConfig) -> Callable[[Chunk], list[dict[str, Any]]]:
+def _replica(config: ScoreConfig) -> Callable[[Chunk], list[JsonRow]]:
     fmt = load_format(config.format)
     engine = load_engine(config, fmt, *open_models(config, fmt))
     return lambda chunk: _score_chunk(engine, chunk, config)
 
 
-def _score_chunk(
-    engine: RewardEngine, chunk: Chunk, config: ScoreConfig, bar: _Bar | None = None
-) -> list[dict[str, Any]]:
-    places = [place for place in range(chunk.start, chunk.stop) if chunk.window[place].item is not None]
-    items = [item for row in chunk.rows if (item := row.item) is not None]
+def _score_chunk(engine: RewardEngine, chunk: Chunk, config: ScoreConfig, bar: _Bar | None = None) -> list[JsonRow]:
+    from rlt.reward.placebos import with_placebos
+
+    places = [place for place in range(chunk.start, chunk.stop) if chunk.window[place].explanation is not None]
+    items = [row.explanation for row in chunk.rows if row.explanation is not None]
     progress = bar.progress if bar is not None else None
     with engine.in_place():
         scored = engine.score(items, progress=progress)
         if config.placebos:
-            scored = engine.placebos(items, scored, others=lambda i: chunk.others(places[i]), progress=progress)
+            others = {i: chunk.other(place) for i, place in enumerate(places)}
+            scored = with_placebos(engine, items, scored, others, progress)
     return _output_rows(chunk, scored, config)
 
 
-def _output_rows(chunk: Chunk, scored: Sequence[ScoredRow], config: ScoreConfig) -> list[dict[str, Any]]:
+def _output_rows(chunk: Chunk, scored: Sequence[ScoredRow], config: ScoreConfig) -> list[JsonRow]:
     """The rows of the chunk, up to the first item that was not scored."""
     results, rows = iter(scored), []
     for row in chunk.rows:
-        result = next(results, None) if row.item is not None else None
-        if row.item is not None and result is None:
+        result = next(results, None) if row.explanation is not None else None
+        if row.explanation is not None and result is None:
             break
         rows.append(_output_row(row, result, config))
     return rows
 
 
-def _output_row(row: InputRow, scored: ScoredRow | None, config: ScoreConfig) -> dict[str, Any]:
-    columns: dict[str, Any] = {"id": row.id} if row.has_id else {}
+def _output_row(row: InputRow, scored: ScoredRow | None, config: ScoreConfig) -> JsonRow:
+    columns: JsonRow = {"id": row.id} if row.has_id else {}
     columns |= RewardParts(error=row.error).to_row()
     if config.accuracy is not None:
         columns["accuracy"] = None
@@ -335,7 +313,7 @@ def _output_row(row: InputRow, scored: ScoredRow | None, config: ScoreConfig) ->
 
 
 class _Bar:
-    """A bar of rows with the time left, and tokens a second beside it. A row counts by the models that have read it."""
+    """A progress bar over rows, with tokens per second. A row counts by the share of models that have read it."""
 
     def __init__(self, total: int, done: int) -> None:
         self._bar = tqdm(
@@ -378,7 +356,7 @@ def _count_rows(path: Path) -> int:
         return sum(1 for _ in file)
 
 
-def _summary(path: Path) -> dict[str, Any]:
+def _summary(path: Path) -> JsonRow:
     """Number of rows, of rows with errors, and the mean of each part over the others."""
     names = [*RewardParts.__dataclass_fields__, "accuracy", "lift_over_empty", "lift_over_shuffled"]
     sums: dict[str, float] = {}
@@ -394,24 +372,8 @@ def _summary(path: Path) -> dict[str, Any]:
     return {"rows": rows, "errors": errors, **{name: sums[name] / counts[name] for name in sums}}
 
 
-def _to_parquet(source: Path, config: ScoreConfig) -> None:
-    """The JSONL `source` as the Parquet file `output`, a part at a time; it appears when it is complete."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    schema = _schema(source, config)
-    partial = config.output.with_name(f".{config.output.name}.partial")
-    with pq.ParquetWriter(partial, schema) as writer:
-        for rows in _batches(read_rows(source), WINDOW):
-            for row in rows:
-                if row.get("id") is not None and pa.types.is_string(schema.field("id").type):
-                    row["id"] = _as_text(row["id"])
-            writer.write_table(pa.Table.from_pylist(rows, schema))
-    os.replace(partial, config.output)
-
-
-def _schema(source: Path, config: ScoreConfig) -> Any:
-    """The columns that the configuration asks for, and `id` where any row has one: integers, or else text."""
+def _schema(config: ScoreConfig) -> pyarrow.Schema:
+    """The columns that the configuration asks for, with `id` as text."""
     import pyarrow as pa
 
     parts = [
@@ -422,22 +384,11 @@ def _schema(source: Path, config: ScoreConfig) -> Any:
     lifts = [(f"lift_over_{name}", pa.float64()) for name in ("empty", "shuffled") if config.placebos]
     each = pa.struct([*parts, *accuracy])
     students = [("students", pa.struct([(name, each) for name in config.student]))] if len(config.student) > 1 else []
-    kinds = {_id_kind(row["id"]) for _, row in read_rows(source) if "id" in row} - {None}
-    identity = [("id", pa.int64() if kinds == {"integer"} else pa.string())] if kinds else []
-    return pa.schema([*identity, *parts, *accuracy, *lifts, *students])
+    return pa.schema([("id", pa.string()), *parts, *accuracy, *lifts, *students])
 
 
-def _id_kind(value: Any) -> str | None:
-    if value is None:
-        return None
-    return "integer" if type(value) is int and abs(value) < 2**63 else "text"
-
-
-def _as_text(value: Any) -> str:
-    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else json.dumps(value)
-
-
-def _batches(rows: Iterable[tuple[str, dict[str, Any]]], size: int) -> Iterator[list[dict[str, Any]]]:
-    plain = (row for _, row in rows)
-    while batch := list(islice(plain, size)):
-        yield batch
+def _id_as_text(row: JsonRow) -> JsonRow:
+    value = row.get("id")
+    if isinstance(value, str):
+        return {**row, "id": value.encode("utf-8", "backslashreplace").decode()}
+    return row if value is None else {**row, "id": json.dumps(value)}

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from rlt.errors import ConfigError, DataError, ModelError
 from rlt.text.clock import strftime_now
-from rlt.types import Problem
+from rlt.types import Explanation, Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -83,6 +83,14 @@ class Format(BaseModel):
         """The explanation exactly as the teacher wrote it up to its closing tag, and whether that tag was there."""
         text, tag, _ = completion.partition(self.tags.explanation.close)
         return text, bool(tag)
+
+    def completed(self, problem: Problem, completion: str) -> Explanation:
+        """The explanation in a teacher's raw `completion`: its text up to the closing tag, exactly as written."""
+        return Explanation(problem, *self.parse_completion(completion))
+
+    def finished(self, problem: Problem, explanation: str) -> Explanation:
+        """A finished explanation, as a teacher writes it: with the padding that comes before its closing tag."""
+        return Explanation(problem, self.as_written(explanation))
 
     # -- the student's side ------------------------------------------------------------------------------------------
 

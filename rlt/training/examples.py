@@ -12,7 +12,7 @@ from rlt.errors import DataError, ModelError
 from rlt.models.loading import check_weights, context_length, load_config, load_tokenizer
 from rlt.text.formats import Format, Rendered, check_template, load_format, render_student
 from rlt.text.tokens import tokenize
-from rlt.types import Problem
+from rlt.types import Explanation, Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -124,6 +124,32 @@ def examples_of(
         Example(tokens.ids, learned_span(tokens.ids, tokens.offsets, *span, turn_end), len(tokens.spans["explanation"]))
         for tokens, span in zip(tokenize(tokenizer, texts), learned, strict=True)
     ]
+
+
+def render_each(
+    problems: Sequence[Problem], fmt: Format, render: Callable[[Explanation], Rendered], data: DataConfig
+) -> tuple[list[Problem], list[Rendered], list[str]]:
+    """`(kept, texts, dropped)`: the problems whose explanation can be rendered, their texts, and a line for each other.
+
+    A chat template may rewrite a row. Raises DataError at the first such one unless `data.on_invalid` is `skip`, and if none
+    is left.
+    """
+    kept: list[Problem] = []
+    texts: list[Rendered] = []
+    dropped: list[str] = []
+    for problem in problems:
+        try:
+            texts.append(render(fmt.finished(problem, problem.explanation or "")))
+            kept.append(problem)
+        except ModelError as error:
+            dropped.append(f"{data.path}: problem {problem.id}: {error}")
+            if data.on_invalid == "error":
+                raise DataError(f"{dropped[0]}\nRemove the row, or set `data.on_invalid: skip`.") from error
+    if not kept:
+        raise DataError(f"no problem is left. {dropped[0] if dropped else data.path}")
+    if dropped:
+        print(f"{len(dropped)} of {len(problems)} rows dropped; the first: {dropped[0]}", flush=True)
+    return kept, texts, dropped
 
 
 def taught_to_teacher(fmt: Format, text: Rendered) -> tuple[int, int]:

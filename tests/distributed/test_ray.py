@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import signal
 import sys
 import time
@@ -26,7 +24,6 @@ from rlt.engines.build import build_engine  # noqa: E402
 from rlt.engines.cluster import Pool, cluster, import_ray, spread  # noqa: E402
 from rlt.errors import RunError, ScoringError  # noqa: E402
 from rlt.stages import collect, evaluate, score  # noqa: E402
-from tests.words import make_model, make_problems  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -259,33 +256,6 @@ def test_scoring_with_a_killed_worker_gives_the_rows_of_one_process(model, tmp_p
     assert len(spread_out) == 40
     for ours, theirs in zip(alone, spread_out, strict=True):
         assert theirs == pytest.approx(ours, abs=1e-5)
-
-
-def test_selecting_by_reward_with_a_killed_worker_keeps_what_one_process_keeps(tmp_path, monkeypatch):
-    teacher, student = make_model(tmp_path / "teacher"), make_model(tmp_path / "student", 1)
-    common = {
-        "model": teacher, "data": make_problems(tmp_path / "p.jsonl", 12), "format": "words", "samples": 4,
-        "temperature": 1.0, "max_tokens": 60, "batch_size": 48, "select": "reward", "student": student,
-        "reward": {"preset": "paper"},
-    }  # fmt: skip
-    monkeypatch.setattr(collect, "WINDOW", 6)
-    collect.run(CollectConfig(output=tmp_path / "alone", **common))
-    shutil.copytree(tmp_path / "alone", tmp_path / "ray")
-    unscored(tmp_path / "ray")
-    monkeypatch.setattr(collect, "_replica", dying_replica(collect._replica, str(tmp_path / "died")))
-    collect.run(CollectConfig(output=tmp_path / "ray", ray="local", ray_workers=2, **common))
-    assert (tmp_path / "died").exists()
-    alone, spread_out = ([row for _, row in read_rows(tmp_path / name)] for name in ("alone", "ray"))
-    assert [row["id"] for row in spread_out] == [row["id"] for row in alone] != []
-    assert [row["reward"] for row in spread_out] == pytest.approx([row["reward"] for row in alone], abs=1e-4)
-
-
-def unscored(folder: Path) -> None:
-    """The folder as it was before rewards were computed."""
-    (folder / "state" / "rewards.jsonl").unlink()
-    (folder / "selected.jsonl").unlink()
-    state = json.loads((folder / "stage.json").read_text())
-    (folder / "stage.json").write_text(json.dumps({**state, "complete": False}))
 
 
 def test_evaluating_with_a_killed_worker_gives_the_responses_of_one_process(model, tmp_path, monkeypatch):

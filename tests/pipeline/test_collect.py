@@ -22,7 +22,7 @@ from byte_models import byte_tokenizer, save, tiny_model
 from rlt.config import CollectConfig
 from rlt.data.rows import read_rows
 from rlt.engines.base import Completion, Request, Sampling
-from rlt.errors import DataError, RltError, RunError
+from rlt.errors import DataError, ModelError, RltError, RunError
 from rlt.stages import collect
 
 CLOSE = "\n\n<|end_of_explanation|>"
@@ -76,7 +76,7 @@ def config(folder: Path, model: str, count: int = 50, **options: object) -> Coll
         for i in range(count)
     ]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return CollectConfig(output=folder, model=model, data=str(data), **{"samples": 3, "select": "random", **options})
+    return CollectConfig(output=folder, model=model, data=str(data), **{"samples": 3, **options})
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -87,7 +87,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def test_every_problem_has_its_samples_in_the_order_of_the_data(model, tmp_path):
     result = collect.run(config(tmp_path / "out", model))
-    rows = [row for _, row in read_rows(tmp_path / "out" / "raw")]
+    rows = [row for _, row in read_rows(tmp_path / "out")]
     assert [(row["problem"], row["sample"]) for row in rows] == [(str(i), s) for i in range(50) for s in range(3)]
     assert result.metrics["explanations"] == 150
     assert result.metrics["unclosed"] == sum(row["seed"] % 3 == 0 for row in rows)
@@ -142,13 +142,11 @@ def fork_collect(config: CollectConfig) -> tuple[int, int]:
 
 
 def check_visible(folder: Path) -> None:
-    """Whatever a reader could see is whole shards of whole problems, and a selection only when it is complete."""
-    for path in (folder / "raw").glob("explanations-*"):
+    """Whatever a reader could see is whole shards of whole problems."""
+    for path in folder.glob("explanations-*"):
         shard, rows = int(path.stem[-5:]), [row for _, row in read_rows(path)]
         problems = range(4 * shard, min(4 * shard + 4, 50))
         assert [(row["problem"], row["sample"]) for row in rows] == [(str(i), s) for i in problems for s in range(3)]
-    if (folder / "selected.jsonl").exists():
-        assert len([row for _, row in read_rows(folder / "selected.jsonl")]) > 30
 
 
 def test_a_full_disk_is_a_clear_error_and_what_was_written_stays(model, tmp_path):
@@ -157,13 +155,13 @@ def test_a_full_disk_is_a_clear_error_and_what_was_written_stays(model, tmp_path
     resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))  # a shard of 12 rows does not fit in one file
     try:
         with pytest.raises(DataError, match=r"cannot be written \(File too large\)") as error:
-            collect.run(config(folder, model, select="all"))
+            collect.run(config(folder, model))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert "\n" not in str(error.value)
     kept = [row for _, row in read_rows(folder / "state" / "journal-00000.jsonl")]
     assert len(kept) > 3
-    collect.run(config(folder, model, select="all"))
+    collect.run(config(folder, model))
     assert len([row for _, row in read_rows(folder)]) == 150
 
 
@@ -201,19 +199,19 @@ def with_a_long_problem(made: CollectConfig, on_invalid: str) -> CollectConfig:
 def test_a_problem_whose_prompt_fills_the_context_is_named_and_the_corrected_command_leaves_it_out(
     model, tmp_path, monkeypatch, capsys
 ):
-    with pytest.raises(DataError, match=r"problem long: its prompt has \d+ tokens, which fill the context of 2048"):
-        collect.run(with_a_long_problem(config(tmp_path / "out", model, max_tokens=16, select="all"), "error"))
-    result = collect.run(with_a_long_problem(config(tmp_path / "out", model, max_tokens=16, select="all"), "skip"))
+    with pytest.raises(DataError, match=r"problem long: its prompt has \d+ tokens and fills the context of 2048"):
+        collect.run(with_a_long_problem(config(tmp_path / "out", model, max_tokens=16), "error"))
+    result = collect.run(with_a_long_problem(config(tmp_path / "out", model, max_tokens=16), "skip"))
     assert [row["problem"] for _, row in read_rows(tmp_path / "out")] == [*"aaabbbccc"]
     assert (result.metrics["without_room"], result.metrics["problems"]) == (1, 3)
     assert "1 of 4 problems left out; the first: " in capsys.readouterr().out
 
 
 def test_a_context_that_leaves_fewer_tokens_than_were_asked_for_is_said_and_counted(model, tmp_path, capsys):
-    result = collect.run(config(tmp_path / "out", model, select="all", max_tokens=1990))
+    result = collect.run(config(tmp_path / "out", model, max_tokens=1990))
     assert 0 < result.metrics["short_of_room"] <= 50
-    assert "the context of 2048 tokens leaves fewer than `max_tokens` 1990" in capsys.readouterr().out
-    result = collect.run(config(tmp_path / "other", model, select="all", max_tokens=16))
+    assert "room for fewer tokens than `max_tokens` 1990 in the context of 2048" in capsys.readouterr().out
+    result = collect.run(config(tmp_path / "other", model, max_tokens=16))
     assert result.metrics["short_of_room"] == 0
 
 
@@ -234,19 +232,36 @@ def test_rows_have_the_seed_that_was_used_or_none(model, tmp_path, monkeypatch):
         def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
             return (replace(completion, seed=None) for completion in super().generate(requests, sampling))
 
-    collect.run(config(tmp_path / "seeded", model, select="all"))
+    collect.run(config(tmp_path / "seeded", model))
     assert all(isinstance(row["seed"], int) for _, row in read_rows(tmp_path / "seeded"))
     monkeypatch.setattr(collect, "build_engine", lambda *args, **options: Unseeded())
-    collect.run(config(tmp_path / "unseeded", model, select="all"))
+    collect.run(config(tmp_path / "unseeded", model))
     assert {row["seed"] for _, row in read_rows(tmp_path / "unseeded")} == {None}
 
 
-def test_without_a_selection_students_get_what_never_closes_too_and_with_closed_they_do_not(model, tmp_path):
-    everything = collect.run(config(tmp_path / "all", model, select="all")).metrics
-    closed = collect.run(config(tmp_path / "closed", model, select="closed")).metrics
-    assert everything["explanations"] == len([row for _, row in read_rows(tmp_path / "all")]) == 150
-    assert closed["selected"] == 150 - everything["unclosed"] < 150
-    assert all(row["closed"] for _, row in read_rows(tmp_path / "closed"))
+def test_what_never_closes_its_tag_is_collected_too(model, tmp_path):
+    metrics = collect.run(config(tmp_path / "out", model)).metrics
+    rows = [row for _, row in read_rows(tmp_path / "out")]
+    assert metrics["explanations"] == len(rows) == 150
+    assert metrics["unclosed"] == sum(not row["closed"] for row in rows) > 0
+
+
+def test_a_problem_that_the_chat_template_rewrites_is_named_before_anything_is_generated(model, tmp_path, monkeypatch):
+    def prompt(fmt, tokenizer, problem):
+        if problem.id == "b":
+            raise ModelError("the chat template rewrites the user's message")
+        return problem.question
+
+    monkeypatch.setattr("rlt.data.prompts.teacher_prompt", prompt)
+    made = config(tmp_path / "out", model)
+    rows = [{"id": name, "question": f"What is {name}?", "solution": "So."} for name in "abc"]
+    Path(made.data.path).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=r"problem b: the chat template rewrites[\s\S]*`data.on_invalid: skip`"):
+        collect.run(made)
+    assert not (tmp_path / "out").exists()
+    metrics = collect.run(made.model_copy(update={"data": made.data.model_copy(update={"on_invalid": "skip"})})).metrics
+    assert [row["problem"] for _, row in read_rows(tmp_path / "out")] == [*"aaaccc"]
+    assert (metrics["invalid_rows"], metrics["problems"]) == (1, 2)
 
 
 def test_repeated_ids_are_refused_before_anything_is_written(model, tmp_path):
@@ -263,12 +278,10 @@ def test_datasets_opens_the_folder(model, tmp_path, file_format, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "out"
     collect.run(config(folder, model, file_format=file_format))
-    raw = datasets.load_dataset(str(folder), "raw", split="train", cache_dir=str(tmp_path / "cache"))
-    assert raw["sample"][:4] == [0, 1, 2, 0]
-    assert raw["answer"][-1] == "49"
-    selected = datasets.load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
-    assert len(selected) == len([row for _, row in read_rows(folder)])
-    assert selected["problem"] == [row["problem"] for _, row in read_rows(folder)]
+    rows = datasets.load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
+    assert rows["sample"][:4] == [0, 1, 2, 0]
+    assert rows["answer"][-1] == "49"
+    assert len(rows) == 150
 
 
 @pytest.mark.slow

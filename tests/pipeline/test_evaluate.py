@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from rlt.config import EvaluateConfig, GradeConfig
+from rlt.config import DistillConfig, EvaluateConfig, GradeConfig
 from rlt.data.rows import read_rows
 from rlt.engines.base import Completion, Request, Sampling
 from rlt.errors import ConfigError, DataError, ModelError, RunError
-from rlt.outputs import read_state
+from rlt.outputs import begin, read_state
+from rlt.results.comparison import compare
 from rlt.stages import evaluate, grade
 from rlt.tasks.benchmarks import load_benchmark, load_questions
 from tests.words import make_model
@@ -67,7 +68,10 @@ def with_engine(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def config(model: str, output: Path, **more: Any) -> EvaluateConfig:
-    values = {"model": model, "output": output, "format": "words", "max_tokens": 40, "benchmark": "arithmetic", **more}
+    values = {
+        "model": model, "output": output, "format": "words", "max_tokens": 40, "benchmark": "arithmetic",
+        "temperature": 0.6, **more,
+    }  # fmt: skip
     return EvaluateConfig.model_validate(values)
 
 
@@ -88,7 +92,7 @@ def test_every_response_is_kept_with_its_verdict(model: str, with_engine: Any, t
     assert (numbers["unfinished"], numbers["unreadable"], numbers["not_graded"]) == (0, 0, 0)
     written = json.loads((tmp_path / "e" / "results.json").read_text())
     assert written["benchmarks"]["arithmetic"] == numbers
-    assert written["sampling"]["temperature"] == 0.6  # several samples without a preset: those of `robust`
+    assert written["sampling"] | {"temperature": 0.6, "top_p": 1.0, "top_k": None} == written["sampling"]
 
 
 @pytest.mark.parametrize("dies_after", [0, 1, 37, 199])
@@ -145,14 +149,14 @@ def test_two_models_are_compared_by_question(model: str, with_engine: Any, tmp_p
     for seed, (name, truth) in enumerate([("a", 0.3), ("b", 0.7), ("c", 0.7)]):
         with_engine(Coin(truth))
         evaluate.run(config(model, tmp_path / name, limit=200, seed=seed))
-    far = evaluate.compare(tmp_path / "a", tmp_path / "b")
+    far = compare(tmp_path / "a", tmp_path / "b")
     assert far.differences["arithmetic"].low > 0.2
     assert "B is better than A, beyond noise" in str(far)
-    near = str(evaluate.compare(tmp_path / "b", tmp_path / "c"))
+    near = str(compare(tmp_path / "b", tmp_path / "c"))
     assert "within noise" in near
-    assert "seeds 1 and 2" in near
-    with pytest.raises(RunError, match="no output of `rlt evaluate`"):
-        evaluate.compare(tmp_path / "a", tmp_path / "nothing")
+    assert "temperature 0.6, top-p 1; samples 1 and 1 (A and B), seeds 1 and 2" in near
+    with pytest.raises(RunError, match="not an output of `rlt evaluate`"):
+        compare(tmp_path / "a", tmp_path / "nothing")
 
 
 def test_private_questions_are_in_no_file(
@@ -188,6 +192,7 @@ def test_wrong_input_is_told_before_a_token_is_generated(model: str, with_engine
         (DataError, "bad.jsonl line 2: column `answer`", {"benchmark": str(bad)}),
         (DataError, "the context of 512 tokens is too short for a prompt of", {"max_tokens": 512}),
         (DataError, "the context of 512 tokens is too short", {"max_tokens": None, "preset": "paper"}),
+        (ConfigError, "`samples: 4` at temperature 0 would be the same response", {"samples": 4, "temperature": None}),
         (ModelError, "not a model folder", {"model": str(tmp_path / "none")}),
     ]
     for error, words, more in cases:
@@ -241,3 +246,82 @@ def test_no_chat_template_is_told(model: str, tmp_path: Path) -> None:
     tokenizer.save_pretrained(folder)
     with pytest.raises(ModelError, match="has no chat template"):
         evaluate.run(config(folder, tmp_path / "e"))
+
+
+# -- how is said, and what was learned is not asked --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, (0.0, 1.0, 1)),
+        ({"temperature": 0.7}, (0.7, 1.0, 1)),
+        ({"temperature": 0.7, "samples": 4}, (0.7, 1.0, 4)),
+        ({"preset": "robust"}, (0.6, 0.95, 8)),
+        ({"preset": "robust", "samples": 4}, (0.6, 0.95, 4)),
+        ({"preset": "robust", "top_p": 1}, (0.6, 1.0, 8)),
+    ],
+)
+def test_sampling_is_what_was_given_or_named_by_the_preset_whatever_the_other_options(
+    given: dict[str, Any], expected: tuple[float, float, int]
+) -> None:
+    sampling, samples, _ = evaluate._sampling(EvaluateConfig.model_validate({"model": "m", "output": "o", **given}))
+    assert (sampling.temperature, sampling.top_p, samples) == expected
+
+
+def test_the_table_names_temperature_and_top_p(
+    model: str, with_engine: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_engine(Coin(1.0))
+    monkeypatch.delenv("RLT_QUIET")
+    evaluate.run(config(model, tmp_path / "e", limit=3, temperature=0.7, top_p=0.9))
+    head, _, row = capsys.readouterr().out.strip().splitlines()[-3:]
+    assert row.split()[2:6] == ["3", "1", "0.7", "0.9"]
+    assert head.split()[1:5] == ["questions", "samples", "temperature", "top-p"]
+
+
+@pytest.fixture
+def taught(tmp_path: Path) -> tuple[Path, Path]:
+    """A student that rlt distilled from three of five held-out questions, and the file of those five."""
+    questions = list(ANSWERS)[:5]
+    held_out, data = tmp_path / "held_out.jsonl", tmp_path / "explained.jsonl"
+    held_out.write_text("".join(json.dumps({"question": q, "answer": ANSWERS[q]}) + "\n" for q in questions))
+    rows = [{"question": q, "solution": "4", "explanation": "so"} for q in ["other ?", *questions[2:]]]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder = begin("distill", DistillConfig(output=tmp_path / "student", model="m", data=str(data), format="words"))
+    make_model(folder.path)
+    folder.finish({})
+    return folder.path, held_out
+
+
+def test_a_model_is_not_evaluated_on_a_file_with_questions_that_it_learned_from(
+    taught: tuple[Path, Path], with_engine: Any, tmp_path: Path
+) -> None:
+    student, held_out = taught
+    engine = with_engine(Coin(1.0))
+    asked = {"benchmark": str(held_out), "task": "arithmetic"}
+    with pytest.raises(
+        DataError,
+        match=r"held_out\.jsonl: 3 of its questions are in the training data .*explained\.jsonl, the first at "
+        r"held_out\.jsonl line 3 and explained\.jsonl line 2",
+    ):
+        evaluate.run(config(str(student), tmp_path / "e", **asked))
+    assert engine.asked == []
+    evaluate.run(config(str(student), tmp_path / "e", limit=2, **asked))  # the two that it has not seen
+    evaluate.run(config(str(student), tmp_path / "all", allow_overlap=True, **asked))
+
+
+def test_an_overlap_with_a_public_benchmark_is_told_and_does_not_end_the_evaluation(
+    taught: tuple[Path, Path], with_engine: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_engine(Coin(1.0))
+    evaluate.run(config(str(taught[0]), tmp_path / "e", limit=4))
+    assert "evaluate: 2 of 4 questions of arithmetic are in the training data" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("unreadable", "warned"), [(1.0, True), (0.9, False)])
+def test_a_format_in_which_nothing_can_be_read_is_questioned(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], unreadable: float, warned: bool
+) -> None:
+    evaluate._warn_unreadable(config(model, tmp_path / "e"), "arithmetic", unreadable)
+    assert ("no answer can be read in 100% of the responses" in capsys.readouterr().out) is warned

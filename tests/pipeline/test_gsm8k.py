@@ -37,8 +37,9 @@ def test_the_gsm8k_recipe_runs_from_real_rows_to_the_report(tmp_path, monkeypatc
     status = main(
         ["run", RECIPE, "--needs-gpu", "false"]
         + ["--defaults.collect.max-tokens", "16", "--defaults.evaluate.max-tokens", "16"]
-        # Random weights close nothing, so that `select: closed` would leave no row to learn from.
-        + flags("self-explained", model=model, data={"path": "train.jsonl", "name": None, "limit": 12}, select="all")
+        + flags("self-explained", model=model, data={"path": "train.jsonl", "name": None, "limit": 12})
+        # Random weights close nothing, so that `keep: closed` would leave no row to learn from.
+        + flags("closed", keep="all")
         + flags("warmup", model=model, **sft)
         + flags("student", model=model, **sft)
         + flags("train", data={"path": "train.jsonl", "name": None, "limit": 6}, trainer=TRAINER)

@@ -13,13 +13,12 @@ from rlt.errors import ConfigError, DataError, ModelError, RunError
 from rlt.models.loading import load_model, load_tokenizer
 from rlt.models.logprobs import Row, token_logprobs
 from rlt.pipeline import run_stage
-from rlt.reward.items import ScoreItem
 from rlt.reward.scoring import RewardEngine
 from rlt.reward.students import LocalModel
 from rlt.text.formats import load_format
 from rlt.training import teacher
 from rlt.training.teacher import TeacherTrainer
-from rlt.types import Problem
+from rlt.types import Explanation, Problem
 
 TRAINER = {
     "max_steps": 1, "per_device_train_batch_size": 8, "num_generations": 4, "max_completion_length": 8, "temperature": 1.0,
@@ -86,7 +85,7 @@ def test_with_lora_r_kl_is_of_the_policy_not_of_the_reference(world, tmp_path, c
 def assert_scored_alike(world, metrics, samples, options, teacher):
     engine = RewardEngine([local(world["student"])], load_format("words"), options, teacher=local(teacher))
     items = [
-        ScoreItem(
+        Explanation(
             Problem(id=str(i), question=row["question"], solution=row["solution"]), row["explanation"], row["closed"]
         )
         for i, row in enumerate(samples)

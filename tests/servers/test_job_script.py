@@ -79,6 +79,7 @@ def test_each_stage_meets_the_servers_that_it_needs_and_none_is_left(node: Path)
         "warmup:",
         "train: judge:8001=Qwen/Qwen2.5-32B-Instruct sampler:8000=runs/cluster/warmup",
         "collect: sampler:8000=runs/cluster/train",
+        "select:",
         "distill:",
     ]
     assert list((node / "ports").iterdir()) == []
@@ -88,7 +89,7 @@ def test_what_is_complete_is_skipped(node: Path) -> None:
     start(node).communicate(timeout=30)
     (node / "log").unlink()
     start(node).communicate(timeout=30)
-    assert log(node) == ["warmup:", "distill:"]  # these see by themselves that nothing is left to do
+    assert log(node) == ["warmup:", "select:", "distill:"]  # these see by themselves that nothing is left to do
 
 
 def test_slurms_signal_ends_the_stage_and_its_servers(node: Path) -> None:

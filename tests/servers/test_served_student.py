@@ -5,7 +5,6 @@ from byte_models import byte_tokenizer, save, tiny_model
 
 from rlt.config import ModelOptions, RewardOptions, StudentOptions
 from rlt.errors import ServerError
-from rlt.reward.items import item_of_completion
 from rlt.reward.scoring import RewardEngine
 from rlt.reward.students import LocalModel, load_students, open_students
 from rlt.text.formats import load_format
@@ -22,7 +21,7 @@ def test_rewards_are_those_of_the_student_in_this_process(vllm_server):
     (served,) = load_students(opened, ModelOptions(), place)
     local = LocalModel.load(str(vllm_server.model), fmt, ModelOptions(dtype="float32"), StudentOptions())
     texts = ("So 5, é 😀", "Add.\n\nthen" + fmt.tags.explanation.close)
-    items = [item_of_completion(fmt, Problem(str(i), "What?", "It is 5."), text) for i, text in enumerate(texts)]
+    items = [fmt.completed(Problem(str(i), "What?", "It is 5."), text) for i, text in enumerate(texts)]
     assert served.tokenizer.get_vocab() == byte_tokenizer().get_vocab()
     one, two = (RewardEngine([student], fmt, options, local).score(items) for student in (served, local))
     for ours, theirs in zip(one, two, strict=True):
@@ -42,9 +41,7 @@ def test_another_tokenizer_is_refused_and_a_row_that_the_server_refuses_fails_al
     opened = open_students(fmt, ModelOptions(), place, options)
     (served,) = load_students(opened, ModelOptions(), place)
     served.context = None  # so that only the server knows that the second row is too long for it
-    items = [
-        item_of_completion(fmt, Problem(str(i), "What?", "It is 5."), "So. " * n) for i, n in enumerate((1, 4000, 2))
-    ]
+    items = [fmt.completed(Problem(str(i), "What?", "It is 5."), "So. " * n) for i, n in enumerate((1, 4000, 2))]
     rows = RewardEngine([served], fmt, options).score(items)
     served.close()
     assert [row.parts.error is None for row in rows] == [True, False, True]

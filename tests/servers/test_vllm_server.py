@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from rlt.config import CollectConfig, EngineOptions
+from rlt.config import CollectConfig, EngineOptions, ScoreConfig, SelectConfig
 from rlt.data.rows import read_rows
 from rlt.engines.base import Completion, Request, Sampling
 from rlt.engines.build import build_engine
 from rlt.errors import ServerError
 from rlt.models.loading import load_tokenizer
-from rlt.stages import collect
+from rlt.stages import collect, score, select
 from rlt.text.formats import load_format, teacher_prompt
 from rlt.types import Problem
 
@@ -125,7 +125,7 @@ def test_collect_from_the_server(vllm_server, tmp_path):
     assert {row["seed"] for row in rows} == {None}  # on a CPU none is sent
 
 
-def test_the_best_by_the_reward_of_a_served_student_is_kept(vllm_server, tmp_path):
+def test_the_best_by_the_reward_of_a_served_student_is_selected(vllm_server, tmp_path):
     data = tmp_path / "problems.jsonl"
     data.write_text(
         "".join(
@@ -141,16 +141,24 @@ def test_the_best_by_the_reward_of_a_served_student_is_kept(vllm_server, tmp_pat
     (tmp_path / "letters.yaml").write_text(json.dumps(made))
     config = CollectConfig(
         output=tmp_path / "out", model=str(vllm_server.model), data=str(data), format=str(tmp_path / "letters.yaml"),
-        samples=6, temperature=1.0, max_tokens=24, dtype="float32", select="reward", student=vllm_server.url,
-        reward={"score_temperature": 1.0},
+        samples=6, temperature=1.0, max_tokens=24, dtype="float32",
     )  # fmt: skip
-    result = collect.run(config)
-    raw = {row["id"]: row for _, row in read_rows(tmp_path / "out" / "raw")}
-    rewards = {row["id"]: row["reward"] for _, row in read_rows(tmp_path / "out" / "state" / "rewards.jsonl")}
-    kept = [row for _, row in read_rows(tmp_path / "out")]
+    collect.run(config)
+    score.run(
+        ScoreConfig(
+            output=tmp_path / "scores.jsonl", data=tmp_path / "out", format=config.format, student=vllm_server.url,
+            teacher=str(vllm_server.model), score_temperature=1.0, dtype="float32",
+        )
+    )  # fmt: skip
+    result = select.run(
+        SelectConfig(
+            output=tmp_path / "best", data=str(tmp_path / "out"), scores=tmp_path / "scores.jsonl", keep="best",
+            format=config.format, student=str(vllm_server.model),
+        )
+    )  # fmt: skip
+    rewards = {row["id"]: row["reward"] for _, row in read_rows(tmp_path / "scores.jsonl")}
+    kept = [row for _, row in read_rows(tmp_path / "best")]
     assert result.metrics["selected"] == len(kept) > 0
+    closed = [row for _, row in read_rows(tmp_path / "out") if row["closed"]]
     for row in kept:
-        rivals = [
-            rewards[i] for i, other in raw.items() if other["problem"] == row["problem"] and rewards[i] is not None
-        ]
-        assert row["reward"] == max(rivals)
+        assert row["reward"] == max(rewards[r["id"]] for r in closed if r["problem"] == row["problem"])

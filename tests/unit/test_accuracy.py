@@ -7,7 +7,6 @@ from rlt.config import AccuracyConfig
 from rlt.engines.base import Completion
 from rlt.errors import ScoringError
 from rlt.reward.accuracy import student_accuracy
-from rlt.reward.items import item_of_explanation
 from rlt.tasks import Verdict
 from rlt.tasks.grading import GraderPool
 from rlt.text.formats import load_format
@@ -42,8 +41,7 @@ class Student:
 
 def shares(student, answers=("5",), graders=None):
     items = [
-        item_of_explanation(FMT, Problem(str(i), f"q{i}", "It is 5.", answer=answer), "So.")
-        for i, answer in enumerate(answers)
+        FMT.finished(Problem(str(i), f"q{i}", "It is 5.", answer=answer), "So.") for i, answer in enumerate(answers)
     ]
     return student_accuracy(student, FMT, items, CONFIG, graders or GraderPool("arithmetic"), seed=3)
 

@@ -89,7 +89,11 @@ def test_a_mapping_names_other_columns(tmp_path):
         ([{"prompt": "q"}], {}, "column `question` is missing; the row has prompt"),
         ([{"prompt\ud83d": "q"}], {}, "the row has prompt\\ud83d"),
         ([{"question": "q"}], {"columns": {"solution": "gold"}}, "column `gold` (mapped to `solution`) is missing"),
-        ([{"question": "q"}], {"columns": {"solutoin": "gold"}}, "is no column of ours"),
+        (
+            [{"question": "q"}],
+            {"columns": {"solutoin": "gold"}},
+            r"unknown column 'solutoin'; expected one of id, question",
+        ),
         ([{"id": 1, "question": "q", "solution": "s"}] * 2, {}, "column `id` repeats"),
         ([], {}, "no problem left"),
     ],
@@ -133,9 +137,12 @@ def test_half_a_line_is_named(tmp_path):
         load(str(path))
 
 
-def test_limit_counts_valid_rows_and_skip_counts_rows(tmp_path):
+def test_skip_and_limit_both_count_rows_so_that_parts_of_a_file_never_overlap(tmp_path):
     path = write(tmp_path, *[{"question": f"q{i}", "solution": "s" if i != 2 else ""} for i in range(6)])
-    assert [p.question for p in load(path, skip=1, limit=3, on_invalid="skip")] == ["q1", "q3", "q4"]
+    training = [p.question for p in load(path, limit=3, on_invalid="skip")]
+    held_out = [p.question for p in load(path, skip=3, on_invalid="skip")]
+    assert (training, held_out) == (["q0", "q1"], ["q3", "q4", "q5"])
+    assert [p.question for p in load(path, skip=1, limit=3, on_invalid="skip")] == ["q1", "q3"]
 
 
 def test_parquet_reads_like_jsonl(tmp_path):

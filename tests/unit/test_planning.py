@@ -332,17 +332,28 @@ SMALL_HUB = "Qwen/Qwen2.5-0.5B-Instruct"
 P = load_shape(SMALL_HUB).parameters
 
 
-def test_a_selection_by_reward_has_its_moment_and_its_copies_on_the_host(tmp_path: Path) -> None:
-    collect = {
-        "model": SMALL_HUB, "data": str(tmp_path / "data.jsonl"), "select": "reward", "student": SMALL_HUB,
+def test_scoring_on_ray_has_a_copy_of_each_offloaded_model_per_worker_on_the_host(tmp_path: Path) -> None:
+    score = {
+        "teacher": SMALL_HUB, "data": str(tmp_path / "data.jsonl"), "student": SMALL_HUB,
         "student_placement": "offload", "ray": "local", "ray_workers": 4,
     }  # fmt: skip
-    step = recipe_of(tmp_path, collect=collect).steps[1]
-    sampling, scoring = step.moments
-    assert (sampling.moment, scoring.moment) == ("sampling", "scoring")
+    step = recipe_of(tmp_path, score=score).steps[1]
+    (scoring,) = step.moments
     assert scoring.weights == 2 * 2 * P  # student and teacher, in bfloat16
     assert step.host == 4 * 2 * 2 * P  # of each of four workers
     assert "scoring on 4 GPU(s)" in step.notes
+
+
+@pytest.mark.parametrize(("keep", "rows"), [("all", 400), ("random", 100), ("best", 100), ("bands", 100)])
+def test_what_a_selection_keeps_decides_how_much_is_distilled(tmp_path: Path, keep: str, rows: int) -> None:
+    scores = {"scores": "s.jsonl"} if keep in ("best", "bands") else {}
+    steps = {
+        "collect": {"model": SMALL_HUB, "data": str(tmp_path / "data.jsonl"), "samples": 4},
+        "select": {"data": "@collect", "keep": keep, **scores},
+        "distill": {"model": SMALL_HUB, "data": "@select", "max_length": 10**6},
+    }
+    distill = recipe_of(tmp_path, **steps).steps[3]
+    assert distill.notes[0].startswith(f"{rows} rows")
 
 
 @pytest.mark.parametrize(("dtype", "wide"), [("auto", 4), ("bfloat16", 2), ("float32", 4)])

@@ -9,7 +9,6 @@ from plain_reward import continued, encoded, logprobs, plain_reward
 from real_tokenizers import NAMES, real_tokenizer
 
 from rlt.config import RewardOptions
-from rlt.reward.items import item_of_completion
 from rlt.reward.scoring import RewardEngine
 from rlt.reward.students import LocalModel
 from rlt.reward.trl import TeacherReward, teacher_rows
@@ -79,14 +78,14 @@ def check(name, student_name, format_name):
     engine = RewardEngine([student], fmt, RewardOptions(), teacher)
     compared = 0
     for kind, text in completions(name, fmt):
-        item = item_of_completion(fmt, PROBLEM, text)
+        item = fmt.completed(PROBLEM, text)
         (scored,) = (row.parts for row in engine.score([item]))
         r_ss, r_kl = plain_reward(
             fmt,
             (student.tokenizer, student.model),
             (teacher.tokenizer, teacher.model),
             PROBLEM,
-            item.written,
+            item.text,
             item.closed,
         )
         assert scored.error is None, kind

@@ -24,8 +24,9 @@ def test_a_reference_is_the_output_of_that_step_and_makes_a_dependency():
 
 
 def test_a_reference_may_name_a_file_inside_the_output():
-    r = recipe(rank={"data": "d.jsonl", "scores": "s.jsonl"}, distill={"model": "m", "data": "@rank:band-1.jsonl"})
-    assert step(r, "distill").config.data.path == "out/r/rank/band-1.jsonl"
+    select = {"data": "d.jsonl", "scores": "s.jsonl", "keep": "bands"}
+    r = recipe(select=select, distill={"model": "m", "data": "@select:band-1.jsonl"})
+    assert step(r, "distill").config.data.path == "out/r/select/band-1.jsonl"
 
 
 def test_with_several_seeds_each_has_its_own_folder():
@@ -151,14 +152,33 @@ def test_a_recipes_numbers_are_read_as_people_write_them(tmp_path):
 
 
 def test_what_a_run_keeps_has_every_default_and_the_references():
-    rank = {"data": "d.jsonl", "scores": "s.jsonl"}
-    kept = parse_yaml(
-        recipe(defaults={"rank": {"by": "r_ss"}}, rank=rank, distill={"model": "m", "data": "@rank"}).dump()
-    )
-    assert kept["defaults"]["rank"] == {"by": "r_ss", "bands": 4}
+    select = {"data": "d.jsonl", "scores": "s.jsonl", "keep": "bands"}
+    distill = {"model": "m", "data": "@select"}
+    kept = parse_yaml(recipe(defaults={"select": {"by": "r_ss"}}, select=select, distill=distill).dump())
+    assert (kept["defaults"]["select"]["by"], kept["defaults"]["select"]["bands"]) == ("r_ss", 4)
     assert kept["defaults"]["distill"]["token_budget"] is None
-    assert kept["distill"] == {"model": "m", "data": "@rank"}
+    assert kept["distill"] == {"model": "m", "data": "@select"}
     assert kept["seeds"] == [0]
+
+
+@pytest.mark.parametrize(
+    ("steps", "line"),
+    [
+        ({"rank": {"data": "d.jsonl", "scores": "s.jsonl"}}, "step `rank`: `rank` is part of `select`: write"),
+        ({"quarters": {"stage": "rank", "data": "d.jsonl"}}, "step `quarters`: `rank` is part of `select`: write"),
+        ({"defaults": {"rank": {"by": "r_ss"}}}, "`defaults.rank`: `rank` is part of `select`: write"),
+        *(
+            (
+                {"collect": {"model": "m", "data": "d.jsonl", key: value}},
+                f"step `collect`: `{key}`: selection is a stage",
+            )
+            for key, value in {"select": "reward", "student": "s", "student_context": 9, "reward": {}}.items()
+        ),
+    ],
+)
+def test_what_select_took_over_is_refused_with_what_to_write_now(steps, line):
+    with pytest.raises(ConfigError, match=line):
+        recipe(**steps)
 
 
 def test_a_missing_recipe_is_one_clear_line(tmp_path):

@@ -109,7 +109,7 @@ def test_an_output_whose_input_was_made_anew_is_refused(tmp_path):
 
 
 def test_a_file_inside_an_output_is_of_that_output(tmp_path):
-    folder = begin("rank", config(tmp_path / "quarters"))
+    folder = begin("select", config(tmp_path / "quarters"))
     (tmp_path / "quarters" / "band-1.jsonl").touch()
     folder.finish({})
     used = config(tmp_path / "p.jsonl", exclude=[tmp_path / "quarters" / "band-1.jsonl"])

@@ -14,6 +14,7 @@ from rlt.outputs import read_state
 from rlt.reward.items import ScoredRow, StudentLost
 from rlt.reward.students import ServedStudent
 from rlt.stages import score
+from rlt.text.formats import load_format
 from rlt.types import RewardParts
 
 ROW = {"question": "q", "solution": "s", "explanation": "e"}
@@ -23,6 +24,7 @@ class Letters:
     """An engine whose reward is the length of the explanation; "NaN" cannot be scored. `calls`: sizes of its batches."""
 
     passes = 1
+    fmt = load_format("words")
 
     def __init__(self, config, stop_at=None, lost_at=None):
         self.students, self.stop_at, self.lost_at = config.student, stop_at, lost_at
@@ -32,11 +34,11 @@ class Letters:
         if len(self.calls) == self.stop_at:
             raise KeyboardInterrupt
         self.calls.append(len(items))
-        rows = [self.row(item.written.strip()) for item in items]
+        rows = [self.row(item.text.strip()) for item in items]
         for row in rows:
             if row.parts.error is None:
                 progress(1, 10)
-        bodies = [item.written.strip() for item in items]
+        bodies = [item.text.strip() for item in items]
         if self.lost_at in bodies:
             raise StudentLost("the server is gone", rows[: bodies.index(self.lost_at)])
         return rows
@@ -46,11 +48,6 @@ class Letters:
             return ScoredRow.failed("NaN")
         parts = RewardParts(reward=float(len(text)), r_ss=float(len(text)), solution_tokens=1)
         return ScoredRow(parts, dict.fromkeys(self.students, parts) if len(self.students) > 1 else {})
-
-    def placebos(self, items, scored, others, progress):
-        for i, item in enumerate(items):
-            self.others[item.problem.id] = [body.strip() for body in others(i)]
-        return scored
 
     def in_place(self):
         return contextlib.nullcontext()
@@ -75,7 +72,14 @@ def run(tmp_path, monkeypatch):
             engines.append(Letters(config, **(engine or {})))
             return engines[-1]
 
+        def with_placebos(engine, items, scored, others, progress):
+            assert list(others) == list(range(len(items)))
+            for item, body in zip(items, others.values(), strict=True):
+                engine.others[item.problem.id] = body and body.strip()
+            return scored
+
         monkeypatch.setattr(score, "load_engine", load)
+        monkeypatch.setattr("rlt.reward.placebos.with_placebos", with_placebos)
         error = None
         try:
             score.run(config)
@@ -142,15 +146,15 @@ def test_rows_that_are_no_text_get_an_error_and_the_others_a_reward(run):
 
 @pytest.fixture
 def small(monkeypatch):
-    """Windows of 4 rows, chunks of about 16 characters."""
+    """Windows of 4 rows, chunks of about 14 characters."""
     monkeypatch.setattr(score, "WINDOW", 4)
     monkeypatch.setattr(score, "CHUNK_BATCHES", 1)
     monkeypatch.setattr(score, "CHARACTERS_A_TOKEN", 2)
-    return {"batch_tokens": 8, "format": "words"}
+    return {"batch_tokens": 7, "format": "words"}
 
 
 def test_chunks_are_bounded_by_their_text_and_end_with_their_window(run, small):
-    # Each row has 3 letters of question and solution, 2 of padding, and those of its explanation.
+    # Each row has 3 letters of question and solution, 1 of padding, and those of its explanation.
     rows, engine = run(rows_of("a", "bb", "c" * 50, "d", "e", "f", "g"), **small)
     assert engine.calls == [2, 1, 1, 2, 1]
     assert [row["reward"] for row in rows] == [1, 2, 50, 1, 1, 1, 1]
@@ -169,15 +173,14 @@ def test_a_run_that_was_cut_off_keeps_its_chunks_and_draws_the_same_placebos(run
     rows, engine = run(data, placebos=placebos, **small)
     assert rows == whole
     assert engine.calls == uncut.calls[1:]
-    assert engine.others == {name: texts for name, texts in uncut.others.items() if name not in ("0", "1")}
-    if placebos:
-        assert uncut.others["2"] == ["NaN", "a", "bb"]  # the window's others, from the next on, round the end
-        assert uncut.others["6"] == ["e", "ff"]
+    assert engine.others == {name: text for name, text in uncut.others.items() if name not in ("0", "1")}
+    if placebos:  # the next of the window, round the end
+        assert uncut.others == {"0": "bb", "1": "c", "2": "NaN", "3": "a", "4": "ff", "5": "g", "6": "e"}
 
 
 def test_another_explanation_of_the_same_question_is_no_placebo(run):
     _, engine = run([{**ROW, "question": q, "explanation": e, "id": e} for q, e in ("ax", "ay", "bz")], placebos=True)
-    assert engine.others == {"x": ["z"], "y": ["z"], "z": ["x", "y"]}
+    assert engine.others == {"x": "z", "y": "z", "z": "x"}
 
 
 def test_rows_before_a_lost_server_are_written(run, tmp_path):
@@ -200,7 +203,7 @@ def test_a_run_goes_on_with_the_same_served_model_only(run, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run([ROW], engine={"stop_at": 0})
     serve("two")
-    with pytest.raises(RunError, match="begun with the served students one; these servers have two"):
+    with pytest.raises(RunError, match="started with the served students one; these servers have two"):
         run([ROW])
     serve("one")
     assert len(run([ROW])[0]) == 1
@@ -225,20 +228,21 @@ def test_parquet_has_the_columns_of_the_configuration_whatever_the_first_rows_ar
     bad, good = {**ROW, "solution": ""}, {**ROW, "id": 7}
     run([bad] * 5 + [good], output="out.parquet", student=["one", "two"], placebos=True, **small)
     table = pyarrow.parquet.read_table(tmp_path / "out.parquet")
-    assert table.column("id").to_pylist() == [None] * 5 + [7]
+    assert table.column("id").to_pylist() == [None] * 5 + ["7"]
     last = table.to_pylist()[-1]
     assert (last["reward"], last["students"]["two"]["reward"], last["lift_over_empty"]) == (1.0, 1.0, None)
     assert [field.name for field in table.schema.field("students").type] == ["one", "two"]
     assert not list(tmp_path.glob("*.rows.jsonl"))
 
 
-def test_ids_of_several_kinds_are_text_in_parquet(run, tmp_path):
+def test_ids_are_text_in_parquet(run, tmp_path):
     run([{**ROW, "id": value} for value in ("a", 7, "\ud83d", 2**70, None)], output="out.parquet")
     ids = pyarrow.parquet.read_table(tmp_path / "out.parquet").column("id").to_pylist()
     assert ids == ["a", "7", r"\ud83d", str(2**70), None]
 
 
-def test_without_ids_there_is_no_such_column(run, tmp_path):
+def test_parquet_has_a_column_of_ids_also_where_no_row_has_one(run, tmp_path):
     run([ROW], output="out.parquet")
-    names = pyarrow.parquet.read_table(tmp_path / "out.parquet").column_names
-    assert names == list(RewardParts.__dataclass_fields__)
+    table = pyarrow.parquet.read_table(tmp_path / "out.parquet")
+    assert table.column_names == ["id", *RewardParts.__dataclass_fields__]
+    assert table.column("id").to_pylist() == [None]

@@ -17,7 +17,8 @@ from real_tokenizers import real_tokenizer
 
 from rlt.config import AccuracyConfig, RewardOptions
 from rlt.errors import ConfigError, ScoringError, ServerError
-from rlt.reward.items import StudentLost, item_of_completion, item_of_explanation
+from rlt.reward.items import StudentLost
+from rlt.reward.placebos import next_text, with_placebos
 from rlt.reward.scoring import RewardEngine
 from rlt.reward.students import LocalModel
 from rlt.text.formats import load_format, render_student
@@ -61,8 +62,8 @@ def rows_of(count, seed=0):
 def item_of(row):
     problem = Problem("0", row["question"], row["solution"], answer="5")
     if "explanation" in row:
-        return item_of_explanation(FMT, problem, row["explanation"])
-    return item_of_completion(FMT, problem, row["completion"])
+        return FMT.finished(problem, row["explanation"])
+    return FMT.completed(problem, row["completion"])
 
 
 TAGS_AS_TOKENS = byte_tokenizer(tags=FMT.tags.all())
@@ -110,7 +111,7 @@ def test_tags_that_merge_with_their_neighbours_leave_those_tokens_out():
 def plain(tokenizer, item):
     """`(r_ss, r_kl)` under PLAIN_MODELS, or None for a term that has no token."""
     student, teacher = ((tokenizer, model) for model in PLAIN_MODELS[tokenizer])
-    return plain_reward(FMT, student, teacher, item.problem, item.written, item.closed)
+    return plain_reward(FMT, student, teacher, item.problem, item.text, item.closed)
 
 
 # What a byte-level BPE learns decides what merges: nothing, words, the tags' ends with their neighbours, bytes of letters.
@@ -139,12 +140,12 @@ def test_any_text_under_any_byte_level_tokenizer_is_what_one_row_with_all_logits
     assume(solution)
     tokenizer = TOKENIZERS[name]
     student, teacher = (LocalModel(m, tokenizer, name=n) for m, n in zip(PLAIN_MODELS[tokenizer], "st", strict=True))
-    item = item_of_completion(FMT, Problem("0", "What?", solution), text + CLOSE * closed)
+    item = FMT.completed(Problem("0", "What?", solution), text + CLOSE * closed)
     r_ss, r_kl = plain(tokenizer, item)
     (row,) = RewardEngine([student], FMT, RewardOptions(), teacher).score([item])
     if r_ss is None:
         assert "no token of the solution lies inside its tags" in row.parts.error
-    elif r_kl is None and text:
+    elif r_kl is None and text.removesuffix(FMT.padding):
         assert "no token of the explanation can be compared" in row.parts.error
     else:
         assert row.parts.r_ss == pytest.approx(r_ss, abs=1e-3)
@@ -173,7 +174,7 @@ def test_batches_order_and_packing_give_the_same_numbers(seed, vocabulary, split
 
 def test_a_row_is_the_same_alone_or_among_a_thousand():
     engine = RewardEngine([STUDENT], FMT, RewardOptions())
-    items = [item_of_explanation(FMT, Problem("0", "a", f"{i}"), "b" * (i % 7)) for i in range(1000)]
+    items = [FMT.finished(Problem("0", "a", f"{i}"), "b" * (i % 7)) for i in range(1000)]
     among = engine.score(items)
     for i in (0, 499, 998):
         assert numbers(among[i]) == pytest.approx(numbers(engine.score([items[i]])[0]), abs=1e-4)
@@ -183,7 +184,7 @@ def test_what_follows_the_solution_does_not_move_it():
     item = item_of(rows_of(1)[0])
     following = "{% if loop.last %} and more follows{% endif %}<|im_end|>"
     other = byte_tokenizer(tags=FMT.tags.all(), template=CHATML.replace("<|im_end|>", following))
-    (text,) = (render_student(FMT, t, item.problem, item.written).text for t in [other])
+    (text,) = (render_student(FMT, t, item.problem, item.text).text for t in [other])
     assert text.endswith("<|end_of_solution|> and more follows<|im_end|>\n")
     student = LocalModel(STUDENT.model, other, name="student")
     (one,), (two,) = (RewardEngine([s], FMT, RewardOptions()).score([item]) for s in (STUDENT, student))
@@ -198,7 +199,7 @@ def test_without_a_teacher_there_is_r_ss_alone():
 
 def test_an_unclosed_explanation_costs_the_penalty_and_is_scored_as_if_closed():
     problem = Problem("0", "What?", "It is 5.")
-    cut, closed = ENGINE.score([item_of_completion(FMT, problem, text) for text in ("So 5.", "So 5." + CLOSE)])
+    cut, closed = ENGINE.score([FMT.completed(problem, text) for text in ("So 5.", "So 5." + CLOSE)])
     assert cut.parts.reward == pytest.approx(closed.parts.reward - 1, abs=1e-5)
     assert cut.parts.format_penalty == -1
 
@@ -237,8 +238,8 @@ def test_exact_kl_is_that_of_whole_distributions_at_every_token():
     from rlt.text.formats import render_student, render_teacher
     from rlt.text.tokens import tokenize
 
-    (ours,) = tokenize(TAGS_AS_TOKENS, [render_student(FMT, TAGS_AS_TOKENS, item.problem, item.written)])
-    (theirs,) = tokenize(TAGS_AS_TOKENS, [render_teacher(FMT, TAGS_AS_TOKENS, item.problem, item.written)])
+    (ours,) = tokenize(TAGS_AS_TOKENS, [render_student(FMT, TAGS_AS_TOKENS, item.problem, item.text)])
+    (theirs,) = tokenize(TAGS_AS_TOKENS, [render_teacher(FMT, TAGS_AS_TOKENS, item.problem, item.text)])
     with torch.no_grad():
         p, q = (
             m.model(torch.tensor([t.ids])).logits[0].log_softmax(-1)[[i - 1 for i in t.spans["explanation"]]]
@@ -295,7 +296,7 @@ def test_nan_from_a_model_fails_the_row_and_says_so():
         broken.model.get_input_embeddings().weight[token] = math.nan
     problem = Problem("0", "What?", "It is 5.")
     engine = RewardEngine([broken], FMT, RewardOptions(), TEACHER)
-    good, bad = engine.score([item_of_explanation(FMT, problem, text) for text in ("plain", "caf é")])
+    good, bad = engine.score([FMT.finished(problem, text) for text in ("plain", "caf é")])
     assert good.parts.error is None
     assert "NaN" in bad.parts.error
     assert bad.parts.reward is None
@@ -318,7 +319,7 @@ def test_real_traces_are_scored_or_named():
             named["no tags at all" if len(missing) == 4 else f"no {missing[0]}"] += 1
             continue
         thought, solution = FMT.parse_response(row["response"])
-        items.append(item_of_explanation(FMT, Problem("0", row["question"], solution), thought.strip("\n")))
+        items.append(FMT.finished(Problem("0", row["question"], solution), thought.strip("\n")))
     thought, solution = FMT.tags.thought, FMT.tags.solution
     assert named == {
         "no tags at all": 74,
@@ -326,7 +327,7 @@ def test_real_traces_are_scored_or_named():
         f"no {solution.close}": 5,
         f"no {thought.open}": 1,
     }
-    tokenizer = byte_tokenizer(text=[item.written for item in items[:20]], vocabulary=1500, tags=FMT.tags.all())
+    tokenizer = byte_tokenizer(text=[item.text for item in items[:20]], vocabulary=1500, tags=FMT.tags.all())
     shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     model = tiny_model(tokenizer, 0, max_position_embeddings=16384, **shape)  # the published context
     scored = RewardEngine([LocalModel(model, tokenizer, name="small")], FMT, RewardOptions()).score(items)
@@ -340,7 +341,7 @@ def test_nan_fails_no_row_beside_it_packed_or_not(packing):
     (token,) = TAGS_AS_TOKENS.encode("Q", add_special_tokens=False)
     with torch.no_grad():
         broken.model.get_input_embeddings().weight[token] = math.nan
-    items = [item_of_explanation(FMT, Problem("0", "what?", "it is 5."), text) for text in ("one", "Q", "two", "three")]
+    items = [FMT.finished(Problem("0", "what?", "it is 5."), text) for text in ("one", "Q", "two", "three")]
     rows = RewardEngine([broken], FMT, RewardOptions(), TEACHER).score(items)
     assert ["NaN" in (row.parts.error or "") for row in rows] == [False, True, False, False]
     for i in (0, 2, 3):
@@ -352,7 +353,7 @@ def test_an_explanation_of_which_nothing_can_be_compared_is_an_error_and_an_empt
     merging = byte_tokenizer(text=("|>\n\n<", "\n\n<|", "<<|") * 30, vocabulary=275, split_words=False)
     engine = RewardEngine([local(merging, 0)], FMT, RewardOptions(), local(merging, 1))
     problem = Problem("0", "What?", "It is 5.")
-    bad, empty = engine.score([item_of_completion(FMT, problem, text + CLOSE) for text in ("<", "")])
+    bad, empty = engine.score([FMT.completed(problem, text + CLOSE) for text in ("<", "")])
     assert "no token of the explanation can be compared" in bad.parts.error
     assert (empty.parts.error, empty.parts.r_kl) == (None, 0.0)
 
@@ -384,56 +385,51 @@ def test_a_served_request_that_fails_costs_its_row_alone():
 
 def test_a_server_that_is_gone_ends_the_scoring_with_the_rows_before():
     items = [item_of(row) for row in rows_of(4)]
-    items.insert(0, replace(items[0], written="long " * 3000))  # an error of its own, before
+    items.insert(0, replace(items[0], text="long " * 3000))  # an error of its own, before
     engine = RewardEngine([Remote(ServerError("gone"))], FMT, RewardOptions())
     with pytest.raises(StudentLost, match="gone") as caught:
         engine.score(items)
     assert [row.parts.error is None for row in caught.value.rows] == [False, True]
     with pytest.raises(StudentLost) as caught:
-        engine.placebos(items[1:], ENGINE.score(items[1:]))
+        with_placebos(engine, items[1:], ENGINE.score(items[1:]), dict.fromkeys(range(4)))
     assert caught.value.rows == []
 
 
 # -- placebos and accuracy ---------------------------------------------------------------------------------------------
 
 
-def test_lifts_are_differences_to_an_empty_and_to_the_next_questions_explanation():
+def test_lifts_are_differences_to_an_empty_and_to_another_questions_explanation():
     items = [item_of(row) for row in rows_of(3)]
-    items[1] = replace(items[1], problem=items[0].problem)  # the same question: no placebo for the first
-    rows = ENGINE.placebos(items, ENGINE.score(items), [0])
+    rows = with_placebos(ENGINE, items, ENGINE.score(items), {0: items[2].text})
     plain = RewardEngine([STUDENT], FMT, RewardOptions())
     r_ss, empty, other = (
         row.parts.r_ss
-        for row in plain.score(
-            [items[0], replace(items[0], written=FMT.padding), replace(items[0], written=items[2].written)]
-        )
+        for row in plain.score([items[0], replace(items[0], text=FMT.padding), replace(items[0], text=items[2].text)])
     )
     assert rows[0].lift_over_empty == pytest.approx(r_ss - empty, abs=1e-5)
     assert rows[0].lift_over_shuffled == pytest.approx(r_ss - other, abs=1e-5)
     assert rows[1].lift_over_empty is None
 
 
-def test_a_placebo_is_the_next_that_can_be_read():
-    items = [item_of(row) for row in rows_of(5)]
-    items[1] = replace(items[1], written="long " * 3000)
-    rows = ENGINE.placebos(items, ENGINE.score(items), [0])
-    assert rows[1].parts.r_ss is None  # so that the first row gets the third's
-    (third,) = RewardEngine([STUDENT], FMT, RewardOptions()).score([replace(items[0], written=items[2].written)])
-    assert rows[0].lift_over_shuffled == pytest.approx(rows[0].parts.r_ss - third.parts.r_ss, abs=1e-5)
-    # The same where it is known only once they are tried, as in `rlt score`; where none can be read there is no lift.
-    bodies = {0: [items[1].written, items[2].written], 3: [items[1].written], 4: []}
+def test_a_lift_over_a_placebo_that_cannot_be_read_is_none_and_is_not_tried_again():
+    items = [item_of(row) for row in rows_of(3)]
     seen = []
-    again = ENGINE.placebos(
-        items,
-        ENGINE.score(items),
-        [0, 3, 4],
-        others=lambda i: iter(bodies[i]),
-        progress=lambda *call: seen.append(call),
-    )
-    assert again[0].lift_over_shuffled == pytest.approx(rows[0].lift_over_shuffled, abs=1e-5)
-    assert again[3].lift_over_shuffled is again[4].lift_over_shuffled is None
-    assert all(again[i].lift_over_empty is not None for i in (0, 3, 4))
+    others = {0: "long " * 3000, 1: None, 2: items[0].text}
+    rows = with_placebos(ENGINE, items, ENGINE.score(items), others, lambda *call: seen.append(call))
+    assert [row.lift_over_shuffled is None for row in rows] == [True, True, False]
+    assert all(row.lift_over_empty is not None for row in rows)
     assert sum(count for count, _ in seen) == 3 + 1  # three empty ones and one of another question were read
+
+
+def test_the_placebo_in_training_is_the_next_explanation_of_another_question_that_was_scored():
+    items = [item_of(row) for row in rows_of(5)]
+    items[1] = replace(items[1], problem=items[0].problem)  # the same question
+    items[2] = replace(items[2], text="long " * 3000)
+    scored = ENGINE.score(items)
+    assert scored[2].parts.r_ss is None
+    assert next_text(items, scored, 0) == items[3].text
+    assert next_text(items, scored, 4) == items[0].text  # round the end
+    assert next_text(items[:2], scored[:2], 0) is None
 
 
 def test_accuracy_is_the_share_of_right_solutions(monkeypatch):

@@ -9,7 +9,6 @@ from byte_models import byte_tokenizer, tiny_model
 from rlt.config import AccuracyConfig, RewardOptions
 from rlt.errors import ConfigError, DataError, ScoringError
 from rlt.models.logprobs import Row, hidden_states, output_head, token_logprobs
-from rlt.reward.items import item_of_completion
 from rlt.reward.scoring import RewardEngine
 from rlt.reward.students import LocalModel
 from rlt.reward.trl import TeacherReward, teacher_rows
@@ -42,7 +41,7 @@ def policy_rows(completions):
 def test_plain_trl_gets_r_ss_and_the_penalty():
     reward = TeacherReward([STUDENT], TOKENIZER, FMT)
     got = reward(PROMPTS, TEXTS, [sampled(text) for text in TEXTS], **COLUMNS, trainer_state=None, log_extra=print)
-    items = [item_of_completion(FMT, p, text) for p, text in zip(PROBLEMS, TEXTS, strict=True)]
+    items = [FMT.completed(p, text) for p, text in zip(PROBLEMS, TEXTS, strict=True)]
     expected = RewardEngine([STUDENT], FMT, RewardOptions()).score(items)
     assert got == pytest.approx([row.parts.reward for row in expected], abs=1e-4)
     assert all(row.parts.r_kl is None for row in reward.last_rows)
@@ -61,7 +60,7 @@ def test_with_the_policys_side_it_is_what_rlt_score_gives(estimator):
         known = {"policy_logprobs": token_logprobs(POLICY, rows, temperature=0.7)}
     got = reward(PROMPTS, TEXTS, completions, **COLUMNS, **known)
     teacher = LocalModel(POLICY, TOKENIZER, name="teacher")
-    items = [item_of_completion(FMT, p, text) for p, text in zip(PROBLEMS, TEXTS, strict=True)]
+    items = [FMT.completed(p, text) for p, text in zip(PROBLEMS, TEXTS, strict=True)]
     expected = RewardEngine([STUDENT], FMT, options, teacher).score(items)
     assert got == pytest.approx([row.parts.reward for row in expected], rel=1e-4)
     counts = [row.parts.explanation_tokens for row in reward.last_rows]
@@ -75,8 +74,8 @@ def test_tokens_that_were_sampled_are_not_tokenized_again():
     known = torch.arange(-1.0, -1 - len(letters), -1)  # -1, -2, ... for the letters; the tag's does not count
     reward(PROMPTS[:1], [word + CLOSE], [letters], question=["What?"], solution=["5"], policy_logprobs=[known])
     (row,) = reward.last_rows
-    item = item_of_completion(FMT, Problem("0", "What?", "5"), word + CLOSE)
-    rendered = render_student(FMT, TOKENIZER, item.problem, item.written)
+    item = FMT.completed(Problem("0", "What?", "5"), word + CLOSE)
+    rendered = render_student(FMT, TOKENIZER, item.problem, item.text)
     ids = TOKENIZER.encode(rendered.text, add_special_tokens=False)
     at = ids.index(
         TOKENIZER.convert_tokens_to_ids(word), len(TOKENIZER.encode(rendered.text[: rendered.spans["explanation"][0]]))

@@ -1,0 +1,93 @@
+"""Questions that training and held-out data share: a solve rate on them would mislead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+from rlt.config import DataConfig, EvaluateConfig, StageConfig
+from rlt.data.problems import rows_of
+from rlt.errors import DataError
+from rlt.types import JsonRow
+
+MadeBy = Callable[[str], JsonRow | None]
+"""Path of a stage's output -> that stage's configuration, as JSON; None for a path that no stage made."""
+
+
+def overlap(training: DataConfig, held_out: DataConfig) -> list[tuple[str, str]]:
+    """`(where it is held out, where it is trained on)` of each question in both; [] unless both are local files.
+
+    Questions are the same if their texts are, but for blanks around them. `skip` and `limit` of both count.
+    """
+    if not (Path(training.path).exists() and Path(held_out.path).exists()):
+        return []
+    return shared(training, questions_of(held_out))
+
+
+def shared(training: DataConfig, held_out: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """As `overlap`, for held-out questions given as `(where, question)`."""
+    wanted = {question.strip(): where for where, question in held_out}
+    return [
+        (wanted.pop(question.strip()), where)
+        for where, question in questions_of(training)
+        if question.strip() in wanted
+    ]
+
+
+def questions_of(data: DataConfig) -> Iterator[tuple[str, str]]:
+    """`(where, question)` of each row that has a question, valid or not."""
+    stop = None if data.limit is None else data.skip + data.limit
+    for where, row in islice(rows_of(data), data.skip, stop):
+        question = row.get(data.columns.get("question", "question"), row.get("problem"))
+        if question is None and isinstance(turns := row.get("conversations"), list):
+            question = next((turn.get("value") for turn in turns if turn.get("from") in ("user", "human")), None)
+        if isinstance(question, str):
+            yield where, question
+
+
+def training_data(model: str, made_by: MadeBy) -> Iterator[DataConfig]:
+    """The local data that a model learned from: of the stage that made it, and of those that made its starting model."""
+    seen: set[str] = set()
+    while model not in seen:
+        seen.add(model)
+        config = made_by(model) or {}
+        data = config.get("data")
+        while isinstance(data, dict):
+            if Path(data["path"]).exists():
+                yield DataConfig.model_validate(data)
+                break
+            # Not made yet: its questions are those of the data that it will be made from.
+            maker = made_by(data["path"]) or made_by(str(Path(data["path"]).parent)) or {}
+            data = maker.get("data")
+        model = start if isinstance(start := config.get("model"), str) else model
+
+
+def leaks(configs: Sequence[StageConfig]) -> Iterator[str]:
+    """A line for each file that an evaluate step of a recipe holds out, of which a model's training data has questions.
+
+    Reads the files that exist; evaluation itself checks again what was made since.
+    """
+    made = {str(config.output): config.model_dump(mode="json") for config in configs}
+    for config in configs:
+        if not isinstance(config, EvaluateConfig) or config.allow_overlap:
+            continue
+        for name in [config.data] if config.data else config.benchmark:
+            for data in training_data(config.model, made.get) if Path(name).exists() else ():
+                if both := overlap(data, DataConfig(path=name, limit=config.limit)):
+                    yield said(both, name, data)
+
+
+def refuse(both: Sequence[tuple[str, str]], name: str, data: DataConfig) -> None:
+    """Raise DataError where there is an overlap."""
+    if both:
+        raise DataError(said(both, name, data))
+
+
+def said(both: Sequence[tuple[str, str]], name: str, data: DataConfig) -> str:
+    """One line about an overlap, with its first question and the fix."""
+    here, there = both[0]
+    return (
+        f"{name}: {len(both)} of its questions are in the training data {data.path}, the first at {here} and {there}. Hold "
+        "out other questions (`data.skip`, `data.limit`, or `exclude` of the stage `problems`), or set `allow_overlap: true`."
+    )

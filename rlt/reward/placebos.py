@@ -1,0 +1,87 @@
+"""Placebos and controls: what an empty explanation would earn, another question's, wrong numbers, the bare solution."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from rlt.models.logprobs import Progress
+from rlt.reward.items import ScoredRow, StudentLost
+from rlt.reward.scoring import RewardEngine
+from rlt.types import Explanation
+
+
+def with_placebos(
+    engine: RewardEngine,
+    items: Sequence[Explanation],
+    scored: Sequence[ScoredRow],
+    others: Mapping[int, str | None],
+    progress: Progress | None = None,
+) -> list[ScoredRow]:
+    """`scored` with `lift_over_empty` and `lift_over_shuffled` in those rows of `others` that have an `r_ss`.
+
+    `others[i]` is the text of the other question's explanation that stands in for that of `items[i]`, or None. The empty
+    explanation is the paddings alone. A lift is None where there is no placebo or a student cannot read it. Every
+    call scores once, also without rows: ranks that share a student must ask equally often.
+    """
+    wanted = [i for i in others if scored[i].parts.r_ss is not None]
+    asked = [(i, "empty", engine.fmt.as_written("")) for i in wanted]
+    asked += [(i, "shuffled", other) for i in wanted if (other := others[i]) is not None]
+    # Without a teacher, and without sampling: r_ss is all that is compared.
+    plain = RewardEngine(engine.students, engine.fmt, engine.options.model_copy(update={"accuracy": None}))
+    try:
+        rows = plain.score([replace(items[i], text=text) for i, _, text in asked], progress=progress)
+    except StudentLost as error:
+        raise StudentLost(str(error)) from error  # its rows are those of placebos
+    found = {(i, kind): row.parts.r_ss for (i, kind, _), row in zip(asked, rows, strict=True)}
+    return [
+        replace(
+            row,
+            lift_over_empty=_lift(row.parts.r_ss, found.get((i, "empty"))),
+            lift_over_shuffled=_lift(row.parts.r_ss, found.get((i, "shuffled"))),
+        )
+        for i, row in enumerate(scored)
+    ]
+
+
+def controlled(explanation: Explanation, control: str, padding: str, seed: int) -> Explanation:
+    """The explanation with another text in place of its own: `empty`, with wrong `numbers`, or the bare `solution`.
+
+    Each number becomes another one of as many digits, the same one wherever it stands; drawn from `seed` and the
+    question.
+    """
+    if control == "numbers":
+        return replace(explanation, text=_other_numbers(explanation.text, f"{seed} {explanation.problem.question}"))
+    return replace(explanation, text=(explanation.problem.solution if control == "solution" else "") + padding)
+
+
+def _other_numbers(text: str, seed: str) -> str:
+    rng = random.Random(seed)
+    instead: dict[str, str] = {}
+
+    def other(match: re.Match[str]) -> str:
+        digits = match[0]
+        low, high = (0, 9) if len(digits) == 1 else (10 ** (len(digits) - 1), 10 ** len(digits) - 1)
+        while instead.setdefault(digits, str(rng.randint(low, high))) == digits:
+            del instead[digits]
+        return instead[digits]
+
+    return re.sub(r"\d+", other, text)
+
+
+def next_text(items: Sequence[Explanation], scored: Sequence[ScoredRow], i: int) -> str | None:
+    """The text of the next of `items` after `i`, round the end, that has an `r_ss` and another question; None without one."""
+    return next(
+        (
+            items[j].text
+            for j in (*range(i + 1, len(items)), *range(i))
+            if scored[j].parts.r_ss is not None and items[j].problem.question != items[i].problem.question
+        ),
+        None,
+    )
+
+
+def _lift(value: float | None, placebo: float | None) -> float | None:
+    return None if value is None or placebo is None else value - placebo

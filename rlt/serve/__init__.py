@@ -1,0 +1,1 @@
+"""The reward as a service: students loaded once, rewards answered over HTTP to any trainer."""
