@@ -84,9 +84,9 @@ class StageFolder:
         return Path(self.config.output)
 
     def finish(self, metrics: Mapping[str, Any]) -> Result:
-        """Mark the stage complete with its numbers and return its Result.
+        """The stage's Result, once it is marked complete with its metrics.
 
-        `seconds` is the time of all its starts; one that was killed counts until the last file that it wrote.
+        `seconds` adds up all its starts; a start that was killed counts until the last file that it wrote.
         """
         if not is_main_process():
             return Result(self.path, dict(metrics))
@@ -107,7 +107,7 @@ class StageFolder:
 
 
 def is_main_process() -> bool:
-    """Whether this process is the only one, or the first of those that were launched together."""
+    """Whether this is the only process, or the first of those launched together."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -115,8 +115,8 @@ def begin(stage: str, config: StageConfig) -> StageFolder:
     """The output of `stage`, ready to be written, resumed, or already complete.
 
     Raises RunError if it was made with another configuration or from other inputs (naming the keys that differ and two
-    commands that help), if it has content that no stage of rlt made, or if another process is writing it. Of processes
-    launched together the first one begins.
+    commands that help), if it holds files that rlt did not make, or if another process is writing it. Of processes launched
+    together, the first one begins.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from accelerate import PartialState
@@ -131,7 +131,7 @@ def _begin(stage: str, config: StageConfig) -> StageFolder:
     try:
         _folder_of(output).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"{output}: cannot be made ({error.strerror}). Choose another --output.") from error
+        raise RunError(f"{output}: cannot be created ({error.strerror}). Choose another --output.") from error
     state, lock = read_state(output), None
     if is_main_process() and not (state and state["complete"]):
         lock = _hold(output)
@@ -187,7 +187,7 @@ def _refuse_changes(stage: str, config: StageConfig, state: Mapping[str, Any], o
 
 
 def _seconds(state: Mapping[str, Any] | None, output: Path) -> float:
-    """Seconds that earlier starts took, by the newest file that the last one left: nothing else outlives a `kill -9`."""
+    """Seconds that earlier starts took, up to the newest file: after a `kill -9` nothing else is left to measure by."""
     if state is None or "started" not in state:
         return 0.0
     files = [*output.rglob("*")] if output.is_dir() else files_of(output)
@@ -246,7 +246,7 @@ def _moved(state: Mapping[str, Any], there: str | None, now: str) -> Mapping[str
 
 
 def changed_keys(there: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The keys of two dumped configurations that differ and decide what a stage makes: `train.x`: 1 there, 2 now."""
+    """The keys in which two dumped configurations differ, except INCIDENTAL ones, as lines: `train.x`: 1 there, 2 now."""
     lines = []
     for key in sorted({*there, *now}):
         name, old, new = prefix + key, there.get(key), now.get(key)
@@ -265,9 +265,9 @@ def _served(students: Any) -> Any:
 
 
 def inputs_of(config: StageConfig) -> dict[str, str]:
-    """Path -> when it was finished, for each complete output of a stage that a key of the configuration names.
+    """Path -> when it was finished, for each complete stage output that the configuration names.
 
-    Also of outputs with a file in them that is named (`quarters/band-1.jsonl`).
+    A file inside an output (`quarters/band-1.jsonl`) counts as that output.
     """
     found = {}
     for text in _texts({key: value for key, value in _dumped(config).items() if key != "output"}):
@@ -310,7 +310,7 @@ def _dumped(config: StageConfig) -> dict[str, Any]:
 
 
 def state_file_of(output: Path) -> Path:
-    """Where the state of the stage with this output stands."""
+    """Path of the `stage.json` of this output."""
     output = Path(output)
     return output.with_name(f"{output.name}.stage.json") if output.suffix in ROW_FILES else output / "stage.json"
 
@@ -325,7 +325,7 @@ def _folder_of(output: Path) -> Path:
 
 
 def files_of(output: Path) -> list[Path]:
-    """What has to be removed to start over: the folder, or the file with what stands beside it."""
+    """What to remove to start over: the folder, or the file with its state, lock and partial rows."""
     output = Path(output)
     if output.suffix not in ROW_FILES:
         return [output] if output.exists() else []
@@ -346,8 +346,7 @@ def remove_output(output: Path) -> None:
 def read_state(output: Path) -> dict[str, Any] | None:
     """`stage.json` of a stage's output; None where there is none, or where a complete output is gone but its state left.
 
-    One that cannot be read counts as incomplete, with the reason under `unreadable`: `begin` refuses it, `--restart` removes
-    it.
+    A garbled one counts as incomplete, with the reason under `unreadable`: `begin` refuses it, `--restart` removes it.
     """
     path = state_file_of(output)
     if not path.is_file():
@@ -363,10 +362,7 @@ def read_state(output: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Errors of writing below `path` (full disk, read-only, quota) as a RunError in one line.
-
-    safetensors and torch.save raise errors of their own for what is an OSError elsewhere.
-    """
+    """Errors of writing below `path` (full disk, read-only), those of safetensors and torch.save too, as a RunError."""
     from safetensors import SafetensorError
 
     try:
@@ -386,15 +382,15 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def check_free(output: Path) -> None:
-    """Raises RunError, naming the process, where another process is writing this output."""
+    """Raise RunError, naming the process, if another process is writing this output."""
     if _lock_file_of(output).exists():
         _release(_hold(Path(output)))
 
 
 def _hold(output: Path) -> IO[str] | None:
-    """The output's lock file, locked until it is released or this process ends, however it ends.
+    """The output's lock file, locked until it is released or this process ends in any way.
 
-    A record lock: processes forked off this one do not hold it, so that none of them keeps an output locked.
+    It is a record lock, which forked processes do not inherit, so a surviving worker cannot keep an output locked.
     """
     if fcntl is None:
         return None
@@ -434,7 +430,7 @@ def _release(lock: IO[str] | None) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of rlt, Python and the libraries that decide results, of those that are installed."""
+    """Versions of rlt, Python and the installed libraries that decide results."""
     from rlt import __version__
 
     found = {"rlt": __version__, "python": platform.python_version()}
@@ -447,6 +443,6 @@ def versions() -> dict[str, str]:
 
 
 def complete_before(stage: str, config: StageConfig) -> Result | None:
-    """The stage's Result where it is complete already, so that nothing has to be read again; else None."""
+    """The stage's Result if it is already complete, before any input is read; else None."""
     state = read_state(config.output)
     return begin(stage, config).result if state is not None and state.get("complete") else None

@@ -1,4 +1,4 @@
-"""Checkpoints that can be trusted after `kill -9`: one is complete when, last of all, its marker was written."""
+"""Checkpoints that survive `kill -9`: a checkpoint is complete once its marker, written last, is there."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ class WholeCheckpoints(_Trainer):
     """
 
     _running: dict[str, Any] | None = None
+    _metrics: dict[str, Any]  # TRL's
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         limit, self.args.save_total_limit = self.args.save_total_limit, None
@@ -87,7 +88,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def discard_incomplete(folder: Path) -> list[Path]:
-    """The checkpoints that were cut off while they were written; they are removed."""
+    """The incomplete checkpoints in a stage's folder, which are removed."""
     incomplete = [path for path in _checkpoints(folder) if not (path / MARKER).is_file()]
     for path in incomplete:
         shutil.rmtree(path)
