@@ -24,13 +24,13 @@ def build_engine(options: EngineOptions, model: str, *, dtype: str = "auto", tru
 
         return RayEngine(options, model, build_engine, dtype=dtype, trust_remote_code=trust_remote_code)
     if options.engine == "openai":
-        from rlt.engines.openai import ServedEngine
+        from rlt.engines.openai import OpenAIEngine
 
-        return ServedEngine(options, model, trust_remote_code=trust_remote_code)
+        return OpenAIEngine(options, model, trust_remote_code=trust_remote_code)
     if options.engine == "vllm":
-        from rlt.engines.vllm import EmbeddedEngine
+        from rlt.engines.vllm import VllmEngine
 
-        return EmbeddedEngine(options, model, dtype=dtype, trust_remote_code=trust_remote_code)
-    from rlt.engines.hf import LocalEngine
+        return VllmEngine(options, model, dtype=dtype, trust_remote_code=trust_remote_code)
+    from rlt.engines.hf import HfEngine
 
-    return LocalEngine(options, model, dtype=dtype, trust_remote_code=trust_remote_code)
+    return HfEngine(options, model, dtype=dtype, trust_remote_code=trust_remote_code)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from rlt.config import ModelOptions, RewardOptions, StudentOptions
-from rlt.engines.client import PROBE, Server, check_tokenizer, served_model
+from rlt.engines.client import PROBE, Client, check_tokenizer, served_model
 from rlt.errors import ConfigError, RltError, ScoringError, ServerError
 from rlt.models import loading, logprobs
 from rlt.models.logprobs import Head, Progress, Row
@@ -119,9 +119,9 @@ class LocalModel:
 
     def engine(self) -> Engine:
         """Continues prompts with this model, in this process."""
-        from rlt.engines.hf import LocalEngine
+        from rlt.engines.hf import HfEngine
 
-        return LocalEngine.of(self.model, self.tokenizer)
+        return HfEngine.of(self.model, self.tokenizer)
 
     def head(self) -> Head:
         """The whole output layer. Where weights are sharded, every rank must call this together."""
@@ -153,7 +153,7 @@ class ServedStudent:
 
     def __init__(
         self,
-        server: Server,
+        server: Client,
         tokenizer: PreTrainedTokenizerBase,
         model: str,
         options: StudentOptions,
@@ -173,21 +173,21 @@ class ServedStudent:
         Raises ServerError where it is not, or serves several models and `options.served_model` names none of them.
         """
         url, _, path = address.partition("#")
-        server = Server(
+        server = Client(
             url, options.student_api_key_env, timeout=options.timeout, retry_for=options.retry_for,
             max_in_flight=options.max_in_flight,
         )  # fmt: skip
         try:
             served = served_model(server, options.served_model)
-            if served.get("owned_by") != "vllm":
+            if served.owner != "vllm":
                 raise ServerError(f"{url}: the server of a student must be vLLM; others give no `prompt_logprobs`.")
-            path = path or served.get("root") or served["id"]
+            path = path or served.root or served.id
             tokenizer = checked_tokenizer(path, fmt, model)
-            check_tokenizer(server, served["id"], tokenizer.encode(PROBE, add_special_tokens=False), path)
+            check_tokenizer(server, served.id, tokenizer.encode(PROBE, add_special_tokens=False), path)
         except BaseException:
             server.close()
             raise
-        return cls(server, tokenizer, served["id"], options, name=address, context=served.get("max_model_len"))
+        return cls(server, tokenizer, served.id, options, name=address, context=served.context_length)
 
     def check(self, options: RewardOptions) -> None:
         """Raise ConfigError for a temperature other than 1 and for `exact`, with the reason."""

@@ -68,7 +68,7 @@ def open_repository(folder: StageFolder) -> str | None:
 
 @contextmanager
 def _hub_errors(folder: StageFolder, repository: str) -> Iterator[None]:
-    from httpx import HTTPError
+    from huggingface_hub.errors import HTTPError
 
     try:
         yield
