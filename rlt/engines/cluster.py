@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any, TypeVar
 
 from rlt.errors import ConfigError, DependencyError, RltError, RunError
-from rlt.text.clock import VARIABLE, pinned_date
 
 Job = TypeVar("Job")
 Answer = TypeVar("Answer")
@@ -302,10 +301,7 @@ def cluster(ray: Any, address: str, workers: int) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    # Workers on other machines render prompts with the date of this run.
-    options: dict[str, Any] = {
-        "log_to_driver": False, "logging_level": "ERROR", "runtime_env": {"env_vars": {VARIABLE: pinned_date()}}
-    }  # fmt: skip
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address == "local":
         options |= {"address": "local", "num_cpus": workers, "include_dashboard": False}
     else:
