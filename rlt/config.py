@@ -238,8 +238,9 @@ class ModelOptions(Config):
 class FormatOptions(Config):
     """How prompts and responses are written."""
 
-    format: str = "stratos"
-    """A shipped format (`r1`, `stratos`, `words`) or your own YAML file."""
+    format: str | None = None
+    """A shipped format (`r1`, `stratos`, `words`) or your own YAML file; null: the one the model was trained with, as its
+    folder says, otherwise `stratos`."""
 
 
 class SamplingOptions(Config):
@@ -393,6 +394,9 @@ class TrainerPassthrough(TrainerOptions):
 
     peft: dict[str, Any] | None = None
     """Train LoRA adapters with these arguments of peft.LoraConfig; null trains all weights."""
+    merge_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Type of the saved weights after LoRA is merged into them; null: as trained. Rounding to 16 bits costs part of a small
+    update; the stage prints how much."""
     launch: str | None = None
     """Accelerate configuration to train under: `single`, `ddp`, `fsdp2`, `deepspeed-zero3`, `deepspeed-zero3-offload`, or
     a YAML file; null: this process alone."""

@@ -28,7 +28,9 @@ from rlt.config import ReportConfig, StageConfig
 from rlt.data.rows import write_text
 from rlt.errors import ProblemsFound, RunError
 from rlt.outputs import Result, check_free, differences, read_state, remove_output
+from rlt.provenance import date_of, prepared
 from rlt.recipe import ONCE, Recipe, RecipeHead, Step, recipe_of_run
+from rlt.text.clock import pin_date
 from rlt.timing import TimeLeft
 
 HEARTBEAT = 20.0  # seconds without a line after which it is said what runs
@@ -39,6 +41,7 @@ SILENT = ("problems", "select")  # stages that show no progress of their own
 
 def run_stage(stage: str, config: StageConfig) -> Result:
     """The Result of one stage, run in this process, or under `accelerate launch` where its `launch` says so."""
+    config = prepared(stage, config)
     if getattr(config, "launch", None) and "LOCAL_RANK" not in os.environ:
         from rlt.launching import launch_stage
 
@@ -66,6 +69,7 @@ def run_recipe(recipe: Recipe, *, restart: bool = False, only: str | None = None
         _check_gpu(recipe)
     _check(recipe, [*todo, *once])
     _claim(recipe, rest, todo, restart, whole=only is None)
+    pin_date(date_of(step.config.output for step in recipe.steps))
     seeds = len(recipe.head.seeds)
     print(f"{recipe.head.name}: {recipe.head.description}".rstrip(": "), flush=True)
     print(

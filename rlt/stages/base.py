@@ -14,7 +14,7 @@ from rlt.config import BaseModelConfig, Config, validate
 from rlt.data.rows import read_rows
 from rlt.models.loading import load_tokenizer
 from rlt.models.tiny import tiny_llama, word_tokenizer
-from rlt.outputs import Result, begin
+from rlt.outputs import Result, begin, writing
 from rlt.tasks import GeneratedTask, load_generated_task
 from rlt.text.formats import load_format, render_student, render_teacher
 from rlt.training.arguments import trainer_arguments
@@ -78,8 +78,9 @@ def run(config: BaseModelConfig) -> Result:
         stop = StopAtLoss(phase.until_loss)
         _learn(folder.path / f"phase-{number}", config, model, examples, phase, stop)
         numbers |= {f"phase_{number}_loss": stop.loss, f"phase_{number}_steps": stop.steps}
-    model.save_pretrained(folder.path)
-    tokenizer.save_pretrained(folder.path)
+    with writing(folder.path):
+        model.save_pretrained(folder.path)
+        tokenizer.save_pretrained(folder.path)
     load_tokenizer(str(folder.path))  # what is saved must load
     return finish_model(folder, None, f"generated: {', '.join(tasks)}", numbers)
 

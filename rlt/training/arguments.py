@@ -19,9 +19,10 @@ def trainer_arguments(
 ) -> Any:
     """TRL's `kind` (SFTConfig, GRPOConfig) from the recipe's `trainer` options, as they are, over `defaults` of the stage.
 
-    rlt sets only where the output goes, the seed, and what a CPU needs (no bfloat16, no checkpointing of activations).
-    `model_init_kwargs` are merged key by key. `push_to_hub` is rlt's: it uploads the finished folder, with its card.
-    Raises ConfigError for an option that TRL does not have, of another type, or that TRL refuses.
+    rlt adds the output folder, the seed, and what a CPU needs (no bfloat16, no checkpointing of activations).
+    `model_init_kwargs` are merged key by key. `push_to_hub` is rlt's own: it uploads the finished folder with its card.
+    Raises ConfigError for an unknown option, a wrong type, a value that TRL refuses, and for options that would silently
+    truncate, drop or rewrite rows.
     """
     import torch
 
@@ -30,10 +31,10 @@ def trainer_arguments(
         raise ProblemsFound(stage, wrong)
     ours: dict[str, Any] = {
         "seed": config.seed, "report_to": "none", "disable_tqdm": os.environ.get("RLT_QUIET") == "1",
-        "save_total_limit": 2, **defaults,
+        "save_total_limit": 2, "logging_nan_inf_filter": False, **defaults,
     }  # fmt: skip
     if not torch.cuda.is_available():
-        # Not on a CPU: bfloat16 and checkpointed activations are TRL's defaults, and pinned memory is for GPUs.
+        # bfloat16 and checkpointed activations are TRL's defaults and slow on a CPU; pinned memory is for GPUs.
         ours |= {"use_cpu": True, "bf16": False, "gradient_checkpointing": False, "dataloader_pin_memory": False}
     merged = {**ours, **{key: value for key, value in options.items() if key not in UPLOAD}}
     if "model_init_kwargs" in options:
@@ -45,7 +46,7 @@ def trainer_arguments(
 
 
 def loading(options: ModelOptions) -> dict[str, Any]:
-    """The trainer's `model_init_kwargs`: float32 weights where `dtype` is `auto`, because small updates vanish in bfloat16."""
+    """The trainer's `model_init_kwargs`. `dtype` `auto` means float32 here: small updates vanish in bfloat16."""
     dtype = "float32" if options.dtype == "auto" else options.dtype
     return {
         "model_init_kwargs": {"dtype": dtype, "use_safetensors": True, "trust_remote_code": options.trust_remote_code}
@@ -55,38 +56,37 @@ def loading(options: ModelOptions) -> dict[str, Any]:
 def check_saving(stage: str, arguments: Any) -> None:
     """Raise ConfigError if GRPO would save a checkpoint between the steps of one generation.
 
-    Completions are generated for several steps at once; from a checkpoint between those steps a run could not go on as if
-    it had never been cut off.
+    Completions are generated for several steps at once, and are not part of a checkpoint.
     """
     cycle = arguments.steps_per_generation * arguments.num_iterations / arguments.gradient_accumulation_steps
     strategy, every = str(getattr(arguments.save_strategy, "value", arguments.save_strategy)), arguments.save_steps
     if strategy == "no" or cycle <= 1:
         return
     wanted = (
-        f"a multiple of {cycle:g}, the steps that one generation serves; else a resumed run would differ from one never"
+        f"a multiple of {cycle:g} (steps per generation); otherwise a resumed run would not match an uninterrupted one"
     )
     if strategy != "steps":
         raise ConfigError(
             f"{stage}: `trainer.save_strategy` {strategy} may save between the steps of one generation. Set it to steps, and "
-            f"`trainer.save_steps` to {wanted} cut off."
+            f"`trainer.save_steps` to {wanted}."
         )
     if every < 1:
         every = math.ceil(arguments.max_steps * every) if arguments.max_steps > 0 else math.nan
     if every % cycle != 0:
-        raise ConfigError(f"{stage}: `trainer.save_steps` {arguments.save_steps} must be {wanted} cut off.")
+        raise ConfigError(f"{stage}: `trainer.save_steps` {arguments.save_steps} must be {wanted}.")
 
 
 def sampling_context(arguments: Any, context: int | None) -> int | None:
-    """Tokens that prompt and completion may have together for GRPO: the model's context, or less where vLLM has less."""
+    """Most tokens of prompt and completion together in GRPO: the model's context, or vLLM's where that is smaller."""
     limits = [context, arguments.vllm_max_model_length if arguments.use_vllm else None]
     return min((limit for limit in limits if limit is not None), default=None)
 
 
 def supervised_arguments(stage: str, config: WarmupConfig | DistillConfig, defaults: Mapping[str, Any]) -> Any:
-    """TRL's SFTConfig for a stage. It saves a checkpoint every 100 steps, a multiple of the steps between logs."""
+    """TRL's SFTConfig for a stage. It saves a checkpoint every 100 steps and logs every 10."""
     from trl import SFTConfig
 
-    peft_config(config.peft)  # what is wrong with it is said before anything is begun
-    # Nothing is cut to a length: `fit` refused or dropped what is too long.
+    peft_config(config.peft)  # raises before the stage begins
+    # TRL truncates nothing: `fit` has refused or dropped what is too long.
     ours = {"max_length": None, "save_strategy": "steps", "save_steps": 100, "logging_steps": 10, **loading(config)}
     return trainer_arguments(SFTConfig, stage, config, config.trainer, {**ours, **defaults})

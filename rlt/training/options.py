@@ -24,17 +24,59 @@ TRAINERS = {
 }
 """Stage -> module and name of the class that its `trainer` options are fields of."""
 
-# Keys of `trainer` that would contradict another key, or a promise of rlt -> what to do instead.
-OURS = {
+# Options of `trainer` that rlt refuses, with what to do instead: another key decides, or TRL would silently truncate, drop
+# or rewrite what rlt has rendered, counted or saved. Off (null, false) they are harmless and pass.
+REFUSED = {
     "output_dir": "the stage's `output` decides where",
-    "save_only_model": "no run could resume from such a checkpoint",
+    "seed": "the stage's own `seed` says it",
+    "trust_remote_code": "the stage's own `trust_remote_code` decides",
     "hub_token": "it would be written to the run's files; set the environment variable HF_TOKEN",
+    # Rows.
+    "max_length": "TRL would silently cut rows, and their end of turn, to it; set the stage's own `max_length`, which "
+    "refuses or drops longer rows",
+    "truncation_mode": "rlt never truncates",
+    "packing": "it needs TRL's `max_length`, which cuts rows silently",
+    "eval_packing": "training has no evaluation data",
+    "dataset_kwargs": "rlt prepares the rows itself",
+    "remove_unused_columns": "it removes the columns that the reward reads",
+    "dataloader_drop_last": "the last rows of each epoch would be left out and still be counted",
+    "chat_template_path": "it would change the template after the rows are rendered; put a `chat_template.jinja` into the "
+    "model's folder",
+    "chat_template_kwargs": "rlt renders the prompts, and TRL would not read it",
+    # Tokens.
+    "eos_token": "the saved tokenizer would no longer be the one that the rows were rendered with; change "
+    "`tokenizer_config.json` in the model's folder",
+    "pad_token": "the saved tokenizer would no longer be the one that the rows were rendered with; change "
+    "`tokenizer_config.json` in the model's folder",
+    # The loss: rlt marks the tokens that are learned.
+    "completion_only_loss": "rlt marks the learned tokens itself",
+    "assistant_only_loss": "rlt marks the learned tokens itself",
+    # Resuming.
+    "save_only_model": "a run could not resume from such a checkpoint",
+    "resume_from_checkpoint": "the same command resumes by itself",
+    "ignore_data_skip": "a resumed run would read its first rows twice",
+    "auto_find_batch_size": "a full memory would silently shrink the batch; set `per_device_train_batch_size`",
+    # Evaluation.
+    "do_eval": "training has no evaluation data; `rlt evaluate` evaluates the model",
+    "eval_on_start": "training has no evaluation data; `rlt evaluate` evaluates the model",
+    "load_best_model_at_end": "training has no evaluation data to choose by; the last model is the result",
 }
-OURS_IN_MODEL = {
+REFUSED_IN_MODEL = {
     "dtype": "the stage's own `dtype` decides",
     "torch_dtype": "the stage's own `dtype` decides",
     "trust_remote_code": "the stage's own `trust_remote_code` decides",
     "use_safetensors": "weights are read from safetensors only",
+    "ignore_mismatched_sizes": "weights of another shape would be replaced by random ones",
+}
+# Keys of `generation_kwargs` that another option of TRL's says, or that would make completions end elsewhere.
+REFUSED_IN_GENERATION = {
+    "max_new_tokens": "`trainer.max_completion_length` says it",
+    "max_length": "`trainer.max_completion_length` says it",
+    **{name: f"`trainer.{name}` says it" for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")},
+    "do_sample": "`trainer.temperature` says it",
+    "num_return_sequences": "`trainer.num_generations` says it",
+    "eos_token_id": "the model's generation_config.json says where a completion ends",
+    "stop_strings": "a completion ends with its end of turn",
 }
 # What transformers' from_pretrained takes besides its parameters and what it pops from its keywords.
 ENGINE_EXTRAS = ("attn_implementation", "continuous_batching")
@@ -42,23 +84,32 @@ ENGINE_EXTRAS = ("attn_implementation", "continuous_batching")
 
 def trainer_problems(options: Mapping[str, Any], module: str, kind: str) -> list[str]:
     """What is wrong with a recipe's `trainer` options, one line each: `kind` (of `module`) has no such option, the value
-    is of another type, or rlt decides it.
+    is of another type, or rlt refuses it.
     """
     known = fields_of(module, kind)
-    lines = [
-        f"`trainer.{name}`: {OURS[name]}. Leave it out."
-        if name in OURS
-        else _problem("trainer", name, value, known, kind)
-        for name, value in options.items()
-    ]
+    lines = []
+    for name, value in options.items():
+        refused = name in REFUSED and value not in (None, False)
+        lines.append(
+            f"`trainer.{name}`: {REFUSED[name]}. Leave it out."
+            if refused
+            else _problem("trainer", name, value, known, kind)
+        )
     if options.get("hub_strategy", "end") != "end":
         lines.append("`trainer.hub_strategy`: rlt uploads the finished model only. Leave it out.")
-    model = options.get("model_init_kwargs") or {}
-    if isinstance(model, Mapping):
-        lines += [
-            f"`trainer.model_init_kwargs.{name}`: {OURS_IN_MODEL[name]}. Leave it out."
-            for name in sorted(model.keys() & OURS_IN_MODEL)
-        ]
+    if options.get("eval_strategy", "no") != "no":
+        lines.append(f"`trainer.eval_strategy`: {REFUSED['do_eval']}. Leave it out.")
+    for key, refusals in (("model_init_kwargs", REFUSED_IN_MODEL), ("generation_kwargs", REFUSED_IN_GENERATION)):
+        given = options.get(key) or {}
+        if isinstance(given, Mapping):
+            names = sorted(given.keys() & refusals)
+            lines += [f"`trainer.{key}.{name}`: {refusals[name]}. Leave it out." for name in names]
+    attention = str((options.get("model_init_kwargs") or {}).get("attn_implementation", ""))
+    if options.get("padding_free") and "flash" not in attention:
+        lines.append(
+            "`trainer.padding_free`: without flash attention each row would read the rows before it. Leave it out, or set "
+            "`trainer.model_init_kwargs.attn_implementation` to flash_attention_2."
+        )
     return [line for line in lines if line is not None]
 
 

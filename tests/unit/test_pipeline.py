@@ -190,7 +190,7 @@ def test_what_was_made_from_a_step_that_starts_over_goes_with_it(tmp_path, ran, 
 def test_what_was_made_from_a_folder_deleted_by_hand_is_refused_before_it_is_made_again(tmp_path, ran):
     run_recipe(recipe(tmp_path))
     (tmp_path / "r" / "corpus.jsonl").unlink()
-    with pytest.raises(RunError, match=r"more its input .*corpus\.jsonl was made anew or removed since.*--only STEP"):
+    with pytest.raises(RunError, match=r"more its input .*corpus\.jsonl was made again or removed since.*--only STEP"):
         run_recipe(recipe(tmp_path))
     run_recipe(recipe(tmp_path), restart=True, only="corpus")
     run_recipe(recipe(tmp_path))
