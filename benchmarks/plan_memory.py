@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from rlt.planning.machine import GIB, Launch
 from rlt.planning.memory import training_activations
 from rlt.planning.shapes import SHIPPED_SHAPES, shape_of
-from rlt.planning.training import Training
+from rlt.planning.training_setup import TrainingSetup
 
 RESULTS = Path(__file__).parent / "results"
 LORA = {"r": 32, "lora_alpha": 64, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
@@ -56,7 +56,7 @@ def peak(name: str, dtype: str, lora: bool, tokens: int) -> dict[str, Any]:
     shape = shape_of(config, name)
     trainable = shape.lora_parameters(LORA["r"], LORA["target_modules"]) if lora else shape.parameters
     trainer = {"per_device_train_batch_size": 1, "bf16": True}
-    training = Training(shape, trainer, Launch("single"), 1, 4 if dtype == "float32" else 2, trainable)
+    training = TrainingSetup(shape, trainer, Launch("single"), 1, 4 if dtype == "float32" else 2, trainable)
     try:
         measured: float | None = train(config, dtype, lora, tokens, trainer)
     except torch.cuda.OutOfMemoryError:

@@ -1,7 +1,7 @@
-"""What a recipe needs on given GPUs, from shapes alone: memory, hours, money, disk. Nothing is loaded, nothing is run.
+"""What a recipe needs on given GPUs, from model shapes alone: memory, hours, money, disk. Nothing is loaded or run.
 
-For each step: a GPU's memory at each moment (sampling, scoring, updating), FLOPs and bytes moved, what stays on disk.
-The formulas and their error against what is known stand in docs/planning.md.
+For each step: memory of one GPU while sampling, scoring and updating; FLOPs and bytes moved; what stays on disk.
+docs/planning.md has the formulas and compares them with published costs.
 """
 
 from rlt.planning.options import PlanConfig

@@ -1,35 +1,40 @@
-"""The plan of a whole recipe, and the tables that the command prints."""
+"""The plan of a whole recipe, and the text that `rlt plan` prints."""
 
 from __future__ import annotations
 
 import math
+import textwrap
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from rlt.planning.context import Context
 from rlt.planning.machine import GB, GIB, Gpu
 from rlt.planning.memory import PARTS
 from rlt.planning.options import FIXED, PlanConfig
-from rlt.planning.steps import Planner, StepPlan
+from rlt.planning.step_plan import StepPlan
+from rlt.planning.steps import plan_step
 from rlt.recipe import Recipe
 from rlt.results.tables import text_table
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe's steps on a machine, with what was assumed. `str(plan)` is what the command prints."""
+    """A recipe's steps on a machine, and what was assumed. `str(plan)` is what the command prints."""
 
     recipe: str
     gpu: Gpu
     options: PlanConfig
     steps: tuple[StepPlan, ...]
+    """The steps of one seed, and those that all seeds share."""
     seeds: int = 1
 
     @property
-    def fits(self) -> bool:
-        """Whether every step fits the GPUs' memory."""
-        return all(self.fits_step(step) for step in self.steps)
+    def fits_memory(self) -> bool:
+        """Whether every step fits into the GPUs' memory."""
+        return all(self.step_fits_memory(step) for step in self.steps)
 
-    def fits_step(self, step: StepPlan) -> bool:
+    def step_fits_memory(self, step: StepPlan) -> bool:
         return step.peak <= self.gpu.memory
 
     @property
@@ -39,7 +44,7 @@ class Plan:
 
     @property
     def gpu_hours(self) -> float:
-        """Hours times all GPUs of the machine: those that a step leaves idle are held, and paid, too."""
+        """Hours times all GPUs of the machine: idle GPUs are held, and paid for, too."""
         return self.hours * self.options.count
 
     @property
@@ -54,7 +59,7 @@ class Plan:
 
     @property
     def disk_peak(self) -> float:
-        """Bytes that there are at most: what the steps before left, and the peak of the one that runs."""
+        """Most bytes on disk at a time: what earlier steps left, and the peak of the running one."""
         left = (self.seeds - 1) * sum(step.disk for step in self.steps)
         peak = 0.0
         for step in self.steps:
@@ -64,114 +69,212 @@ class Plan:
 
     def host_of_node(self, step: StepPlan) -> float:
         """Bytes of host memory that a step needs on each machine."""
-        return step.host / max(1, math.ceil(step.gpus / FIXED.gpus_a_node))
+        return step.host / max(1, math.ceil(step.gpus / FIXED.gpus_per_node))
 
-    def text(self) -> str:
-        """Three tables (steps, memory, hours) and every assumption."""
-        gpu, count = self.gpu, self.options.count
-        head = (
-            f"{self.recipe} on {count} x {gpu.name} ({gpu.memory / GIB:.1f} GiB, {gpu.flops / 1e12:.0f} TFLOP/s bf16, "
-            f"{gpu.bandwidth / 1e12:.2f} TB/s each). Planned from shapes; nothing was run."
-        )
-        parts = [head, self._steps_table(), "Memory of one GPU in GiB, at each moment of a step", self._memory_table()]
-        parts += ["Where the hours go", self._hours_lines()]
-        notes = [f"  {step.name}: {note}" for step in self.steps for note in step.notes]
-        hosts = [
-            f"  {step.name}: {self.host_of_node(step) / GIB:,.0f} GiB of host memory on each node"
-            for step in self.steps
-            if step.host
-        ]
-        parts += ["Notes", "\n".join(notes + hosts), "Assumptions", self._assumptions()]
+    def __str__(self) -> str:
+        return self.text(self.options.assumptions)
+
+    def text(self, assumptions: bool = False) -> str:
+        """The result in at most 30 lines of 100 columns; with `assumptions` also every step, part and assumption."""
+        parts = [self._head(), self._steps_table(None if assumptions else 14), self._remarks()]
+        if assumptions:
+            parts += ["Memory of one GPU, in GiB, at each moment of a step", self._memory_table()]
+            parts += [_section("Hours by part", self._hours()), _section("What was planned", self._notes())]
+            parts.append(_section("Assumptions", self._assumptions()))
         return "\n\n".join(parts)
 
-    __str__ = text
+    def _head(self) -> str:
+        gpu = self.gpu
+        return (
+            f"{_shortened(self.recipe, 98)}\n"
+            f"on {self.options.count} x {gpu.name} ({gpu.memory / GIB:.1f} GiB, {gpu.flops / 1e12:.0f} TFLOP/s bf16, "
+            f"{gpu.bandwidth / 1e12:.2f} TB/s each). Planned from shapes; nothing was run."
+        )
 
-    def _steps_table(self) -> str:
-        count, price = self.options.count, self.options.price_per_hour
-        rows = [["step", "stage", "model", "GPUs", "GiB a GPU", "fits", "hours", "GPU-hours", "cost", "disk GB",
-                 "at most"]]  # fmt: skip
-        for step in self.steps:
-            if not step.gpus:
-                rows.append([step.name, step.stage, "", "0", "-", "yes", "-", "-", "-", "-", "-"])
-                continue
-            cost = "-" if price is None else f"{step.hours * count * price:,.2f}"
-            fits = "yes" if self.fits_step(step) else "NO"
-            rows.append(
-                [step.name, step.stage, step.model, str(step.gpus), f"{step.peak / GIB:.1f}", fits, _short(step.hours),
-                 _short(step.hours * count), cost, _short(step.disk / GB),
-                 _short(max(step.disk, step.disk_peak) / GB)]
-            )  # fmt: skip
-        cost = "-" if self.cost is None else f"{self.cost:,.2f}"
-        name = "all" if self.seeds == 1 else f"all, {self.seeds} seeds"
-        fits = "yes" if self.fits else "NO"
+    # -- the steps -------------------------------------------------------------------------------------------------
+
+    def _steps_table(self, most: int | None) -> str:
+        """One row per step on GPUs. Beyond `most` rows, the shortest steps that fit share one row."""
+        working = [step for step in self.steps if step.gpus]
+        shown, rest = _shortest_apart(working, most, self.step_fits_memory)
+        head = ["step", "model", "GPUs", "GiB/GPU", "fits", "hours", "GPU-hours", "cost", "disk GB", "peak GB"]
+        rows = [self._row(step.name, _models(step), [step]) for step in shown]
+        if rest:
+            rows.append(self._row(f"{len(rest)} shorter steps", "", rest))
         rows.append(
-            [name, "", "", "", "", fits, _short(self.hours), _short(self.gpu_hours), cost, _short(self.disk / GB),
+            ["all" if self.seeds == 1 else f"all, {self.seeds} seeds", "", "", "", "yes" if self.fits_memory else "NO",
+             _short(self.hours), _short(self.gpu_hours), _short(self.cost or 0), _short(self.disk / GB),
              _short(self.disk_peak / GB)]
         )  # fmt: skip
-        return text_table(rows[0], rows[1:], numbers_from=3)
+        if self.cost is None:
+            head, rows = head[:7] + head[8:], [row[:7] + row[8:] for row in rows]
+        return text_table(head, _narrowed(head, rows), numbers_from=2)
 
-    def _memory_table(self) -> str:
-        names = [part.replace("kv_cache", "KV cache").replace("_", " ") for part in PARTS]
-        rows = [["step", "moment", *names, "in all"]]
-        for step in self.steps:
-            for memory in step.moments:
-                numbers = [f"{getattr(memory, part) / GIB:.1f}" for part in PARTS]
-                rows.append([step.name, memory.moment, *numbers, f"{memory.total / GIB:.1f}"])
-        return text_table(rows[0], rows[1:], numbers_from=2)
+    def _row(self, name: str, model: str, steps: Sequence[StepPlan]) -> list[str]:
+        hours, price = sum(step.hours for step in steps), self.options.price_per_hour
+        gpu_hours = hours * self.options.count
+        return [
+            name,
+            model,
+            str(max(step.gpus for step in steps)),
+            f"{max(step.peak for step in steps) / GIB:.1f}",
+            "yes" if all(map(self.step_fits_memory, steps)) else "NO",
+            _short(hours),
+            _short(gpu_hours),
+            _short(gpu_hours * (price or 0)),
+            _short(sum(step.disk for step in steps) / GB),
+            _short(max(max(step.disk, step.disk_peak) for step in steps) / GB),
+        ]
 
-    def _hours_lines(self) -> str:
-        lines = []
+    def _remarks(self) -> str:
+        """What the columns mean, what else is needed, and warnings, in at most 11 lines."""
+        seeds = "" if self.seeds == 1 else f" Rows are one seed's; the last is all {self.seeds} seeds'."
+        paid = "GPU-hours" if self.cost is None else "GPU-hours and cost"
+        lines = _wrapped(
+            f"GiB/GPU: the fullest GPU at its fullest moment. {paid}: all {self.options.count} GPUs for the whole step. "
+            f"disk GB: left by the step; peak GB: the most on disk while it runs.{seeds}"
+        )
+        hosts = [f"{step.name} {self.host_of_node(step) / GIB:,.0f} GiB" for step in self.steps if step.host]
+        if hosts:
+            lines += _at_most(2, _wrapped(f"Host memory per node: {', '.join(hosts)}."))
+        named: defaultdict[str, list[str]] = defaultdict(list)
         for step in self.steps:
-            shown = {part: seconds for part, seconds in step.seconds.items() if seconds}
-            if shown:
-                lines.append(
-                    f"  {step.name}: " + ", ".join(f"{part} {_short(s / 3600)} h" for part, s in shown.items())
-                )
+            for warning in step.warnings:
+                named[warning].append(step.name)
+        warnings = [f"Warning: {warning} ({_shortened(', '.join(names), 40)})" for warning, names in named.items()]
+        lines += _at_most(3, [line for warning in warnings for line in _wrapped(warning)])
+        if not self.options.assumptions:
+            lines += _wrapped(
+                f"Hours depend most on the length of explanations ({self.options.explanation_tokens:,} tokens, "
+                f"--explanation-tokens) and on --utilisation {self.options.utilisation}. "
+                "Add --assumptions for memory by part, hours by part and everything assumed."
+            )
         return "\n".join(lines)
 
-    def _assumptions(self) -> str:
+    # -- with --assumptions ----------------------------------------------------------------------------------------
+
+    def _memory_table(self) -> str:
+        short = {"gradients": "grads", "optimiser": "optim", "activations": "activ", "kv_cache": "KV", "other_models":
+                 "others"}  # fmt: skip
+        rows = [
+            [_shortened(step.name, 20), memory.moment, *(f"{getattr(memory, part) / GIB:.1f}" for part in PARTS),
+             f"{memory.total / GIB:.1f}"]
+            for step in self.steps for memory in step.moments
+        ]  # fmt: skip
+        table = text_table(["step", "moment", *(short.get(part, part) for part in PARTS), "total"], rows, 2)
+        columns = (
+            "grads: gradients; optim: optimiser; activ: activations; KV: KV cache; others: reference and students; "
+            "overhead: CUDA, libraries and fragmentation."
+        )
+        return "\n".join([table, *_wrapped(columns)])
+
+    def _hours(self) -> list[str]:
+        return [
+            f"{step.name}: " + ", ".join(f"{part} {_short(s / 3600)}" for part, s in step.seconds.items() if s)
+            for step in self.steps
+            if any(step.seconds.values())
+        ]
+
+    def _notes(self) -> list[str]:
+        return [f"{step.name}: {note}" for step in self.steps for note in (*step.notes, *step.warnings)]
+
+    def _assumptions(self) -> list[str]:
         lines = []
         for options in (self.options, FIXED):
             for name, info in type(options).model_fields.items():
                 value = getattr(options, name)
-                if name not in ("gpu", "count", "price_per_hour") and value is not None:
+                if name not in ("gpu", "count", "price_per_hour", "assumptions") and value is not None:
                     meaning = " ".join((info.description or "").split())
-                    lines.append(f"  {name.replace('_', '-')} {_shown(value)}: {meaning}")
-        return "\n".join([*lines, *(f"  {line}" for line in SIMPLIFIED)])
+                    lines.append(f"{name.replace('_', '-')} {_shown(value)}: {meaning}")
+        return [*lines, *SIMPLIFIED]
 
 
 SIMPLIFIED = (
-    "GPU-hours and cost count every GPU of the machine for as long as a step takes.",
-    "Training: 2 FLOPs a parameter and token forward, 4 backward (LoRA 2), 2 to recompute, and causal attention.",
-    "Scoring batches texts by length, so it pads next to nothing.",
-    "Lengths are log-normal. Memory is planned for texts of the greatest length that the recipe allows.",
+    "GPU-hours and cost count every GPU of the machine for the whole duration of a step.",
+    "Training: per parameter and token 2 FLOPs forward, 4 backward (LoRA 2), 2 to recompute; plus causal attention.",
+    "Scoring batches texts by length, so padding is negligible.",
+    "Lengths are log-normal. Memory is planned for the longest texts that the recipe allows.",
     "Attention is fused (no length x length matrix); the output layer holds one tile of logits (TRL's fused head).",
-    "`KV cache` of a vLLM inside the trainer is its whole share of the GPU, its copy of the weights included.",
-    "Not counted: loading models, weight syncs to samplers, writing checkpoints, evaluations in training, slow links.",
-    "Disk: final models, the checkpoints that stay, rows; `at most` while a step runs: a checkpoint is written before the "
-    "oldest goes. Downloads of base models (2 bytes a parameter) come on top.",
-    "Host memory: what is offloaded, of every process its own copy of the students. Python and libraries come on top.",
-    "A checkpoint whose config.json names no type is taken to be bfloat16.",
+    "The KV cache of a vLLM inside the trainer is its whole share of the GPU, weights included.",
+    "Not counted: loading models, weight syncs to samplers, writing checkpoints, evaluation during training, slow links.",
+    "Disk: final models, kept checkpoints, rows. A new checkpoint is written before the oldest is deleted. Downloads of "
+    "base models (2 bytes per parameter) are extra.",
+    "Host memory: offloaded state, and one copy of offloaded students per process. Python and libraries are extra.",
+    "A checkpoint whose config.json names no type is assumed to be bfloat16.",
 )
 
 
 def plan(recipe: Recipe, options: PlanConfig, name: str | None = None) -> Plan:
-    """The plan of a recipe. Every seed does the same work, so one is planned and counted as often as there are seeds.
+    """The plan of a recipe. All seeds do the same work, so one is planned and multiplied by the number of seeds.
 
-    Raises ConfigError and ModelError, naming step and key, for a GPU, model, launch configuration or data set that is
-    unknown here.
+    Raises ConfigError and ModelError, naming step and key, for an unknown GPU, model, launch configuration or dataset.
     """
-    planner = Planner(recipe, options)
+    context = Context.of(recipe, options)
     first = recipe.head.seeds[0]
-    steps = tuple(planner.plan(step) for step in recipe.steps if step.seed in (first, None))
-    return Plan(name or recipe.head.name, planner.gpu, options, steps, len(recipe.head.seeds))
+    steps = tuple(plan_step(context, step) for step in recipe.steps if step.seed in (first, None))
+    return Plan(name or recipe.head.name, context.gpu, options, steps, len(recipe.head.seeds))
 
 
-def _shown(value: Any) -> str:
-    if isinstance(value, dict):
+# -- text --------------------------------------------------------------------------------------------------------------
+
+
+def _shortest_apart(
+    steps: Sequence[StepPlan], most: int | None, keep: Callable[[StepPlan], bool]
+) -> tuple[list[StepPlan], list[StepPlan]]:
+    """At most `most` rows in the recipe's order: the steps to show, and the shortest ones to combine into one row."""
+    if most is None or len(steps) <= most:
+        return list(steps), []
+    ranked = sorted(steps, key=lambda step: (keep(step), -step.hours))  # steps that do not fit are never hidden first
+    shown = {step.name for step in ranked[: most - 1]}
+    return [step for step in steps if step.name in shown], [step for step in steps if step.name not in shown]
+
+
+def _models(step: StepPlan) -> str:
+    """The step's models without their organisation."""
+    return ", ".join(name.rsplit("/", 1)[-1] for name in step.model.split(", "))
+
+
+def _narrowed(head: Sequence[str], rows: Sequence[Sequence[str]], width: int = 100) -> list[list[str]]:
+    """The rows with models, then names of steps, shortened until the table is at most `width` wide."""
+    rows = [list(row) for row in rows]
+    for column, least in ((1, 10), (0, 12)):
+        widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+        room = widths[column] - max(0, sum(widths) + 2 * (len(widths) - 1) - width)
+        for row in rows:
+            row[column] = _shortened(row[column], max(least, room))
+    return rows
+
+
+def _section(title: str, lines: Sequence[str]) -> str:
+    wrapped = [textwrap.fill(line, 100, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
+               for line in lines]  # fmt: skip
+    return "\n".join([title, *wrapped])
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, 100, break_on_hyphens=False)
+
+
+def _at_most(count: int, lines: list[str]) -> list[str]:
+    """The first `count` lines; where some are left out, the last says so."""
+    return lines if len(lines) <= count else [*lines[: count - 1], "... more with --assumptions"]
+
+
+def _shortened(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, Mapping):
         return ", ".join(f"{name} {_shown(number)}" for name, number in value.items())
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _short(number: float) -> str:
-    return "0" if number == 0 else "<0.01" if number < 0.01 else f"{number:,.2f}" if number < 10 else f"{number:,.1f}"
+    return (
+        "0"
+        if number == 0
+        else "<0.01"
+        if number < 0.01
+        else f"{number:,.{2 if number < 10 else 1 if number < 100 else 0}f}"
+    )

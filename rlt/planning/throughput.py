@@ -12,13 +12,13 @@ from rlt.planning.shapes import Shape
 
 
 def _log_normal(mean: float, spread: float) -> tuple[float, float]:
-    """mu and sigma of log-normal lengths with that mean and that standard deviation over mean."""
+    """mu and sigma of log-normal lengths; `spread`: standard deviation over mean."""
     sigma = math.sqrt(math.log1p(spread**2))
     return math.log(mean) - sigma**2 / 2, sigma
 
 
 def cut(mean: float, spread: float, cap: float) -> float:
-    """Mean length of texts that are written until their end or until `cap` tokens."""
+    """Mean length of texts that end by themselves or at `cap` tokens."""
     if spread == 0 or math.isinf(cap):
         return min(mean, cap)
     mu, sigma = _log_normal(mean, spread)
@@ -27,8 +27,8 @@ def cut(mean: float, spread: float, cap: float) -> float:
     return mean * normal.cdf(z - sigma) + cap * (1 - normal.cdf(z))
 
 
-def fitting(mean: float, spread: float, cap: float) -> tuple[float, float]:
-    """Share of texts of at most `cap` tokens, and the mean length of those."""
+def up_to_cap(mean: float, spread: float, cap: float) -> tuple[float, float]:
+    """Share of texts with at most `cap` tokens, and their mean length."""
     if spread == 0 or math.isinf(cap):
         return 1.0, min(mean, cap)
     mu, sigma = _log_normal(mean, spread)
@@ -40,7 +40,7 @@ def fitting(mean: float, spread: float, cap: float) -> tuple[float, float]:
 
 
 def longest(mean: float, count: float, spread: float, cap: float) -> float:
-    """Expected length of the longest of `count` texts: log-normal lengths, Blom's quantile; never above `cap`."""
+    """Expected length of the longest of `count` log-normal texts (Blom's quantile), at most `cap`."""
     if count <= 1 or spread == 0:
         return min(mean, cap)
     mu, sigma = _log_normal(mean, spread)
@@ -50,7 +50,7 @@ def longest(mean: float, count: float, spread: float, cap: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """One engine: `gpus` of them hold its model; it decodes `concurrency` sequences at once."""
+    """One engine: its model is spread over `gpus` GPUs and decodes `concurrency` sequences at once."""
 
     shape: Shape
     gpus: int
@@ -61,10 +61,10 @@ class Sampler:
 def sampling_seconds(
     sampler: Sampler, gpu: Gpu, completions: float, prompt: float, mean: float, cap: float, options: PlanConfig
 ) -> float:
-    """Seconds for one engine to write `completions` that would have `mean` tokens, were they not cut off at `cap`.
+    """Seconds for one engine to write `completions` texts. `mean`: tokens of a text that is not cut off at `cap`.
 
-    Every decoding step reads all weights and the KV cache of the running sequences. While the queue lasts,
-    `concurrency` sequences run; then the longest runs to its end.
+    Every decoding step reads all weights and the KV cache of the running sequences. `concurrency` sequences run until
+    the queue is empty; then the longest runs to its end.
     """
     shape, spread = sampler.shape, options.length_spread
     written = cut(mean, spread, cap)

@@ -19,10 +19,11 @@ from rlt.errors import ConfigError, ModelError
 from rlt.models import logprobs
 from rlt.planning import Plan, PlanConfig, plan
 from rlt.planning.machine import GIB, Launch, load_gpu, load_launch
-from rlt.planning.memory import gathered_bytes, head_bytes, training_activations, training_state
+from rlt.planning.memory import Memory, gathered_bytes, head_bytes, training_activations, training_state
 from rlt.planning.options import FIXED, Fixed
 from rlt.planning.shapes import FAMILIES, Shape, load_shape, shape_of
-from rlt.planning.throughput import Sampler, cut, fitting, longest, sampling_seconds
+from rlt.planning.step_plan import StepPlan
+from rlt.planning.throughput import Sampler, cut, longest, sampling_seconds, up_to_cap
 from rlt.recipe import build_recipe, load_recipe
 from rlt.stages.plan import run
 
@@ -148,7 +149,7 @@ def test_activations_are_the_tensors_that_transformers_saves(residual: int) -> N
 def test_lengths_of_no_spread_are_all_the_mean() -> None:
     assert longest(100, 50, 0.0, 1000) == 100
     assert cut(100, 0.0, 80) == 80
-    assert fitting(100, 0.0, 200) == (1.0, 100)
+    assert up_to_cap(100, 0.0, 200) == (1.0, 100)
 
 
 def test_lengths_agree_with_drawn_ones() -> None:
@@ -157,7 +158,7 @@ def test_lengths_agree_with_drawn_ones() -> None:
     drawn = torch.exp(torch.randn(2000, 256) * sigma + math.log(3500) - sigma**2 / 2)
     assert drawn.amax(1).mean().item() == pytest.approx(longest(3500, 256, 0.55, 1e9), rel=0.05)
     assert drawn.clamp(max=4096).mean().item() == pytest.approx(cut(3500, 0.55, 4096), rel=0.01)
-    share, mean = fitting(3500, 0.55, 4096)
+    share, mean = up_to_cap(3500, 0.55, 4096)
     assert (drawn <= 4096).float().mean().item() == pytest.approx(share, rel=0.01)
     assert drawn[drawn <= 4096].mean().item() == pytest.approx(mean, rel=0.01)
 
@@ -232,7 +233,7 @@ def test_checkpoints_of_lora_have_only_the_adapters(tmp_path: Path) -> None:
 def test_training_flops_by_hand(tmp_path: Path) -> None:
     shape = load_shape("Qwen/Qwen2.5-0.5B-Instruct")
     trainer = {"per_device_train_batch_size": 1, "num_train_epochs": 2}
-    share, mean = fitting(4200, 0.55, 4096)
+    share, mean = up_to_cap(4200, 0.55, 4096)
     rows = round(100 * share)
     (step,) = distill(tmp_path, trainer=trainer).steps
     flops = 2 * rows * 4 * shape.forward_flops(mean)  # forward, backward twice, recomputing once
@@ -243,8 +244,8 @@ def test_training_flops_by_hand(tmp_path: Path) -> None:
 
 def test_a_model_too_large_for_the_gpu_does_not_fit(tmp_path: Path) -> None:
     small, large = distill(tmp_path), distill(tmp_path, model=QWEN_7B)
-    assert small.fits
-    assert not large.fits
+    assert small.fits_memory
+    assert not large.fits_memory
     assert "NO" in large.text()
     assert large.steps[0].peak > 16 * load_shape(QWEN_7B).parameters
 
@@ -255,7 +256,7 @@ def test_half_precision_weights_that_would_not_learn_are_pointed_out(tmp_path: P
 
 
 def test_rows_that_cannot_be_counted_are_asked_for(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="someone/some-data: how many rows it has is not known here; give --rows"):
+    with pytest.raises(ConfigError, match="someone/some-data: unknown number of rows; give it as --rows"):
         distill(tmp_path, data="someone/some-data")
 
 
@@ -279,9 +280,9 @@ def test_a_server_needs_gpus_of_its_own() -> None:
 
 
 def test_every_assumption_is_printed() -> None:
-    text = plan(load_recipe(RECIPES / "paper" / "recipe.yaml"), options(count=8)).text()
+    text = plan(load_recipe(RECIPES / "paper" / "recipe.yaml"), options(count=8)).text(assumptions=True)
     for name in PlanConfig.model_fields:
-        if name not in ("gpu", "count", "price_per_hour", "sampler_gpus", "rows"):
+        if name not in ("gpu", "count", "price_per_hour", "sampler_gpus", "rows", "assumptions"):
             assert f"\n  {name.replace('_', '-')} " in text
     for name in Fixed.model_fields:
         assert f"\n  {name.replace('_', '-')} " in text
@@ -315,7 +316,54 @@ def test_a_32b_student_needs_its_optimiser_offloaded_on_eight_gpus() -> None:
     recipe = load_recipe(RECIPES / "paper" / "recipe.yaml", {"distill-32b": {"launch": "deepspeed-zero3"}})
     planned = plan(recipe, options(count=8))
     step = next(step for step in planned.steps if step.name == "distill-32b")
-    assert not planned.fits_step(step)
+    assert not planned.step_fits_memory(step)
+
+
+# -- what is printed ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["paper", "cluster", "miniature", "quickstart"])
+def test_a_plan_is_printed_in_thirty_lines_of_a_hundred_columns(name: str) -> None:
+    recipe = load_recipe(RECIPES / name / "recipe.yaml")
+    lines = str(plan(recipe, options(count=16, price_per_hour=2.5, rows=1000))).splitlines()
+    assert len(lines) <= 30
+    assert max(map(len, lines)) <= 100
+
+
+def test_the_assumptions_are_printed_on_request_and_fit_a_hundred_columns() -> None:
+    recipe = load_recipe(RECIPES / "paper" / "recipe.yaml")
+    short, whole = (str(plan(recipe, options(count=8, assumptions=shown))) for shown in (False, True))
+    assert "Add --assumptions" in short
+    assert "zero3-live" not in short
+    assert "zero3-live" in whole
+    assert max(map(len, whole.splitlines())) <= 100
+
+
+def planned_steps(hours: list[float], large: str | None = None) -> Plan:
+    """A plan of steps `s0`, `s1`, ... on GPUs of 79.6 GiB, where `large` needs more."""
+    steps = [
+        StepPlan(f"s{i}", "distill", "m", 1, (Memory("update", 1e12 if f"s{i}" == large else 1e9),), {"all": h * 3600})
+        for i, h in enumerate(hours)
+    ]
+    return Plan("x", load_gpu("h100-80gb"), options(), tuple(steps))
+
+
+def test_the_shortest_steps_share_a_row_and_their_hours_are_kept() -> None:
+    text = planned_steps([float(hour) for hour in range(20, 0, -1)]).text()
+    assert "s12 " in text  # 13 rows of their own
+    assert "s13 " not in text
+    (row,) = [line.split() for line in text.splitlines() if line.startswith("7 shorter steps")]
+    assert row[3:7] == ["1", "0.9", "yes", "28.0"]  # GPUs, GiB, fits, 7 + 6 + ... + 1 hours
+
+
+def test_a_step_that_does_not_fit_keeps_its_row_however_short_it_is() -> None:
+    text = planned_steps([1.0] * 20 + [0.1], large="s20").text()
+    (row,) = [line for line in text.splitlines() if line.startswith("s20 ")]
+    assert "NO" in row
+
+
+def test_warnings_name_their_steps_and_are_in_the_short_plan(tmp_path: Path) -> None:
+    assert "set `dtype: float32` (distill)" in " ".join(distill(tmp_path, dtype="bfloat16").text().split())
 
 
 # -- scoring -----------------------------------------------------------------------------------------------------------
@@ -362,7 +410,7 @@ def test_models_are_planned_in_the_type_in_which_they_are_loaded(tmp_path: Path,
     score = {"student": ["@first"], "data": str(tmp_path / "data.jsonl"), "dtype": dtype}
     step = recipe_of(tmp_path, score=score).steps[1]
     assert step.moments[0].weights == wide * P
-    assert any("loaded in float32" in note for note in step.notes) is (wide == 4)
+    assert any("loaded in float32" in warning for warning in step.warnings) is (wide == 4)
 
 
 def test_what_deepspeed_saves_is_bfloat16(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_the_recipe_in_the_readme_loads_and_fits_the_machine_that_it_is_planned_
         Path(f"{name}.jsonl").write_text('{"question": "1 + 1?", "solution": "2", "explanation": "one more"}\n')
     (tmp_path / "my-teacher.yaml").write_text(text.split("```yaml\n")[1].split("```")[0])
     assert "rlt plan my-teacher.yaml --gpu h100-80gb --count 8" in text
-    assert plan(load_recipe(tmp_path / "my-teacher.yaml"), PlanConfig(gpu="h100-80gb", count=8)).fits
+    assert plan(load_recipe(tmp_path / "my-teacher.yaml"), PlanConfig(gpu="h100-80gb", count=8)).fits_memory
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -114,7 +114,7 @@ def test_every_recipe_is_planned(name: str) -> None:
     options = PlanConfig.model_validate({"gpu": "h100-80gb", "rows": 1000, **LARGE.get(name, {})})
     planned = plan(load(name), options)
     assert [step.name for step in planned.steps] == [step.name for step in first_seed(load(name))]
-    assert planned.fits
+    assert planned.fits_memory
     for step in planned.steps:
         trains = step.stage in TRAINERS or step.stage in ("collect", "evaluate", "score")
         assert bool(step.gpus) == bool(step.hours) == trains, step.name

@@ -1,4 +1,4 @@
-"""How one step trains: weights, gradients and optimiser over GPUs, passes over each token, what is kept on disk."""
+"""How one step trains: its trainer options, memory of an update, passes over each token, checkpoints on disk."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar, cast
 
 from rlt.config import ColdstartConfig, DistillConfig, TrainConfig, WarmupConfig
 from rlt.planning.machine import GB, Launch
@@ -15,13 +15,15 @@ from rlt.planning.options import FIXED, PlanConfig
 from rlt.planning.shapes import Shape
 from rlt.recipe import Step
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
-class Training:
-    """A step's model, trainer options (with the stage's defaults), and how `n` processes share the work."""
+class TrainingSetup:
+    """A training step's model, trainer options with the stage's defaults, and `n` processes that share the work."""
 
     shape: Shape
-    trainer: Mapping[str, Any]
+    trainer: Mapping[str, object]
     launch: Launch
     n: int
     dtype_bytes: int
@@ -35,20 +37,20 @@ class Training:
         shape: Shape,
         launch: Launch,
         n: int,
-    ) -> Training:
-        """What the configuration of a training step says; LoRA's targets must be known (ModelError)."""
-        # Asked of the stage, so that the two cannot drift apart; no other import of the planner loads torch.
+    ) -> TrainingSetup:
+        """The setup of a training step. Raises ModelError for LoRA targets that cannot be planned."""
+        # The stage's own defaults, so the two cannot drift apart. No other import of the planner loads torch.
         defaults = getattr(importlib.import_module(f"rlt.stages.{step.stage}"), "DEFAULTS", {})
         trainable = shape.parameters
         if config.peft is not None:
             trainable = shape.lora_parameters(config.peft.get("r", 8), config.peft.get("target_modules"))
-        half = config.dtype in ("bfloat16", "float16")  # the training stages load float32 where `dtype` is `auto`
+        half = config.dtype in ("bfloat16", "float16")  # with `auto`, training stages load float32
         return cls(shape, {**defaults, **config.trainer}, launch, n, 2 if half else 4, trainable)
 
-    def get(self, option: str, default: Any) -> Any:
-        """A trainer option; `default` is TRL's or transformers' own."""
+    def get(self, option: str, default: T) -> T:
+        """A trainer option; `default` is that of TRL or transformers. Recipes are checked elsewhere for its type."""
         value = self.trainer.get(option)
-        return default if value is None else value
+        return default if value is None else cast(T, value)
 
     @property
     def lora(self) -> bool:
@@ -56,7 +58,7 @@ class Training:
 
     @property
     def batch(self) -> int:
-        """Rows of one micro-batch on one GPU."""
+        """Rows per micro-batch on one GPU."""
         return int(self.get("per_device_train_batch_size", 8))
 
     @property
@@ -64,8 +66,8 @@ class Training:
         return int(self.get("gradient_accumulation_steps", 1))
 
     @property
-    def rows_a_step(self) -> int:
-        """Rows, or completions, of one optimiser step on all GPUs."""
+    def rows_per_step(self) -> int:
+        """Rows, or completions, per optimiser step on all GPUs."""
         return self.batch * self.accumulation * self.n
 
     @property
@@ -74,24 +76,24 @@ class Training:
 
     @property
     def residual(self) -> int:
-        """Bytes of an element of the residual stream: autocast leaves it float32 where the weights are."""
+        """Bytes per element of the residual stream: under autocast, float32 weights leave it in float32."""
         return 4 if self.dtype_bytes == 4 and self.launch.kind in ("single", "ddp") else 2
 
     @property
     def passes(self) -> int:
-        """Forward passes that an update costs: 1, its backward 2 (LoRA 1: no gradients of weights), recomputing 1."""
+        """Forward passes that an update costs: forward 1, backward 2 (LoRA 1: no weight gradients), recomputing 1."""
         return (2 if self.lora else 3) + self.checkpointing
 
     @property
     def moments(self) -> int:
-        """Bytes of optimiser state for a trained parameter: 8 for Adam, 2 for Adam in 8 bits, none for SGD."""
+        """Bytes of optimiser state per trained parameter: Adam 8, 8-bit Adam 2, SGD 0."""
         name = self.get("optim", "adamw_torch_fused")
         if "8bit" in name:
             return 2
         return 0 if name.startswith(("sgd", "adafactor")) else 8  # Adafactor's rows and columns are small
 
     def update(self, tokens: float) -> Memory:
-        """Memory of the update on one GPU with `tokens` in the widest micro-batch."""
+        """Memory of an update on one GPU, with `tokens` in the widest micro-batch."""
         state, _ = training_state(self.shape, self.trainable, self.launch, self.n, self.dtype_bytes, self.moments)
         state["weights"] += gathered_bytes(self.shape, self.launch)
         return Memory(
@@ -103,13 +105,16 @@ class Training:
 
     @property
     def host_bytes(self) -> float:
-        """Bytes of the training state that is offloaded to the host, of all GPUs."""
+        """Bytes of training state offloaded to the host, of all GPUs."""
         return training_state(self.shape, self.trainable, self.launch, self.n, self.dtype_bytes, self.moments)[1]
 
     @property
     def reference_bytes(self) -> float:
-        """Bytes of the reference model on one GPU. ZeRO-3 shards it; FSDP2 gathers it whole in its forward pass, for
-        TRL wraps it as one group; elsewhere it is a full copy. LoRA needs none: the adapter is switched off."""
+        """Bytes of the reference model on one GPU.
+
+        ZeRO-3 shards it. FSDP2 gathers it whole for a forward pass, because TRL wraps it as one group. Otherwise it is
+        a full copy. LoRA needs none: the adapter is switched off.
+        """
         if self.lora or not self.get("beta", 0.0):
             return 0.0
         p = self.shape.parameters
@@ -120,30 +125,32 @@ class Training:
         return float((2 if self.launch.kind == "zero2" else self.dtype_bytes) * p)
 
     def offload_seconds(self, steps: float, options: PlanConfig) -> float:
-        """Moving gradients to the host after each micro-batch, Adam on the CPU once a step, and the weights back."""
+        """Seconds to move gradients to the host after each micro-batch, step Adam there, and move weights back."""
         if not self.launch.offload_optimiser:
             return 0.0
         p = self.shape.parameters
         moved = 2.0 * p / self.n * (self.accumulation + 1) * (2 if self.launch.offload_weights else 1)
-        stepped = FIXED.adam_host_bytes * p / math.ceil(self.n / FIXED.gpus_a_node)  # a node's GPUs share its memory
+        stepped = FIXED.adam_host_bytes * p / math.ceil(self.n / FIXED.gpus_per_node)  # a node's GPUs share its memory
         return steps * (moved / (options.pcie_gb_per_s * GB) + stepped / (options.host_gb_per_s * GB))
 
     @property
     def saved_bytes(self) -> int:
-        """Bytes of a weight of the model that the stage leaves: DeepSpeed saves bfloat16; LoRA is merged into its base."""
+        """Bytes per weight of the saved model: DeepSpeed saves bfloat16; LoRA is merged into its base."""
         return 2 if self.launch.kind.startswith("zero") else self.dtype_bytes
 
     def disk(self, steps: int) -> tuple[float, float]:
-        """Bytes that stay (the final model, and as many checkpoints as `save_total_limit` keeps, in rlt 2), and the most
-        there are at one time: a new checkpoint is written before the oldest goes. Those of teacher RL have the moving
-        reference in them."""
+        """Bytes left on disk, and the most bytes on disk at a time.
+
+        Left: the final model and the checkpoints that `save_total_limit` keeps (rlt's default: 2). A new checkpoint is
+        written before the oldest is deleted. With a reference (`beta`), a checkpoint also contains its moving copy.
+        """
         deepspeed = self.launch.kind.startswith("zero")
         final = float(self.saved_bytes * self.shape.parameters)
         if self.get("save_strategy", "no") == "no":
             return final, final
         saves = max(1, math.ceil(steps / self.get("save_steps", 500)))  # the last step is saved whatever its number
-        limit = self.trainer.get("save_total_limit", 2)
-        kept = saves if limit is None else min(limit, saves)
+        limit = self.trainer.get("save_total_limit", 2)  # null keeps all of them
+        kept = saves if limit is None else min(cast(int, limit), saves)
         if self.lora:
             each = (4.0 + self.moments) * self.trainable
         else:
@@ -154,28 +161,25 @@ class Training:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """bfloat16 weights trained as they are: an update below 1/256 of a weight is rounded away."""
+        """Half-precision weights without a float32 copy: updates below 1/256 of a weight are rounded away."""
         whole = self.dtype_bytes == 2 and not self.lora and self.launch.kind in ("single", "ddp")
         if whole and self.get("learning_rate", 1e-5) < 4e-5:
-            return (
-                "half-precision weights without sharding round most updates away at this learning rate; use float32",
-            )
+            return ("half-precision weights round most updates away at this learning rate: set `dtype: float32`",)
         return ()
 
     @property
     def completions(self) -> int:
-        """Completions of one generation, as TRL's GRPOConfig derives them."""
-        if self.get("generation_batch_size", None):
-            return int(self.trainer["generation_batch_size"])
-        return self.batch * self.n * int(self.get("steps_per_generation", self.accumulation))
+        """Completions per generation, as derived by TRL's GRPOConfig."""
+        whole = self.get("generation_batch_size", 0)
+        return int(whole) if whole else self.batch * self.n * int(self.get("steps_per_generation", self.accumulation))
 
     def updates(self, rows: int) -> int:
-        """Optimiser steps: `max_steps`, or epochs over `rows` questions with a group of completions each."""
+        """Optimiser steps: `max_steps`, or epochs over `rows` questions with one group of completions each."""
         if self.get("max_steps", -1) > 0:
-            return int(self.trainer["max_steps"])
-        return math.ceil(self.get("num_train_epochs", 3) * rows * self.get("num_generations", 8) / self.rows_a_step)
+            return int(self.get("max_steps", -1))
+        return math.ceil(self.get("num_train_epochs", 3.0) * rows * self.get("num_generations", 8) / self.rows_per_step)
 
     @property
     def vllm(self) -> str | None:
-        """`server` or `colocate`, or None where transformers samples."""
+        """`server` or `colocate`; None where transformers samples."""
         return self.get("vllm_mode", "colocate") if self.get("use_vllm", False) else None
