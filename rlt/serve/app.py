@@ -28,6 +28,8 @@ from rlt.types import Explanation, JsonRow, RewardParts
 
 # Bytes of a request besides its rows' characters, which take up to 6 bytes each in JSON.
 OVERHEAD = 2**20
+# A request this many times too large is cut off before its end.
+DRAINED = 8
 # Seconds between two looks whether a client is still there.
 LOOK_EVERY = 0.5
 
@@ -219,12 +221,17 @@ class _State:
     async def body(self, request: Request) -> dict[str, Any]:
         """The JSON object of a request of bounded size."""
         self.ready()
-        limit = 6 * self.config.max_characters + OVERHEAD
+        limit, sent = 6 * self.config.max_characters + OVERHEAD, 0
         data = bytearray()
         async for piece in request.stream():
-            data += piece
-            if len(data) > limit:
-                raise HTTPException(413, f"the request has more than {limit} bytes; send fewer rows at once")
+            sent += len(piece)
+            if sent <= limit:
+                data += piece
+            elif sent > DRAINED * limit:
+                break
+        if sent > limit:
+            # What is read and dropped lets a client that is still sending see the answer instead of a closed connection.
+            raise HTTPException(413, f"the request has more than {limit} bytes; send fewer rows at once")
         try:
             body = json.loads(data)
         except (ValueError, RecursionError) as error:
