@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 TRAINERS = {
-    "base": ("transformers.training_args", "TrainingArguments"),
+    "pretrain": ("transformers.training_args", "TrainingArguments"),
     "warmup": ("trl.trainer.sft_config", "SFTConfig"),
     "distill": ("trl.trainer.sft_config", "SFTConfig"),
     "train": ("trl.trainer.grpo_config", "GRPOConfig"),
