@@ -1,6 +1,6 @@
 """Write the README's file tree anew: one module per line, with the first sentence of its docstring.
 
-    python scripts/readme_tree.py           (`--check`: exit 1 if the README's tree is not what would be written)
+python scripts/readme_tree.py           (`--check`: exit 1 if the README's tree is not what would be written)
 """
 
 from __future__ import annotations
