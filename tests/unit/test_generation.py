@@ -12,7 +12,8 @@ from byte_models import byte_tokenizer, tiny_model
 from rlt.config import EngineOptions
 from rlt.engines.base import Request, Sampling, budget, cut, request_seed
 from rlt.engines.build import build_engine
-from rlt.engines.hf import HfEngine, sample, uniform
+from rlt.engines.hf import HfEngine
+from rlt.engines.sampling import sample, uniform
 from rlt.errors import ConfigError, DependencyError
 from rlt.text.tokens import encode
 
@@ -40,13 +41,13 @@ def test_uniform_numbers_have_no_pattern_over_seeds_or_steps():
 
 def test_sampled_frequencies_are_the_distribution():
     logits = torch.tensor([0.5, 0.3, 0.2]).log().expand(20000, 3)
-    counts = sample(logits, Sampling(1), torch.arange(20000), 0).bincount(minlength=3) / 20000
+    counts = sample(logits, Sampling(1), torch.arange(20000), 0)[0].bincount(minlength=3) / 20000
     assert counts.tolist() == pytest.approx([0.5, 0.3, 0.2], abs=0.015)
 
 
 def test_temperature_divides_the_logits():
     logits = torch.tensor([0.5, 0.3, 0.2]).log().expand(20000, 3)
-    counts = sample(logits, Sampling(1, temperature=0.5), torch.arange(20000), 0).bincount(minlength=3) / 20000
+    counts = sample(logits, Sampling(1, temperature=0.5), torch.arange(20000), 0)[0].bincount(minlength=3) / 20000
     assert counts.tolist() == pytest.approx([25 / 38, 9 / 38, 4 / 38], abs=0.015)
 
 
@@ -55,7 +56,7 @@ def test_temperature_divides_the_logits():
     [
         (Sampling(1, temperature=0), {1}),
         (Sampling(1, top_k=2), {1, 2}),
-        (Sampling(1, top_p=0.5), {1}),
+        (Sampling(1, top_p=0.49), {1}),
         (Sampling(1, top_p=0.51), {1, 2}),
         (Sampling(1, top_p=0.81), {0, 1, 2}),
         (Sampling(1, top_k=2, top_p=0.6), {1}),
@@ -63,7 +64,7 @@ def test_temperature_divides_the_logits():
 )
 def test_what_top_k_and_top_p_leave(sampling, allowed):
     logits = torch.tensor([0.2, 0.5, 0.3]).log().expand(500, 3)
-    assert set(sample(logits, sampling, torch.arange(500), 3).tolist()) == allowed
+    assert set(sample(logits, sampling, torch.arange(500), 3)[0].tolist()) == allowed
 
 
 def test_a_seed_depends_on_its_parts_alone():
@@ -156,20 +157,6 @@ def test_requests_are_drawn_as_they_are_needed():
 
     next(HfEngine.of(MODEL, TOKENIZER, 2).generate(source(), Sampling(1)))
     assert drawn["requests"] <= 2 * 8
-
-
-def test_continuous_batching_writes_greedily_what_batches_do(tmp_path):
-    MODEL.save_pretrained(tmp_path)
-    TOKENIZER.save_pretrained(tmp_path)
-    paged = {"num_blocks": 16, "page_size": 32, "max_batch_tokens": 128}
-    options = EngineOptions(engine_options={"continuous_batching": paged})
-    engine = build_engine(options, str(tmp_path))
-    written = {c.key: c for c in engine.generate(REQUESTS[:3], Sampling(6, temperature=0))}
-    for key, completion in write(3, Sampling(6, temperature=0), REQUESTS[:3]).items():
-        assert written[key].token_ids == completion.token_ids
-        assert written[key].logprob_sum == pytest.approx(completion.logprob_sum, abs=1e-3)
-    (drawn,) = engine.generate(REQUESTS[:1], Sampling(2, temperature=1.0))
-    assert drawn.seed is None  # its random numbers are those of all requests together
 
 
 @pytest.mark.parametrize(
