@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rlt.config import DataConfig, EngineOptions, StageConfig
+from rlt.data.overlap import leaks
 from rlt.data.problems import names_a_file, problem_of, rows_of
 from rlt.data.rows import read_rows
 from rlt.errors import DataError, ModelError, RltError
@@ -57,6 +58,8 @@ def check_steps(recipe: Recipe, steps: Sequence[Step], *, connect: bool = False)
     check = _Check(recipe, connect)
     for step in steps:
         check.step(step)
+    if any(step.stage == "evaluate" for step in steps):
+        check.leaks()
     return Checked(*(list(dict.fromkeys(lines)) for lines in (check.problems, check.unverified, check.notes)))
 
 
@@ -79,7 +82,7 @@ def table(recipe: Recipe, checked: Checked) -> str:
 
 class _Check:
     def __init__(self, recipe: Recipe, connect: bool) -> None:
-        self.connect = connect
+        self.recipe, self.connect = recipe, connect
         self.makers = {step.config.output.absolute(): step for step in recipe.steps if step.stage not in ONCE}
         self.found: dict[str, list[str]] = {}  # problem -> steps
         self.unverified: list[str] = []
@@ -87,6 +90,11 @@ class _Check:
         self.name = ""
         self._opened: dict[str, dict[str, Any] | None] = {}
         self._looked: set[str] = set()
+
+    def leaks(self) -> None:
+        """Held-out questions that a model is trained on."""
+        self.name = "evaluate"
+        self._say(leaks([step.config for step in self.recipe.steps]))
 
     def step(self, step: Step) -> None:
         config: Any = step.config

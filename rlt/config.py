@@ -437,7 +437,7 @@ class ProblemsConfig(StageConfig):
         return self
 
 
-class BaseModelConfig(StageConfig, FormatOptions, TrainerOptions):
+class PretrainConfig(StageConfig, FormatOptions, TrainerOptions):
     """Pretrain a tiny model from scratch on a synthetic task."""
 
     task: str
@@ -709,6 +709,7 @@ class ReportConfig(StageConfig):
 
 
 MOVED = {
+    "base": "stage `base` is now `pretrain`: write `stage: pretrain` in the step, and `pretrain` in `defaults`",
     "collect": (
         'selection is a stage of its own: write a step `select: {data: "@collect", keep: closed|random|best, ...}` after '
         'this one, with `scores: "@score"` of a `score` step for `best`'
@@ -719,7 +720,7 @@ MOVED = {
 
 STAGES: dict[str, type[StageConfig]] = {
     "problems": ProblemsConfig,
-    "base": BaseModelConfig,
+    "pretrain": PretrainConfig,
     "warmup": WarmupConfig,
     "train": TrainConfig,
     "collect": CollectConfig,
