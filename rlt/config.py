@@ -289,7 +289,7 @@ class EngineOptions(RayOptions):
     """Number of prompts per batch of the `transformers` engine."""
     engine_options: dict[str, Any] = {}
     """Passed through: to `vllm.LLM(...)` (tensor_parallel_size, gpu_memory_utilization, ...) or to transformers'
-    `from_pretrained(...)`, with `continuous_batching` (true, or options of transformers' ContinuousBatchingConfig)."""
+    `from_pretrained(...)`."""
 
     def conflict(self) -> str | None:
         """Which of these options contradict each other, and the fix; None where none do."""
