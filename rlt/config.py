@@ -231,8 +231,6 @@ class StudentOptions(Config):
     """Seconds for which such a request is tried again after 429, 5xx, a time-out or a broken connection."""
     batch_tokens: int | None = Field(None, ge=1)
     """Tokens, padding counted, that one forward pass of scoring may have; null: by the device."""
-    packing: bool = False
-    """Score rows laid end to end in one sequence instead of padded ones."""
 
 
 class TrainerOptions(Config):

@@ -32,7 +32,7 @@ except ImportError:  # Windows: outputs are not locked there
 
 # Keys that say how fast or where, not what: they may differ when a stage goes on.
 INCIDENTAL = frozenset({
-    "output", "launch", "batch_tokens", "packing", "batch_size", "max_in_flight", "timeout", "retry_for", "url",
+    "output", "launch", "batch_tokens", "batch_size", "max_in_flight", "timeout", "retry_for", "url",
     "api_key_env", "student_api_key_env", "workers", "ray", "ray_workers", "student_placement", "grade_timeout",
     "grade_workers", "allow_overlap",
     *(f"engine_options.{key}" for key in (

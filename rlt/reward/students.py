@@ -64,14 +64,13 @@ class LocalModel:
         name: str | None = None,
         context: int | None = None,
         batch_tokens: int | None = None,
-        packing: bool = False,
         placement: str = "same",
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.name = name or model.name_or_path or type(model).__name__
         self.context = context if context is not None else loading.context_length(logprobs.causal_lm(model).config)
         self.vocabulary: int = logprobs.causal_lm(model).get_input_embeddings().num_embeddings
-        self.batch_tokens, self.packing, self.placement = batch_tokens, packing, placement
+        self.batch_tokens, self.placement = batch_tokens, placement
 
     @classmethod
     def load(cls, path: str, fmt: Format, model: ModelOptions, options: StudentOptions) -> LocalModel:
@@ -95,7 +94,7 @@ class LocalModel:
         if place == "sharded":
             loading.shard(weights)
         return cls(
-            weights, tokenizer, name=path, batch_tokens=options.batch_tokens, packing=options.packing,
+            weights, tokenizer, name=path, batch_tokens=options.batch_tokens,
             placement=place if place in ("offload", "sharded") else "same",
         )  # fmt: skip
 
@@ -108,14 +107,13 @@ class LocalModel:
         """For each row `(n_kept,)` float32 log-probs of its kept tokens, on the CPU."""
         with self.in_place():
             return logprobs.token_logprobs(
-                self.model, rows, temperature=temperature, batch_tokens=self.batch_tokens, packing=self.packing,
-                progress=progress,
+                self.model, rows, temperature=temperature, batch_tokens=self.batch_tokens, progress=progress,
             )  # fmt: skip
 
     def hidden(self, rows: Sequence[Row]) -> list[torch.Tensor]:
         """For each row the `(n_kept, H)` hidden states that predict its kept tokens."""
         with self.in_place():
-            return logprobs.hidden_states(self.model, rows, batch_tokens=self.batch_tokens, packing=self.packing)
+            return logprobs.hidden_states(self.model, rows, batch_tokens=self.batch_tokens)
 
     def engine(self) -> Engine:
         """Continues prompts with this model, in this process."""

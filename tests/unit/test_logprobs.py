@@ -6,7 +6,6 @@ import pytest
 import torch
 from byte_models import byte_tokenizer, tiny_model
 
-from rlt.errors import ModelError
 from rlt.models.logprobs import Head, Row, exact_kl, plan_batches, token_logprobs
 
 TOKENIZER = byte_tokenizer()
@@ -24,10 +23,9 @@ def expected(model, row, temperature=1.0):
     return [logprobs[i - 1, row.ids[i]].item() for span in row.keep for i in span]
 
 
-@pytest.mark.parametrize("packing", [False, True], ids=["padded", "packed"])
 @pytest.mark.parametrize("batch_tokens", [1, 9, 1000])
-def test_they_are_those_of_the_whole_logits(packing, batch_tokens):
-    got = token_logprobs(MODEL, ROWS, temperature=0.7, batch_tokens=batch_tokens, packing=packing)
+def test_they_are_those_of_the_whole_logits(batch_tokens):
+    got = token_logprobs(MODEL, ROWS, temperature=0.7, batch_tokens=batch_tokens)
     for row, column in zip(ROWS, got, strict=True):
         assert column.dtype == torch.float32
         assert column.tolist() == pytest.approx(expected(MODEL, row, 0.7), abs=1e-5)
@@ -82,30 +80,16 @@ def test_the_first_token_cannot_be_asked_for():
 
 def test_batches_hold_at_most_so_many_tokens_longest_first():
     assert plan_batches([3, 9, 4, 5], 10) == [[1], [3, 2], [0]]
-    assert plan_batches([3, 9, 4, 5], 12, packing=True) == [[1], [3, 2, 0]]
     assert plan_batches([50], 10) == [[0]]
 
 
-@pytest.mark.parametrize("packing", [False, True], ids=["padded", "packed"])
-def test_nan_stays_in_its_row(packing):
+def test_nan_stays_in_its_row():
     model = tiny_model(TOKENIZER, 0)
     with torch.no_grad():
         model.get_input_embeddings().weight[[0, 9]] = float("nan")  # 0: what padding might be
-    columns = token_logprobs(model, ROWS[:1] + [Row([9, 1], [range(1, 2)])] + ROWS[2:], packing=packing)
+    columns = token_logprobs(model, ROWS[:1] + [Row([9, 1], [range(1, 2)])] + ROWS[2:])
     assert torch.isnan(columns[1]).all()
     assert columns[2].tolist() == pytest.approx(expected(model, ROWS[2]), abs=1e-5)
-
-
-def test_rows_are_packed_only_where_layers_keep_them_apart():
-    from transformers import BloomConfig, BloomForCausalLM, MambaConfig, MambaForCausalLM
-
-    small = {"vocab_size": 40, "hidden_size": 16}
-    for model in (  # no positions; a state that runs on
-        BloomForCausalLM(BloomConfig(**small, n_layer=1, n_head=2)),
-        MambaForCausalLM(MambaConfig(**small, num_hidden_layers=1, state_size=4)),
-    ):
-        with pytest.raises(ModelError, match=r"cannot be packed.*`packing: false`"):
-            token_logprobs(model.eval(), ROWS, packing=True)
 
 
 def test_the_exact_kl_of_padded_output_layers_is_over_the_tokens_that_both_have():
