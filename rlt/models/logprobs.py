@@ -233,13 +233,13 @@ class _Plan:
 
     body: nn.Module
     layer: nn.Module
+    vocabulary: int
     tiled: bool
     """Project in tiles from the layer's weight; otherwise the model's own code turns kept hidden states into logits."""
 
     def batch_tokens(self, device: torch.device, wanted: int | None) -> int:
         tokens = wanted or DEFAULT_BATCH_TOKENS.get(device.type, DEFAULT_BATCH_TOKENS["cpu"])
-        vocabulary = getattr(self.layer, "out_features", None) or self.layer.weight.shape[0]
-        return tokens if self.tiled else min(tokens, max(1, OWN_LOGITS // int(vocabulary)))
+        return tokens if self.tiled else min(tokens, max(1, OWN_LOGITS // self.vocabulary))
 
 
 @dataclass(frozen=True, slots=True)
@@ -402,7 +402,7 @@ def _check_plain(core: PreTrainedModel) -> None:
 def _gathered(head: Head) -> AbstractContextManager[object]:
     from trl.trainer.utils import maybe_gather_lm_head_ctx
 
-    parameters = [head.weight] if head.bias is None else [head.weight, head.bias]
+    parameters: list[Any] = [head.weight] if head.bias is None else [head.weight, head.bias]
     return maybe_gather_lm_head_ctx(*parameters)
 
 
@@ -487,7 +487,7 @@ def _verified_plan(model: nn.Module) -> _Plan:
     allowed = _rounding(logits, batch.targets, size, dtype)
     worst = math.inf
     for tiled in (True, False) if _is_plain(layer) else (False,):
-        plan = _Plan(body, layer, tiled)
+        plan = _Plan(body, layer, logits.shape[-1], tiled)
         worst = _largest(model, _difference(_forward(model, plan, rows, "logprobs", 1.0), expected))
         if worst <= allowed:
             _check_causal(model, plan, rows, expected, allowed)
@@ -515,7 +515,7 @@ def _rounding(logits: Float[Tensor, "n v"], targets: Int[Tensor, " n"], size: in
     return (of_logits + 32 * single * (1 + depth)).max().item()
 
 
-def _probe_rows(core: PreTrainedModel) -> list[Row]:
+def _probe_rows(core: Any) -> list[Row]:
     """Two rows of ordinary tokens, the same on every rank: ids spread over the vocabulary, none with a special meaning."""
     config = core.config.get_text_config()
     special = {value for name, value in vars(config).items() if name.endswith("token_id") and isinstance(value, int)}
