@@ -67,8 +67,7 @@ def test_requests_are_drawn_as_places_become_free():
 def test_when_a_request_fails_those_in_flight_complete_and_no_other_begins(flaw, error):
     completions, written = LastFirst(window=4, **flaw).completions(REQUESTS, Sampling(4)), []
     with pytest.raises(error, match="3"):
-        for completion in completions:
-            written.append(completion.key)
+        written.extend(completion.key for completion in completions)
     assert sorted(written) == ["0", "1", "2"]
 
 
