@@ -79,7 +79,7 @@ REFUSED_IN_GENERATION = {
     "stop_strings": "a completion ends with its end of turn",
 }
 # What transformers' from_pretrained takes besides its parameters and what it pops from its keywords.
-ENGINE_EXTRAS = ("attn_implementation", "continuous_batching")
+ENGINE_EXTRAS = ("attn_implementation",)
 
 
 def trainer_problems(options: Mapping[str, Any], module: str, kind: str) -> list[str]:
@@ -104,8 +104,9 @@ def trainer_problems(options: Mapping[str, Any], module: str, kind: str) -> list
         if isinstance(given, Mapping):
             names = sorted(given.keys() & refusals)
             lines += [f"`trainer.{key}.{name}`: {refusals[name]}. Leave it out." for name in names]
-    attention = str((options.get("model_init_kwargs") or {}).get("attn_implementation", ""))
-    if options.get("padding_free") and "flash" not in attention:
+    loading = options.get("model_init_kwargs")
+    attention = loading.get("attn_implementation") if isinstance(loading, Mapping) else None
+    if options.get("padding_free") and "flash" not in str(attention):
         lines.append(
             "`trainer.padding_free`: without flash attention each row would read the rows before it. Leave it out, or set "
             "`trainer.model_init_kwargs.attn_implementation` to flash_attention_2."
