@@ -86,9 +86,9 @@ class Plan:
     def _head(self) -> str:
         gpu = self.gpu
         return (
-            f"{_shortened(self.recipe, 98)}\n"
+            f"{_shortened(self.recipe, 60)}, planned from shapes; nothing was run\n"
             f"on {self.options.count} x {gpu.name} ({gpu.memory / GIB:.1f} GiB, {gpu.flops / 1e12:.0f} TFLOP/s bf16, "
-            f"{gpu.bandwidth / 1e12:.2f} TB/s each). Planned from shapes; nothing was run."
+            f"{gpu.bandwidth / 1e12:.2f} TB/s each)"
         )
 
     # -- the steps -------------------------------------------------------------------------------------------------
