@@ -318,6 +318,8 @@ class TrainConfig(StageConfig, ModelOptions, FormatOptions, StudentOptions, Rewa
     """In each step, so many explanations are also scored against an empty and another question's explanation."""
     keep_samples: int = Field(4, ge=0)
     """In each step, so many explanations are kept with their parts in `samples.jsonl`."""
+    tokens: bool = False
+    """Also keep the numbers of every token of those explanations, for `rlt view`."""
     sync_threshold: float | None = Field(0.1, gt=0)
     """With vLLM: stop when sampler and trainer disagree about what was sampled by more than this after a weight sync: the
     mean difference of their log-probs, in nats, each token weighted by its probability; null: never. We assume that bfloat16
@@ -462,6 +464,8 @@ class ScoreConfig(StageConfig, ModelOptions, FormatOptions, StudentOptions, Rewa
     """Short for `score_temperature`."""
     placebos: bool = False
     """Also score an empty and another question's explanation, and report the lift over them."""
+    tokens: bool = False
+    """Also write the text and the numbers of every token, which `rlt view` shows; makes the file ten times as large."""
     control: Literal["empty", "numbers", "solution"] | None = None
     """Score this in place of each explanation: an `empty` one, the same with its `numbers` replaced at random, or the
     `solution` itself (the answer given away). What a reward should not like; null scores the explanations."""
