@@ -15,13 +15,14 @@ from pydantic.fields import FieldInfo
 
 from rlt import __version__
 from rlt.allocator import keep_freed_memory
-from rlt.config import MOVED, STAGES, Config, ReportConfig, ServeConfig, parse_yaml, validate
+from rlt.config import MOVED, STAGES, Config, ReportConfig, ServeConfig, ViewConfig, parse_yaml, validate
 from rlt.errors import ConfigError, guarded
 
 SUMMARIES = {
     "run": "do every stage of a recipe, in order; skips what is complete, goes on with what was cut off",
     "plan": "say what a recipe needs on given GPUs: memory, hours, money, disk",
     "serve": "answer rewards over HTTP, for any trainer",
+    "view": "make one HTML page of scored rows, token by token, or of a whole run",
 } | {name: " ".join((config.__doc__ or "").split(". ")[0].split()).rstrip(".") for name, config in STAGES.items()}
 
 
@@ -57,6 +58,8 @@ def _dispatch(words: list[str]) -> int:
         return _plan(rest)
     if command == "serve":
         return _serve(rest)
+    if command == "view":
+        return _view(rest)
     return _stage(command, rest)
 
 
@@ -91,6 +94,15 @@ def _serve(words: list[str]) -> int:
     if names:
         raise ConfigError("usage: rlt serve --student DIR [--student DIR ...] [--teacher DIR] [--KEY VALUE ...]")
     return serve(validate(ServeConfig, flags, "rlt serve"))
+
+
+def _view(words: list[str]) -> int:
+    from rlt.stages.report import view
+
+    names, flags = parse_flags(words)
+    if not names:
+        raise ConfigError("usage: rlt view FILE_OR_RUN [FILE] [--output page.html] [--limit N] [--id ID] [--live]")
+    return view(validate(ViewConfig, {**flags, "paths": names}, "rlt view"))
 
 
 def _stage(stage: str, words: list[str]) -> int:
@@ -152,7 +164,7 @@ def _compare(words: list[str]) -> int:
 
 
 SAY_THEIR_END = ("score", "grade", "collect", "report")  # their own last line counts rows
-SWITCHES = ("restart",)  # flags that take no value, wherever they stand
+SWITCHES = ("restart", "live")  # flags that take no value, wherever they stand
 
 
 def parse_flags(words: Sequence[str], recipe: bool = False) -> tuple[list[str], dict[str, Any]]:
@@ -240,6 +252,8 @@ def _help(command: str) -> str:
         return plan.HELP
     if command == "serve":
         return f"usage: rlt serve --student DIR [--KEY VALUE ...]\n\n{SUMMARIES['serve']}.\n\n" + _fields(ServeConfig)
+    if command == "view":
+        return f"usage: rlt view FILE_OR_RUN [FILE] [--KEY VALUE ...]\n\n{SUMMARIES['view']}.\n\n" + _fields(ViewConfig)
     return (
         f"usage: rlt {command} --output PATH [--KEY VALUE ...]\n       rlt {command} RECIPE [--STEP.KEY VALUE ...]\n\n"
         f"{SUMMARIES[command]}.\n\n" + _fields(STAGES[command])

@@ -559,6 +559,25 @@ class ReportConfig(StageConfig):
     """Two arms whose difference the report states in words: ours, then the one it is compared with."""
 
 
+class ViewConfig(Config):
+    """One HTML page of scored rows, token by token, or of a whole run; two files stand side by side."""
+
+    paths: list[Path] = Field(min_length=1)
+    """A run's folder, or files that `rlt score` wrote."""
+    output: Path = Path("view.html")
+    """Where the page is written."""
+    limit: int = Field(500, ge=1)
+    """Most rows on the page: a third with the highest rewards, a third with the lowest, the others drawn at random."""
+    id: Names = []
+    """Rows that are on the page in any case."""
+    seed: int = 0
+    """Seed of the rows that are drawn at random."""
+    live: bool = False
+    """Serve the page on this machine instead of writing it, and update it while the files grow."""
+    port: int = Field(8200, ge=0, le=65535)
+    """Port of `live`; 0 takes a free one and prints it."""
+
+
 MOVED = {
     "collect": (
         'selection is a stage of its own: write a step `select: {data: "@collect", keep: closed|random|best, ...}` after '

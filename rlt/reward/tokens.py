@@ -6,11 +6,14 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from rlt.types import JsonRow
+
+if TYPE_CHECKING:
+    import torch
 
 LARGEST = float(np.finfo(np.float16).max)
 
@@ -69,6 +72,11 @@ def half(values: torch.Tensor) -> np.ndarray:
 def packed(values: torch.Tensor) -> str:
     """`half` of `values` as base64, 2.7 characters a number."""
     return base64.b64encode(half(values).tobytes()).decode()
+
+
+def packed_list(values: Sequence[float]) -> str:
+    """Numbers of a Parquet row as the text that `packed` made of them."""
+    return base64.b64encode(np.array(values, dtype="<f2").tobytes()).decode()
 
 
 def unpacked(text: str) -> np.ndarray:

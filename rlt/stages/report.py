@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import re
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from rlt.config import ReportConfig
+from rlt.config import ReportConfig, ViewConfig
 from rlt.data.rows import read_rows, write_text
-from rlt.errors import RunError
+from rlt.errors import ConfigError, RunError
 from rlt.outputs import Result, read_state, versions
 from rlt.recipe import Recipe, Step, recipe_of_run
 from rlt.results.intervals import student_t
 from rlt.results.tables import text_table
+from rlt.results.view.live import serve_page
+from rlt.results.view.page import scores_data, write_page
+from rlt.results.view.run import run_data
 from rlt.tasks import load_task
+
+# Rows of scores, and as many samples of training, on the page of a run.
+PAGE_ROWS = 200
 
 
 def run(config: ReportConfig) -> Result:
@@ -35,7 +39,7 @@ def run(config: ReportConfig) -> Result:
     folder = Path(config.output)
     numbers, page = folder / f"results{config.suffix}.json", folder / f"report{config.suffix}.html"
     write_text(numbers, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-    write_text(page, _html(config, recipe, results))
+    write_page(page, page_data(config, recipe))
     print(f"\n{config.title}\n" if config.suffix and config.title else "")
     print(text_report(config, results))
     print(f"\nreport: {page}   numbers: {numbers}", flush=True)
@@ -326,12 +330,9 @@ def _short(value: float | None) -> str:
 # -- the page ----------------------------------------------------------------------------------------------------------
 
 
-def _html(config: ReportConfig, recipe: Recipe, results: dict[str, Any]) -> str:
-    import jinja2
-
-    template = (resources.files("rlt") / "shipped" / "report.html").read_text(encoding="utf-8")
-    # Escaping is on for everything; only our own pictures are marked as safe.
-    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(template)
+def page_data(config: ReportConfig, recipe: Recipe, limit: int = PAGE_ROWS) -> dict[str, Any]:
+    """What `rlt.results.view` shows of a run: what its steps left, and this report's numbers."""
+    results = collect_results(config, recipe)
     tables = []
     if results["arms"]:
         tables.append(("Students: share of held-out problems solved", *_arm_rows(config, results)))
@@ -339,124 +340,51 @@ def _html(config: ReportConfig, recipe: Recipe, results: dict[str, Any]) -> str:
         tables.append(("Teacher on held-out problems, before and after RL", *_teacher_rows(results)))
     if results["quarters"]["seeds"]:
         tables.append(("Students of the original explanations, split by reward", *_band_rows(results)))
-    return page.render(
-        title=config.title or results["name"], description=recipe.head.description, note=config.note,
-        headline=headline(config, results), tables=tables, pictures=_pictures(config, recipe, results),
-        explained=_explained_twice(config, recipe), seconds=results["seconds"], versions=results["versions"],
-        incomplete=results["incomplete"], recipe=recipe.dump(),
-    )  # fmt: skip
+    report = {
+        "headline": headline(config, results), "note": config.note, "incomplete": results["incomplete"],
+        "tables": tables, "versions": results["versions"], "arms": _arm_marks(config, results),
+        "bands": _band_marks(results),
+    }  # fmt: skip
+    return {**run_data(recipe, limit), "title": config.title or results["name"], "report": report}
 
 
-def _explained_twice(config: ReportConfig, recipe: Recipe) -> list[dict[str, str]]:
-    """The same held-out questions, explained before and after RL, by the first seed's teacher."""
-    if len(config.teachers) != 2 or config.explained is None:
-        return []
-    sides = []
-    for variant in config.teachers:
-        step = next(
-            (s for s in recipe.of_seed(recipe.head.seeds[0]) if s.name == f"{config.explained}/{variant}"), None
-        )
-        if step is None or not (read_state(step.config.output) or {}).get("complete"):
-            return []
-        sides.append({row["question"]: row for _, row in read_rows(step.config.output)})
-    both = [question for question in sides[0] if question in sides[1]][:5]
-    return [
-        {"question": question, "solution": sides[0][question]["solution"],
-         "before": sides[0][question]["explanation"], "after": sides[1][question]["explanation"]}
-        for question in both
-    ]  # fmt: skip
+def _arm_marks(config: ReportConfig, results: dict[str, Any]) -> list[dict[str, Any]]:
+    marks = []
+    for arm, value in results["arms"].items():
+        for key in _keys(results):
+            rates = [row[key] for row in value["seeds"] if key in row]
+            if rates and arm not in config.bands:
+                low, high = mean_interval(rates) or (None, None)
+                marks.append({
+                    "arm": arm, "label": _label(key), "mean": fmean(rates), "values": rates,
+                    "low": None if low is None else max(0.0, low), "high": None if high is None else min(1.0, high),
+                })  # fmt: skip
+    return marks
 
 
-def _pictures(config: ReportConfig, recipe: Recipe, results: dict[str, Any]) -> list[tuple[str, Any]]:
-    """Captions and SVG pictures; none where matplotlib is not installed."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("report: no pictures, because matplotlib is not installed: pip install 'rlt[report]'", flush=True)
-        return []
-    import markupsafe
-
-    matplotlib.use("svg")
-    matplotlib.rcParams |= {
-        "svg.fonttype": "none",
-        "font.size": 9,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-    }
-    drawn = [
-        (
-            "Share of held-out problems solved by each arm's students. A dot a seed, a bar the mean.",
-            _draw_arms(config, results),
-        ),
-        ("The teacher's reward in training. A thin line a seed.", _draw_curves(config, recipe)),
-        ("Students of the original explanations in bands of reward. A line a seed.", _draw_bands(results)),
-    ]
-    return [(caption, markupsafe.Markup(svg)) for caption, svg in drawn if svg]
-
-
-def _figure(width: float, height: float) -> Any:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots()
-
-
-def _svg(figure: Any) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()[buffer.getvalue().index("<svg") :]
-
-
-def _draw_arms(config: ReportConfig, results: dict[str, Any]) -> str | None:
-    arms = {arm: value["seeds"] for arm, value in results["arms"].items() if arm not in config.bands}
-    if len(arms) < 2:
+def _band_marks(results: dict[str, Any]) -> dict[str, Any] | None:
+    seeds = results["quarters"]["seeds"]
+    if not seeds:
         return None
-    figure, axes = _figure(7, 0.5 * len(arms) + 1)
-    for offset, (key, colour) in enumerate(zip(_keys(results), ("#1b6ca8", "#c8811d"), strict=False)):
-        for place, rows in enumerate(arms.values()):
-            rates = [row[key] for row in rows if key in row]
-            if rates:
-                y = place + 0.36 * offset - 0.18
-                axes.barh(y, fmean(rates), 0.3, color=colour, alpha=0.45, label=_label(key) if place == 0 else None)
-                axes.plot(rates, [y] * len(rates), "o", color=colour, markersize=4)
-    axes.set_yticks(range(len(arms)), list(arms))
-    axes.invert_yaxis()
-    axes.set_xlim(0, 1.02)
-    axes.set_xlabel("share of held-out problems solved")
-    axes.legend(frameon=False, loc="lower right")
-    return _svg(figure)
+    key = next(key for key in seeds[0] if key.startswith("solve_rate"))
+    return {"label": _label(key), "seeds": [{"seed": row["seed"], "values": row[key]} for row in seeds]}
 
 
-def _draw_curves(config: ReportConfig, recipe: Recipe) -> str | None:
-    if config.trained is None:
-        return None
-    figure, axes = _figure(7, 2.6)
-    drawn = False
-    for step in recipe.steps:
-        metrics = Path(step.config.output) / "metrics.jsonl"
-        if step.name == config.trained and metrics.is_file():
-            rows = [row for _, row in read_rows(metrics) if "reward" in row]
-            axes.plot(
-                [row["step"] for row in rows], [row["reward"] for row in rows], linewidth=1, label=f"seed {step.seed}"
-            )
-            drawn = True
-    axes.set_xlabel("step of teacher RL")
-    axes.set_ylabel("reward (nats)")
-    if not drawn:
-        return None
-    axes.legend(frameon=False)
-    return _svg(figure)
+def view(config: ViewConfig) -> int:
+    """`rlt view`: the page of score files, or of a run's folder, written or served. Returns the exit status."""
+    folders = [path for path in config.paths if (path / "recipe.yaml").is_file()]
+    if folders and len(config.paths) > 1:
+        raise ConfigError(f"rlt view: {folders[0]} is a run; give it alone, or score files without it.")
 
+    def data() -> dict[str, Any]:
+        if not folders:
+            return scores_data(config.paths, config.limit, config.id, config.seed)
+        recipe = recipe_of_run(folders[0])
+        reports = [step.config for step in recipe.steps if isinstance(step.config, ReportConfig)]
+        return page_data(reports[0] if reports else ReportConfig(output=folders[0]), recipe, config.limit)
 
-def _draw_bands(results: dict[str, Any]) -> str | None:
-    if not results["quarters"]["seeds"]:
-        return None
-    figure, axes = _figure(7, 2.6)
-    for row in results["quarters"]["seeds"]:
-        key = next(key for key in row if key.startswith("solve_rate"))
-        axes.plot(range(1, len(row[key]) + 1), row[key], "o-", label=f"seed {row['seed']}")
-    axes.set_xticks(range(1, len(row[key]) + 1))
-    axes.set_xlabel("band of reward, lowest first")
-    axes.set_ylabel(f"solved, {_label(key)}")
-    axes.legend(frameon=False)
-    return _svg(figure)
+    if config.live:
+        return serve_page(data, config.paths, config.port)
+    write_page(config.output, data())
+    print(f"view: {config.output}")
+    return 0
