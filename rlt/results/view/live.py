@@ -21,7 +21,9 @@ def serve_page(make: Callable[[], JsonRow], paths: Sequence[Path], port: int) ->
     try:
         server = page_server(make, paths, port)
     except OSError as error:
-        raise ConfigError(f"rlt view: port {port} cannot be used ({error.strerror}). Choose another --port, or 0.") from error
+        raise ConfigError(
+            f"rlt view: port {port} cannot be used ({error.strerror}). Choose another --port, or 0."
+        ) from error
     with server:
         print(f"view: http://127.0.0.1:{server.server_port}/  (ends with Ctrl-C)", flush=True)
         try:

@@ -17,7 +17,7 @@
     copied_share: "share of the explanation's characters copied from the solution", length: "characters of the explanation",
     closed: "whether the explanation was closed", correct: "whether the explanation is right",
   };
-  const WIDE = { id: 120, question: 420, delta: 76, step: 56 };
+  const WIDE = { id: 96, question: 420, delta: 76, step: 56 };
   const BASES = { empty: "an empty explanation", shuffled: "another question's", other: "the other file's", none: "nothing (log-prob)" };
 
   let page, index, shown = [];
@@ -51,7 +51,7 @@
 
   const number = (value, digits = 2) =>
     value == null ? "–" : typeof value !== "number" ? String(value)
-      : Math.abs(value) >= 1e5 ? value.toExponential(1) : value.toFixed(Number.isInteger(value) ? 0 : digits).replace("-", "−");
+      : Math.abs(value) >= 1e5 ? value.toExponential(1) : value.toFixed(Number.isInteger(value) ? 0 : digits).replace(/^-(?=[0.]*$)/, "").replace("-", "−");
   const signed = (value, digits = 3) => (value == null ? "–" : (value > 0 ? "+" : value < 0 ? "−" : "") + Math.abs(value).toFixed(digits));
   const say = (text) => { byId("said").textContent = text; };
 
@@ -172,7 +172,7 @@
   }
 
   function remember() {
-    const hash = state.view === "rows" && state.row ? `#row=${encodeURIComponent(state.row)}` : page.kind === "run" ? `#view=${state.view}` : "";
+    const hash = state.view === "rows" && state.row ? `#row=${encodeURIComponent(state.row.toWellFormed())}` : page.kind === "run" ? `#view=${state.view}` : "";
     if (hash !== location.hash) history.replaceState(null, "", hash || location.pathname + location.search);
   }
 
@@ -180,7 +180,7 @@
     const wanted = new URLSearchParams(location.hash.slice(1));
     if (wanted.has("row")) {
       const key = wanted.get("row");
-      const row = index.keys.get(key) ?? page.rows.find((one) => one.id === key);
+      const row = index.keys.get(key) ?? page.rows.find((one) => one.id === key || one.key.toWellFormed() === key);
       state.view = "rows";
       if (row) {
         if (row.source !== state.source) { state.source = row.source; defaults(); }
@@ -313,7 +313,7 @@
       el("div", { class: "body", role: "rowgroup" }));
   }
 
-  const template = () => shape.map((key) => (key === "question" ? `minmax(${WIDE.question}px, 1fr)` : `${WIDE[key] ?? Math.max(64, 8 * NAMES[key].length + 18)}px`)).join(" ");
+  const template = () => shape.map((key) => (key === "question" ? `minmax(${WIDE.question}px, 1fr)` : `${WIDE[key] ?? Math.max(62, 7 * NAMES[key].length + 16)}px`)).join(" ");
   const textual = (key) => key === "id" || key === "question";
 
   function tableHead() {
@@ -509,7 +509,7 @@
     const students = Object.keys(row.tokens ?? {});
     const steps = row.step == null ? [] : page.rows.filter((one) => one.source === row.source && one.match === row.match);
     box.replaceChildren(...[
-      el("h2", {}, row.step == null ? `Row ${row.id}` : `Step ${row.step}`, el("span", { class: "dim" }, other || row.step != null ? `  ${page.sources[row.source].name}` : "")),
+      el("h2", {}, row.step == null ? `Row ${row.id}` : `Step ${row.step}`, el("span", { class: "dim" }, other || row.step != null ? page.sources[row.source].name : "")),
       steps.length > 1 ? el("div", {}, el("p", { class: "dim" }, "The same question over the steps of training:"), el("div", { class: "steps" },
         steps.map((one) => el("button", { type: "button", "aria-pressed": one === row ? "true" : "false", onclick: () => choose(one.key) }, String(one.step))))) : null,
       row.question ? el("div", {}, el("h3", {}, "Question"), el("div", { class: "text question", tabindex: "0", "aria-label": "Question" }, visible(row.question))) : null,
@@ -523,7 +523,7 @@
     return el("div", { class: "legend" },
       picker("solution: gain over", bases, base, (v) => { state.base = v; detail(); byId("detail").querySelector(".legend select").focus(); }),
       students.length > 1 ? picker("student", students.map((name) => [name, name]), state.student ?? students[0], (v) => { state.student = v; detail(); }) : null,
-      el("span", { class: "scale" }, "costs reward ", `−${limit}`, el("i", { role: "img", "aria-label": "orange to blue" }), `+${limit} nats`, " earns reward"),
+      el("span", { class: "scale" }, `costs reward  −${limit}`, el("i", { role: "img", "aria-label": "orange to blue" }), `+${limit} nats  earns reward`),
       el("span", {}, el("span", { class: "key-low" }, "minimum / maximum")),
       el("span", {}, el("span", { class: "key-copied" }, "copied from the solution")),
       two ? el("span", {}, "dotted: words that the other has not") : null);
@@ -534,9 +534,9 @@
     return el("div", { class: "side" },
       other ? el("h3", {}, page.sources[row.source].name) : null,
       row.error ? el("p", {}, "Not scored: ", ...visible(row.error)) : null,
-      el("h3", {}, "Explanation", tokens?.divergence ? el("span", { class: "dim" }, "  orange: easy only for a teacher that saw the solution · blue: what the student would have said") : null),
+      el("h3", {}, "Explanation", tokens?.divergence ? el("span", { class: "dim" }, "orange: easy only for a teacher that saw the solution · blue: what the student would have said") : null),
       explanationOf(row, tokens, other),
-      el("h3", {}, "Solution", tokens ? el("span", { class: "dim" }, base === "none" ? "  orange: unlikely to the student" : "  blue: the explanation made it more likely · orange: less") : null),
+      el("h3", {}, "Solution", tokens ? el("span", { class: "dim" }, base === "none" ? "orange: unlikely to the student" : "blue: the explanation made it more likely · orange: less") : null),
       solutionOf(row, tokens, base),
       strip(row), facts(row));
   }
@@ -632,8 +632,8 @@
     const c = page.sources[row.source].coefficients, alphaKl = c?.alpha_kl ?? c?.alpha;
     const list = [];
     if (c && row.solution_log_prob_mean != null) {
-      list.push(["mean log-prob of the solution", c.mean_coef * row.solution_log_prob_mean], [`minimum × α ${c.alpha}`, c.alpha * row.solution_log_prob_min]);
-      if (row.r_kl != null) list.push([`mean divergence × −λ ${c.kl_coef}`, -c.kl_coef * c.mean_coef * row.explanation_kl_mean], [`maximum × −λα`, -c.kl_coef * alphaKl * row.explanation_kl_max]);
+      list.push(["mean log-prob of the solution", c.mean_coef * row.solution_log_prob_mean], [`α · minimum (α = ${c.alpha})`, c.alpha * row.solution_log_prob_min]);
+      if (row.r_kl != null) list.push([`−λ · mean divergence (λ = ${c.kl_coef})`, -c.kl_coef * c.mean_coef * row.explanation_kl_mean], [`−λα · maximum`, -c.kl_coef * alphaKl * row.explanation_kl_max]);
     } else if (row.r_ss != null) {
       list.push(["r_ss", row.r_ss]);
       if (row.r_kl != null) list.push(["−λ · r_kl", row.reward - row.r_ss - (row.format_penalty ?? 0)]);

@@ -52,7 +52,9 @@ class Source:
                 return
             where, row = scored
             if "reward" not in row:
-                raise DataError(f"{where}: has no `reward`; `rlt view` shows what `rlt score` wrote, or a run's folder.")
+                raise DataError(
+                    f"{where}: has no `reward`; `rlt view` shows what `rlt score` wrote, or a run's folder."
+                )
             same = text is not None and ("id" not in row or str(row["id"]) == str(text.get("id")))
             yield {**(text if same and text is not None else {}), **row, "number": number}
 
@@ -123,7 +125,9 @@ def page_row(row: JsonRow, source: int, control: str | None = None, step: int | 
         "length": len(explanation), "closed": row.get("closed"), "correct": row.get("correct"),
         "error": row.get("error"), "tokens": tokens, "step": step,
     }  # fmt: skip
-    return {name: value for name, value in (result | {name: row.get(name) for name in PARTS}).items() if value is not None}
+    return {
+        name: value for name, value in (result | {name: row.get(name) for name in PARTS}).items() if value is not None
+    }
 
 
 def _tokens(tokens: JsonRow) -> JsonRow:

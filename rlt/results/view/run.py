@@ -86,7 +86,11 @@ def _curves(recipe: Recipe) -> list[JsonRow]:
                 if name != "step" and isinstance(value, int | float) and "step" in row:
                     metrics.setdefault(name, {}).setdefault(str(step.seed), []).append((row["step"], value))
     return [
-        {"step": step, "metric": metric, "seeds": {seed: thinned(points, CURVE_POINTS) for seed, points in seeds.items()}}
+        {
+            "step": step,
+            "metric": metric,
+            "seeds": {seed: thinned(points, CURVE_POINTS) for seed, points in seeds.items()},
+        }
         for step, metrics in found.items()
         for metric, seeds in metrics.items()
         if any(len(points) > 1 for points in seeds.values())
