@@ -345,7 +345,12 @@ def page_data(config: ReportConfig, recipe: Recipe, limit: int = PAGE_ROWS) -> d
         "tables": tables, "versions": results["versions"], "arms": _arm_marks(config, results),
         "bands": _band_marks(results),
     }  # fmt: skip
-    return {**run_data(recipe, limit), "title": config.title or results["name"], "report": report}
+    data = run_data(recipe, limit)
+    names = [source["name"] for source in data["sources"]]
+    pair = [f"{config.scored}/{variant}, seed {recipe.head.seeds[0]}" for variant in config.teachers]
+    # Before RL and after it: what stands side by side when the page opens.
+    side_by_side = [names.index(name) for name in pair] if len(pair) == 2 and set(pair) <= set(names) else None
+    return {**data, "title": config.title or results["name"], "report": report, "side_by_side": side_by_side}
 
 
 def _arm_marks(config: ReportConfig, results: dict[str, Any]) -> list[dict[str, Any]]:

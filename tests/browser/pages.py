@@ -103,7 +103,8 @@ def run_page(folder: Path) -> Path:
     data = {
         "kind": "run", "title": "a run", "description": "Made by hand", "rows": samples,
         "sources": [{"name": "train, seed 0", "shown": 3, "total": 3, "coefficients": coefficients, "students": []}],
-        "curves": [{"step": "train", "metric": "reward", "seeds": {"0": [[1, -3.0], [2, -1.0]], "1": [[1, -2.0], [2, float("nan")]]}}],
+        "curves": [{"step": "train", "metric": "reward", "seeds": {"0": [[1, -3.0], [2, -1.0]],
+                                                                         "1": [[1, -2.0], [2, float("nan")]]}}],
         "stages": [{"step": "train", "stage": "train", "seconds": 90.0, "done": 2, "of": 2}],
         "recipe": "name: a run\n",
         "report": {

@@ -109,7 +109,7 @@ def test_words_and_comparisons_filter(show, page_of_sixty):
 
 def drag(page, selector, start, end):
     box = page.locator(selector).bounding_box()
-    x = [box["x"] + 34 + share * (box["width"] - 42) for share in (start[0], end[0])]
+    x = [box["x"] + 42 + share * (box["width"] - 50) for share in (start[0], end[0])]
     y = [box["y"] + box["height"] - 20 - share * (box["height"] - 28) for share in (start[1], end[1])]
     page.mouse.move(x[0], y[0])
     page.mouse.down()

@@ -105,7 +105,7 @@ def test_the_reports_of_a_folder_are_those_of_its_recipe_wherever_it_stands(tmp_
     for name in ("report.html", "results-b.json"):
         (tmp_path / "moved" / name).unlink()
     assert main(["report", "--output", "moved"]) == 0
-    assert "<h1>Mine</h1>" in (tmp_path / "moved" / "report.html").read_text()
+    assert '"title":"Mine"' in (tmp_path / "moved" / "report.html").read_text()
     assert json.loads((tmp_path / "moved" / "results-b.json").read_text())["seconds"].keys() == {"problems"}
 
 

@@ -17,7 +17,7 @@
     copied_share: "share of the explanation's characters copied from the solution", length: "characters of the explanation",
     closed: "whether the explanation was closed", correct: "whether the explanation is right",
   };
-  const WIDE = { id: 96, question: 420, delta: 76, step: 56 };
+  const WIDE = { id: 96, question: 420, delta: 84, step: 56 };
   const BASES = { empty: "an empty explanation", shuffled: "another question's", other: "the other file's", none: "nothing (log-prob)" };
 
   let page, index, shown = [];
@@ -52,7 +52,7 @@
   const number = (value, digits = 2) =>
     value == null ? "–" : typeof value !== "number" ? String(value)
       : Math.abs(value) >= 1e5 ? value.toExponential(1) : value.toFixed(Number.isInteger(value) ? 0 : digits).replace(/^-(?=[0.]*$)/, "").replace("-", "−");
-  const signed = (value, digits = 3) => (value == null ? "–" : (value > 0 ? "+" : value < 0 ? "−" : "") + Math.abs(value).toFixed(digits));
+  const signed = (value, digits = 3) => (value == null ? "–" : (Math.abs(value) < 0.5 / 10 ** digits ? "" : value > 0 ? "+" : "−") + Math.abs(value).toFixed(digits));
   const say = (text) => { byId("said").textContent = text; };
 
   function halves(text) {
@@ -313,7 +313,7 @@
       el("div", { class: "body", role: "rowgroup" }));
   }
 
-  const template = () => shape.map((key) => (key === "question" ? `minmax(${WIDE.question}px, 1fr)` : `${WIDE[key] ?? Math.max(62, 7 * NAMES[key].length + 16)}px`)).join(" ");
+  const template = () => shape.map((key) => (key === "question" ? `minmax(${WIDE.question}px, 1fr)` : `${WIDE[key] ?? Math.max(72, 7.5 * NAMES[key].length + 22)}px`)).join(" ");
   const textual = (key) => key === "id" || key === "question";
 
   function tableHead() {
@@ -388,7 +388,7 @@
 
   // -- rows: histogram and scatter --------------------------------------------------------------------------------------
 
-  const PAD = { left: 34, right: 8, top: 8, bottom: 20 };
+  const PAD = { left: 42, right: 8, top: 8, bottom: 20 };
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
   function extent(key) {
@@ -582,12 +582,19 @@
 
   function plain(row, words) {
     const text = row.explanation ?? "", nodes = [], spans = row.copied ?? [];
+    if (!text) return el("p", { class: "dim" }, row.question ? "(empty)" : "Its text is in the file that was scored, which is not there any more.");
     let last = 0;
+    const marked = (a, b) => [...words.filter(([from, to]) => from < b && to > a), [b, b]].reduce((done, [from, to]) => {
+      const start = Math.max(a, from), end = Math.min(b, to);
+      done.nodes.push(...visible(text.slice(done.at, start)), ...(end > start ? [el("span", { class: "tok other" }, visible(text.slice(start, end)))] : []));
+      done.at = Math.max(done.at, end);
+      return done;
+    }, { nodes: [], at: a }).nodes;
     for (const [a, b] of spans) {
-      nodes.push(...visible(text.slice(last, a)), el("span", { class: "key-copied" }, visible(text.slice(a, b))));
+      nodes.push(...marked(last, a), el("span", { class: "key-copied" }, marked(a, b)));
       last = b;
     }
-    return el("div", { class: "text" }, nodes, visible(text.slice(last)));
+    return el("div", { class: "text" }, nodes, marked(last, text.length));
   }
 
   function strand(label, items, whole, start, end) {
@@ -681,7 +688,7 @@
     document.querySelector('[aria-describedby="tip"]')?.removeAttribute("aria-describedby");
   }
 
-  const token = (target) => (target instanceof Element ? target.closest(".tok") : null);
+  const token = (target) => (target instanceof Element ? target.closest('.tok[role="option"]') : null);
   document.addEventListener("mouseover", (event) => { const node = token(event.target); if (node) showTip(node); else if (!token(document.activeElement)) hideTip(); });
   document.addEventListener("focusin", (event) => {
     const node = token(event.target);
@@ -786,11 +793,12 @@
     for (const [, points] of seeds) for (const [step, v] of points) if (v != null) at.set(step, [...(at.get(step) ?? []), v]);
     const steps = [...at.keys()].sort((a, b) => a - b), all = [...at.values()].flat();
     let low = Math.min(...all), high = Math.max(...all);
+    const ends = low === high ? ["", number(low, 3)] : [number(low, 3), number(high, 3)];
     if (low === high) { low -= 0.5; high += 0.5; }
     const first = steps[0], last = steps.at(-1);
     const x = (step) => left + ((step - first) / (last - first || 1)) * (width - left - 8), y = (v) => 8 + ((high - v) / (high - low)) * (height - 30);
     const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length;
-    const nodes = [svg("line", { class: "axis", x1: left, x2: width - 8, y1: height - 22, y2: height - 22 }), svg("text", { x: left - 5, y: 14, "text-anchor": "end" }, number(high, 3)), svg("text", { x: left - 5, y: height - 22, "text-anchor": "end" }, number(low, 3)),
+    const nodes = [svg("line", { class: "axis", x1: left, x2: width - 8, y1: height - 22, y2: height - 22 }), svg("text", { x: left - 5, y: ends[0] ? 14 : (height - 14) / 2 + 4, "text-anchor": "end" }, ends[1]), svg("text", { x: left - 5, y: height - 22, "text-anchor": "end" }, ends[0]),
       svg("text", { x: left, y: height - 6 }, String(first)), svg("text", { x: width - 8, y: height - 6, "text-anchor": "end" }, `step ${last}`)];
     if (seeds.length > 1) nodes.push(svg("polygon", { class: "band", points: [...steps.map((s) => `${x(s)},${y(Math.max(...at.get(s)))}`), ...steps.toReversed().map((s) => `${x(s)},${y(Math.min(...at.get(s)))}`)].join(" ") }));
     nodes.push(svg("polyline", { class: "line", points: steps.map((s) => `${x(s)},${y(mean(at.get(s)))}`).join(" ") }));
@@ -824,6 +832,7 @@
 
   take(JSON.parse(byId("data").textContent));
   if (page.kind === "scores" && page.sources.length > 1) state.compare = 1;
+  if (page.side_by_side) [state.source, state.compare] = page.side_by_side;
   defaults();
   follow();
   frame();

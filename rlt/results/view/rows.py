@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import random
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -29,17 +29,18 @@ COPIED_WORDS = 4
 class Source:
     """The rows of one file of scores, read lazily, with the texts that were scored where their file is still there.
 
-    Rows of `samples.jsonl` have their texts with them. Raises DataError for a file without rewards.
+    `data` is that file; None: the one that the scores' state names. Rows of `samples.jsonl` have their texts. Raises
+    DataError for a file without rewards.
     """
 
-    def __init__(self, path: Path, name: str | None = None) -> None:
+    def __init__(self, path: Path, name: str | None = None, data: Path | None = None) -> None:
         self.path, self.name = Path(path), name or Path(path).name
         state = read_state(self.path) or {}
         config: dict[str, Any] = state.get("config", {})
         self.control: str | None = config.get("control")
         self.coefficients = {key: config.get(key) for key in COEFFICIENTS} if "kl_coef" in config else None
         self.students: list[str] = config.get("student") or []
-        self.data = self._found(config.get("data"))
+        self.data = data if data is not None else self._found(config.get("data"))
 
     def _found(self, data: str | None) -> Path | None:
         beside = [] if data is None else [Path(data), self.path.parent / data, self.path.parent / Path(data).name]
@@ -51,7 +52,7 @@ class Source:
             if scored is None:  # the file of scores is still being written
                 return
             where, row = scored
-            if "reward" not in row:
+            if "reward" not in row and "error" not in row:
                 raise DataError(
                     f"{where}: has no `reward`; `rlt view` shows what `rlt score` wrote, or a run's folder."
                 )
@@ -59,7 +60,9 @@ class Source:
             yield {**(text if same and text is not None else {}), **row, "number": number}
 
 
-def sampled(source: Source, limit: int, ids: Collection[str] = (), seed: int = 0) -> tuple[list[JsonRow], int]:
+def sampled(
+    source: Iterable[JsonRow], limit: int, ids: Collection[str] = (), seed: int = 0
+) -> tuple[list[JsonRow], int]:
     """At most `limit` rows for the page, in their order, and how many rows the file has.
 
     A third have the highest rewards, a third the lowest, the others are drawn at random; rows of `ids` are always in. One
@@ -95,7 +98,8 @@ def sampled(source: Source, limit: int, ids: Collection[str] = (), seed: int = 0
 
 def matching(source: Source, keys: Collection[str], limit: int) -> tuple[list[JsonRow], int]:
     """The rows of a second file whose `match_key` is among `keys`, and how many rows it has."""
-    rows, total = [], 0
+    rows: list[JsonRow] = []
+    total = 0
     for row in source:
         total += 1
         if match_key(row) in keys and len(rows) < limit:
@@ -123,7 +127,7 @@ def page_row(row: JsonRow, source: int, control: str | None = None, step: int | 
         "question": row.get("question", ""), "solution": solution, "explanation": explanation,
         "copied": spans, "copied_share": sum(b - a for a, b in spans) / max(1, len(explanation)),
         "length": len(explanation), "closed": row.get("closed"), "correct": row.get("correct"),
-        "error": row.get("error"), "tokens": tokens, "step": step,
+        "error": row.get("error"), "tokens": tokens or None, "step": step,
     }  # fmt: skip
     return {
         name: value for name, value in (result | {name: row.get(name) for name in PARTS}).items() if value is not None

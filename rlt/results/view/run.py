@@ -25,7 +25,7 @@ def run_data(recipe: Recipe, limit: int, seed: int = 0) -> JsonRow:
     scored = [step for step in recipe.steps if step.stage == "score" and Path(step.config.output).is_file()]
     keys: dict[int | None, set[str]] = {}
     for step in scored:
-        source, share = Source(Path(step.config.output), _name(step)), max(1, limit // len(scored))
+        source, share = Source(Path(step.config.output), _name(step), _data(step)), max(1, limit // len(scored))
         # Other steps of this seed show the same questions, so that they can stand side by side.
         if step.seed in keys and source.data is not None:
             some, total = matching(source, keys[step.seed], share)
@@ -57,6 +57,11 @@ def _name(step: Step) -> str:
 
 def _file(step: Step, name: str) -> Path:
     return Path(step.config.output) / name
+
+
+def _data(step: Step) -> Path | None:
+    data = getattr(step.config, "data", None)
+    return data if isinstance(data, Path) and data.exists() else None
 
 
 def _over_steps(source: Source, limit: int) -> tuple[list[JsonRow], int]:
