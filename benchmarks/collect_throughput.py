@@ -105,13 +105,13 @@ def collect_from_ready(config: CollectConfig) -> float:
 def bodies_of(config: object, count: int) -> list[bytes]:
     """The JSON of every request that `rlt collect` will send."""
     from rlt.engines.base import Sampling, budget
-    from rlt.engines.openai import ServedEngine
+    from rlt.engines.openai import OpenAIEngine
     from rlt.models.loading import load_tokenizer
     from rlt.stages.collect import _requests
     from rlt.text.formats import load_format
 
     fmt, tokenizer = load_format(config.format), load_tokenizer(config.model)  # type: ignore[attr-defined]
-    engine = ServedEngine(config, config.model)  # type: ignore[arg-type, attr-defined]
+    engine = OpenAIEngine(config, config.model)  # type: ignore[arg-type, attr-defined]
     missing = ((i, 0) for i in range(count))
     sampling = Sampling(
         config.max_tokens,

@@ -19,7 +19,7 @@ import torch
 
 from rlt.config import RewardOptions
 from rlt.engines.base import Request, Sampling
-from rlt.engines.hf import LocalEngine
+from rlt.engines.hf import HfEngine
 from rlt.outputs import versions
 from rlt.reward.scoring import RewardEngine
 from rlt.text.formats import teacher_prompt
@@ -42,7 +42,7 @@ def main() -> None:
     problem, fmt = items[0].problem, engine.fmt
     prompt = teacher_prompt(fmt, teacher.tokenizer, problem)
     requests = [Request(str(i), prompt, seed=i) for i in range(arguments.samples)]
-    written = LocalEngine.of(teacher.model, teacher.tokenizer).generate(requests, Sampling(32, temperature=1.0))
+    written = HfEngine.of(teacher.model, teacher.tokenizer).generate(requests, Sampling(32, temperature=1.0))
     rows = [fmt.completed(problem, completion.text) for completion in written]
     table = {}
     for estimator in ("exact", "k1", "k3"):

@@ -11,8 +11,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import httpx
 import torch
+import urllib3
 from byte_models import byte_tokenizer
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -71,8 +71,8 @@ def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
         if process.poll() is not None:
             raise RuntimeError(f"the vLLM server ended with {process.returncode}:\n{log.read_text()[-3000:]}")
         try:
-            if httpx.get(f"http://127.0.0.1:{port}/health", timeout=2, trust_env=False).status_code == 200:
+            if urllib3.request("GET", f"http://127.0.0.1:{port}/health", timeout=2, retries=False).status == 200:
                 return
-        except httpx.TransportError:
+        except urllib3.exceptions.HTTPError:
             time.sleep(0.5)
     raise RuntimeError(f"the vLLM server did not answer within {STARTS_WITHIN:.0f} s:\n{log.read_text()[-3000:]}")

@@ -1,13 +1,15 @@
-"""Who writes: one interface over transformers, vLLM and any OpenAI-compatible server, here or on a Ray cluster."""
+"""The interface of every engine (transformers, vLLM, an OpenAI-compatible server, Ray), and what they share."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from rlt.text.tokens import decode
+from rlt.errors import RltError
+from rlt.text.tokens import decode, encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -15,9 +17,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How one prompt is continued; a temperature of 0 is greedy, top_k None is off.
+    """How prompts are continued. Temperature 0 is greedy; `top_k` None is off.
 
-    Nothing else shapes the distribution: a checkpoint's own sampling defaults (a repetition penalty, say) are not used.
+    Nothing else shapes the distribution: a checkpoint's own sampling defaults, such as a repetition penalty, are ignored.
     """
 
     max_tokens: int
@@ -29,7 +31,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt to continue. `key` comes back with the completion; `seed` makes it repeatable where the engine can."""
+    """One prompt to continue. Its completion has the same `key`; `seed` makes it repeatable, on engines that can."""
 
     key: str
     prompt: str
@@ -40,12 +42,11 @@ class Request:
 class Completion:
     """What an engine wrote for a request.
 
-    `text` includes a stop string that ended it, and not the end-of-turn token; `token_ids` has all that were sampled.
-    `logprob_sum` is in nats under the model itself (temperature 1, nothing truncated), as servers report it, so that it
-    means the same with every engine. Both are None where a server gives only text. `finish_reason` is `stop` (a stop
-    string or the end of the turn) or `length` (`max_tokens`, or what the context leaves; a prompt that fills the
-    context alone has 0 completion tokens). `seed` is the request's where it was used: None if decoding was greedy, or
-    the engine draws without seeds.
+    `text` includes the stop string that ended it but not the end-of-turn token; `token_ids` has every sampled token.
+    `logprob_sum` is in nats under the model itself (temperature 1, no truncation), as servers report it, so that it
+    means the same with every engine. Both are None if a server returns only text. `finish_reason` is `stop` (a stop
+    string or the end of the turn) or `length` (`max_tokens`, or what the context leaves; a prompt that fills the context
+    has 0 completion tokens). `seed` is the request's if it was used: None for greedy decoding and engines without seeds.
 
     Example: Completion("3/0", "five</explanation>", "stop", 12, 2, (7, 9), -0.81, seed=1234)
     """
@@ -64,16 +65,16 @@ class Engine(Protocol):
     """Anything that continues prompts."""
 
     context_length: int | None
-    """Tokens that prompt and completion may have together, where known."""
+    """Most tokens of prompt and completion together; None if unknown."""
 
     name: str
-    """Engine and version, and for a server which model it serves, for the rows that it writes."""
+    """Engine and version, and a server's model: recorded in the rows it writes."""
 
     window: int
-    """Requests that it may draw before it gives the first completion."""
+    """Most requests drawn before the first completion is returned."""
 
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
-        """Completions as they are finished, in any order. Requests are drawn lazily, so millions cost no memory."""
+        """Completions as they finish, in any order. Requests are drawn lazily, so millions cost no memory."""
         ...
 
     def close(self) -> None:
@@ -82,7 +83,7 @@ class Engine(Protocol):
 
 
 def request_seed(seed: int, *parts: str | int) -> int:
-    """A seed in [0, 2**31) that depends on nothing but its arguments: not on order, batch or number of workers.
+    """A seed in [0, 2**31) that depends on its arguments alone: not on order, batch or number of workers.
 
     Example: request_seed(0, problem.id, sample)
     """
@@ -91,14 +92,14 @@ def request_seed(seed: int, *parts: str | int) -> int:
 
 
 def budget(prompt_tokens: int, sampling: Sampling, context_length: int | None) -> int:
-    """Tokens that may be generated after a prompt: `max_tokens`, or what the context leaves, not below 0."""
+    """Tokens to generate after a prompt: `max_tokens`, or what the context leaves, at least 0."""
     if context_length is None:
         return sampling.max_tokens
     return max(0, min(sampling.max_tokens, context_length - prompt_tokens))
 
 
 def empty(request: Request, prompt_tokens: int, ids: bool = True) -> Completion:
-    """The completion of a prompt that fills the context; `ids`: whether the engine gives token ids."""
+    """The completion of a prompt that fills the context; `ids`: whether the engine returns token ids."""
     return Completion(request.key, "", "length", prompt_tokens, 0, () if ids else None, 0.0 if ids else None)
 
 
@@ -107,8 +108,8 @@ def cut(
 ) -> tuple[list[int], str, bool]:
     """`(ids, text, stopped)` of sampled ids up to their end: the first end token or stop string.
 
-    An end token stays in the ids and is not in the text. The token with which a stop string becomes complete is the
-    last one kept; the text ends exactly with the stop string.
+    An end token stays in the ids but not in the text. The token that completes a stop string is the last one kept; the
+    text ends exactly with the stop string.
     """
     end = next((i for i, token in enumerate(ids) if token in end_ids), None)
     kept = list(ids if end is None else ids[: end + 1])
@@ -118,7 +119,7 @@ def cut(
     if not found:
         return kept, text, end is not None
     position, tag = min(found)
-    # Bisect for the shortest run of ids whose text has the tag; usually it is all of them.
+    # Bisect for the shortest prefix of the ids whose text has the tag; usually it is all of them.
     low, high = 0, len(body)
     if tag not in decode(tokenizer, body[:-1]):
         low = high - 1
@@ -126,3 +127,64 @@ def cut(
         middle = (low + high) // 2
         low, high = (low, middle) if tag in decode(tokenizer, body[:middle]) else (middle, high)
     return body[:high], text[: position + len(tag)], True
+
+
+# -- engines that schedule by themselves -------------------------------------------------------------------------------
+
+Ticket = TypeVar("Ticket", bound=Hashable)
+Answer = TypeVar("Answer")
+
+
+class InFlight(ABC, Generic[Ticket, Answer]):
+    """The requests of one `generate` call that a scheduler elsewhere works on: `window` of them, refilled as they end."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, context_length: int | None, window: int, ids: bool) -> None:
+        self.tokenizer, self.context_length, self.window, self.ids = tokenizer, context_length, window, ids
+
+    @abstractmethod
+    def start(self, request: Request, ids: list[int], room: int) -> Ticket:
+        """Hand in a request for at most `room` tokens after its prompt `ids`. Raises RltError if it is refused."""
+
+    @abstractmethod
+    def ended(self) -> Iterable[tuple[Ticket, Answer]]:
+        """Wait, and return what has ended. Raises RltError if the scheduler itself is gone."""
+
+    @abstractmethod
+    def completion(self, request: Request, prompt_tokens: int, answer: Answer) -> Completion:
+        """What an answer says. Raises RltError if its request failed."""
+
+    @abstractmethod
+    def abandon(self, tickets: Iterable[Ticket]) -> None:
+        """Stop working on requests whose completions nobody waits for."""
+
+    def completions(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
+        """See `Engine.generate`. When a request fails, those in flight still complete before its error is raised."""
+        source = iter(requests)
+        flying: dict[Ticket, tuple[Request, int]] = {}
+        failure: RltError | None = None
+        try:
+            while True:
+                while failure is None and len(flying) < self.window and (request := next(source, None)) is not None:
+                    ids = encode(self.tokenizer, request.prompt)
+                    room = budget(len(ids), sampling, self.context_length)
+                    if room == 0:
+                        yield empty(request, len(ids), self.ids)
+                        continue
+                    try:
+                        flying[self.start(request, ids, room)] = request, len(ids)
+                    except RltError as error:
+                        failure = error
+                if not flying:
+                    break
+                for ticket, answer in self.ended():
+                    request, prompt_tokens = flying.pop(ticket)
+                    try:
+                        completion = self.completion(request, prompt_tokens, answer)
+                    except RltError as error:
+                        failure = failure or error
+                    else:
+                        yield completion
+        finally:
+            self.abandon(flying)
+        if failure is not None:
+            raise failure

@@ -13,24 +13,21 @@ def build_engine(options: EngineOptions, model: str, *, dtype: str = "auto", tru
     Raises ConfigError for options that exclude each other, ServerError for a server that is absent, refuses or has
     another model, DependencyError with the install line of a missing extra, ModelError for what is no model.
     """
-    if options.engine == "openai" and not options.url:
-        raise ConfigError("engine `openai` needs `url`, the server's address, for example http://127.0.0.1:8000/v1.")
-    if options.engine != "openai" and options.url:
-        raise ConfigError(
-            f"`url` is for engine `openai`, not `{options.engine}`. Set `engine: openai` or leave it out."
-        )
+    conflict = options.conflict()
+    if conflict is not None:
+        raise ConfigError(conflict)
     if options.ray is not None:
         from rlt.engines.ray import RayEngine
 
         return RayEngine(options, model, build_engine, dtype=dtype, trust_remote_code=trust_remote_code)
     if options.engine == "openai":
-        from rlt.engines.openai import ServedEngine
+        from rlt.engines.openai import OpenAIEngine
 
-        return ServedEngine(options, model, trust_remote_code=trust_remote_code)
+        return OpenAIEngine(options, model, trust_remote_code=trust_remote_code)
     if options.engine == "vllm":
-        from rlt.engines.vllm import EmbeddedEngine
+        from rlt.engines.vllm import VllmEngine
 
-        return EmbeddedEngine(options, model, dtype=dtype, trust_remote_code=trust_remote_code)
-    from rlt.engines.hf import LocalEngine
+        return VllmEngine(options, model, dtype=dtype, trust_remote_code=trust_remote_code)
+    from rlt.engines.hf import HfEngine
 
-    return LocalEngine(options, model, dtype=dtype, trust_remote_code=trust_remote_code)
+    return HfEngine(options, model, dtype=dtype, trust_remote_code=trust_remote_code)

@@ -1,60 +1,61 @@
-"""One server by URL: JSON requests, retried where that helps, many in flight; the key in no log, file or error."""
+"""Client of one model server: JSON requests over HTTP, retried where that helps, many in flight."""
 
 from __future__ import annotations
 
 import contextlib
-import email.utils
 import http.client
 import io
 import json
+import logging
 import os
 import random
+import re
 import socket
-import ssl
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 from urllib.parse import SplitResult, urlsplit
 from urllib.request import getproxies, proxy_bypass
+from weakref import WeakSet
+
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import HTTPError, InvalidHeader, NewConnectionError
+from urllib3.exceptions import TimeoutError as PoolTimeout
 
 from rlt.errors import ConfigError, ServerError
 
-# First wait before a request is sent again, doubled each time, and the longest, in seconds.
+# Wait before the first retry, in seconds; it doubles with each further one, up to the longest.
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
-# A server that has never answered is absent, or its address is wrong: that is told after so many seconds.
+# Seconds after which a server that has never answered is reported: it is absent, or its address is wrong.
 ABSENT_AFTER = 10.0
-# Seconds between two lines that say that a server is being waited for.
+# Seconds between two lines saying that a server is being waited for.
 TELL_EVERY = 30.0
-# Files that a process has open beside its connections.
+# Bytes of the largest answer that is read. The longest real ones, log-probs of a million tokens, have about as many.
+LARGEST_ANSWER = 64 * 2**20
+PIECE = 2**16
+# Files that a process has open besides its connections.
 OTHER_FILES = 256
-# Rare words, digits, spaces and scripts: two tokenizers that agree on all of it are one.
+# Rare words, digits, spaces and scripts: two tokenizers that agree on all of it are taken to be the same.
 PROBE = "Two tokenizers: 31415 + 9265 =\n\n  'π' naïve  <|im_end|> Übergröße 東京 </think>"
-# Servers close a connection that was idle for some seconds (uvicorn: 5); to use it at that moment would cost a try.
-IDLE = 2.0
+
+Json = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class _Response:
-    status: int
-    headers: http.client.HTTPMessage
-    text: str
-
-
-class Server:
+class Client:
     """JSON over HTTP with the server at `url`, such as http://127.0.0.1:8000/v1.
 
-    A request is sent again after 429, 5xx, a time-out or a broken connection, for `retry_for` seconds from the first
-    failure on, with exponential backoff and jitter; `Retry-After` is honoured. Only a server that has never answered is
-    given up after ABSENT_AFTER seconds. `timeout` bounds each attempt as a whole, in seconds, from connecting to the
-    last byte (looking up the host's name aside). The key comes from the environment variable `api_key_env`. Methods can
-    be called from any thread.
-
-    A thread and a connection for each request in flight, from the standard library: beside a server on the same machine
-    every millisecond of the client is the server's, and this costs a fraction of what an asynchronous client does.
+    A request is retried after 429, 5xx, a time-out or a broken connection, for `retry_for` seconds from its first
+    failure, with exponential backoff and jitter; `Retry-After` is honoured. A server that has never answered is given
+    up after ABSENT_AFTER seconds. `timeout` bounds each attempt as a whole, in seconds, from connecting to the last
+    byte (the look-up of the host's name excepted). Answers larger than LARGEST_ANSWER are refused. The environment
+    variable `api_key_env` holds the key, which appears in no log, file or error. Proxies are those of the environment.
+    Methods may be called from any thread; each request in flight has a thread and a connection.
     """
 
     def __init__(
@@ -66,57 +67,46 @@ class Server:
         retry_for: float = 300.0,
         max_in_flight: int = 64,
     ) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"`url`: {parts.hostname or url!r} is no address; it begins with http:// or https://.")
-        if parts.username or parts.password:
-            raise ConfigError(
-                f"`url`: the address of {parts.hostname} has a name or key in it, which would be written into the run. "
-                "Put the key into an environment variable and name that as `api_key_env`."
-            )
+        parts = _address(url)
         _allow_files(max_in_flight)
         self.url, self.timeout, self.retry_for = url.rstrip("/"), timeout, retry_for
-        self._parts, self._key, self._key_env = parts, _key(api_key_env), api_key_env
+        self._key, self._key_env = _key(api_key_env), api_key_env
         self._headers = {"Content-Type": "application/json"}
         if self._key:
             self._headers["Authorization"] = f"Bearer {self._key}"
-        self._pool = ThreadPoolExecutor(max_in_flight, thread_name_prefix="rlt-server")
+        self._threads = ThreadPoolExecutor(max_in_flight, thread_name_prefix="rlt-client")
         self._lock, self._closing = threading.Lock(), threading.Event()
         self._answered, self._told = False, float("-inf")
-        self._idle: list[tuple[float, http.client.HTTPConnection]] = []
-        self._used: set[http.client.HTTPConnection] = set()
+        self._opened: WeakSet[_Bounded] = WeakSet()
+        self._pool, self._absolute = _pool(parts, max_in_flight + 1, self._register)  # + 1: the calling thread
 
-    def request(
-        self, method: str, path: str, body: dict[str, Any] | None = None, *, timeout: float | None = None
-    ) -> dict[str, Any]:
-        """The JSON object that the server answers; raises ServerError in one line. `timeout`: this request's own."""
+    def request(self, method: str, path: str, body: Json | None = None, *, timeout: float | None = None) -> Json:
+        """The JSON object that the server answers; raises ServerError, in one line. `timeout`: this request's own."""
         address = path if path.startswith("http") else f"{self.url}/{path}"
         limit = self.timeout if timeout is None else timeout
         failing_since, tries = None, 0
         while True:
             asked, tries = 0.0, tries + 1
             try:
-                response = self._send(method, address, body, limit)
-            except TimeoutError:
-                reason = f"no answer within {limit:g} s; set `timeout` higher if it only needs longer"
-            except (OSError, http.client.HTTPException) as error:
-                reason = self.clean(str(error)) or type(error).__name__
+                answer = self._send(method, address, body, limit)
+            except ServerError:  # an OSError too
+                raise
+            except (HTTPError, OSError, http.client.HTTPException) as error:
+                reason = self.clean(_cause(error, limit))
             else:
                 self._answered = True
-                if response.status == 200:
-                    return self._json(response)
-                reason = f"it answers {response.status} ({self.clean(_message(response))})"
-                if response.status != 429 and response.status < 500:
-                    raise ServerError(f"{self.url}: {reason}{self._advice(response.status)}")
-                asked = _retry_after(response) or 0.0
+                if answer.status == 200:
+                    return self._json(answer)
+                reason = f"it answers {answer.status} ({self.clean(_message(answer))})"
+                if answer.status != 429 and answer.status < 500:
+                    raise ServerError(f"{self.url}: {reason}{self._advice(answer.status)}")
+                asked = answer.retry_after
             now = time.monotonic()
             failing_since = now if failing_since is None else failing_since
             patience = self.retry_for if self._answered else min(self.retry_for, ABSENT_AFTER)
             if asked > patience:
                 raise ServerError(f"{self.url}: {reason} and asks to wait {asked:.0f} s. Run the command again then.")
-            # Half of the wait is random, so that requests that failed together do not come back together.
-            backoff = min(FIRST_WAIT * 2 ** min(tries - 1, 16), LONGEST_WAIT) * random.uniform(0.5, 1.0)
-            wait = max(asked, backoff)
+            wait = max(asked, _backoff(tries))
             if now + wait > failing_since + patience:
                 break
             self._tell(reason, failing_since + patience - now)
@@ -125,35 +115,43 @@ class Server:
         again = f" ({tries} tries in {now - failing_since:.0f} s)" if tries > 1 else ""
         raise ServerError(f"{self.url}: {reason}{again}. Check `url` and the server, then run the command again.")
 
-    def submit(
-        self, method: str, path: str, body: dict[str, Any] | None = None, *, timeout: float | None = None
-    ) -> Future[dict[str, Any]]:
-        """The same, as a future; at most `max_in_flight` are under way."""
-        return self._pool.submit(self.request, method, path, body, timeout=timeout)
+    def submit(self, method: str, path: str, body: Json | None = None, *, timeout: float | None = None) -> Future[Json]:
+        """A future of `request`; at most `max_in_flight` run at once."""
+        return self._threads.submit(self.request, method, path, body, timeout=timeout)
 
     def text(self, address: str) -> str:
-        """The text at a full address of this server, beside its interface; empty where there is none."""
+        """The text at a full address of this server; empty where there is none."""
         try:
-            response = self._send("GET", address, None, self.timeout)
-        except (OSError, http.client.HTTPException):
+            answer = self._send("GET", address, None, self.timeout)
+        except (HTTPError, OSError, http.client.HTTPException, ServerError):
             return ""
-        return response.text if response.status == 200 else ""
+        return answer.text if answer.status == 200 else ""
 
     def close(self) -> None:
-        """Close all connections; requests under way are given up."""
-        self._closing.set()
+        """Close all connections; requests in flight fail."""
         with self._lock:
-            for connection in [*self._used, *(connection for _, connection in self._idle)]:
-                if connection.sock is not None:
-                    with contextlib.suppress(OSError):  # closed by the other side in this moment
-                        connection.sock.shutdown(socket.SHUT_RDWR)
-        self._pool.shutdown(cancel_futures=True)
+            self._closing.set()
+            opened = list(self._opened)
+        for connection in opened:
+            connection.shut()
+        self._pool.close()
+        self._threads.shutdown(cancel_futures=True)
 
     def clean(self, text: str, limit: int = 300) -> str:
-        """One line of a server's or library's words, without the key, at most `limit` characters."""
+        """One printable line of a server's or library's words, without the key, at most `limit` characters.
+
+        Control characters are escaped: on a terminal they could move the cursor or forge lines.
+        """
         # The key first: cut in two it would no longer be found.
         hidden = text.replace(self._key, "***") if self._key else text
-        return " ".join(hidden.split())[:limit]
+        line = " ".join(hidden.split())[:limit]
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)[:limit]
+
+    def _register(self, connection: _Bounded) -> None:
+        with self._lock:
+            if self._closing.is_set():
+                raise ConnectionError("closed")
+            self._opened.add(connection)
 
     def _tell(self, reason: str, left: float) -> None:
         """Say now and then that the server is being waited for: hundreds of requests fail together."""
@@ -161,71 +159,41 @@ class Server:
             if time.monotonic() - self._told < TELL_EVERY:
                 return
             self._told = time.monotonic()
-        print(f"{self.url}: {reason}. Trying again for {left:.0f} s.", file=sys.stderr, flush=True)
+        print(f"{self.url}: {reason}. Retrying for another {left:.0f} s.", file=sys.stderr, flush=True)
 
-    # -- one attempt -------------------------------------------------------------------------------------------------
-
-    def _send(self, method: str, address: str, body: dict[str, Any] | None, limit: float) -> _Response:
-        """Raises TimeoutError when all of it took longer than `limit` seconds."""
-        until = time.monotonic() + limit
-        connection = self._connection(limit)
+    def _send(self, method: str, address: str, body: Json | None, limit: float) -> _Answer:
+        """One attempt. Raises urllib3's TimeoutError when all of it took longer than `limit` seconds."""
+        target = address if self._absolute else urlsplit(address)._replace(scheme="", netloc="").geturl() or "/"
         try:
-            data = None if body is None else json.dumps(body).encode()
-            parts = urlsplit(address)
-            target = address if _proxied(parts) else parts._replace(scheme="", netloc="").geturl() or "/"
-            connection.response_class = partial(_TimedResponse, until=until)  # type: ignore[assignment]
-            connection.request(method, target, data, self._headers)
-            response = connection.getresponse()
-            content = response.read()
-        except BaseException:
-            with self._lock:
-                self._used.discard(connection)
-            connection.close()
-            raise
-        with self._lock:
-            self._used.discard(connection)
-            if not response.will_close:
-                self._idle.append((time.monotonic(), connection))
-        return _Response(response.status, response.headers, content.decode("utf-8", errors="replace"))
-
-    def _connection(self, limit: float) -> http.client.HTTPConnection:
-        if self._closing.is_set():
-            raise ConnectionError("closed")
-        with self._lock:
-            while self._idle:
-                since, connection = self._idle.pop()
-                if time.monotonic() - since < IDLE:
-                    break
-                connection.close()
-            else:
-                connection = self._new_connection(limit)
-            self._used.add(connection)
-        if connection.sock is not None:
-            connection.sock.settimeout(limit)
-        return connection
-
-    def _new_connection(self, limit: float) -> http.client.HTTPConnection:
-        parts, proxy = self._parts, _proxy(self._parts)
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        host, through = (parts.hostname or "", port) if proxy is None else (proxy.hostname or "", proxy.port or 80)
-        if parts.scheme == "http":
-            return http.client.HTTPConnection(host, through, timeout=limit)
-        secure = http.client.HTTPSConnection(host, through, timeout=limit, context=ssl.create_default_context())
-        if proxy is not None:
-            secure.set_tunnel(parts.hostname or "", port)
-        return secure
-
-    def _json(self, response: _Response) -> dict[str, Any]:
-        try:
-            answer = json.loads(response.text)
-        except ValueError:
-            answer = None
-        if not isinstance(answer, dict):
-            start = self.clean(response.text, 80)
+            response = self._pool.urlopen(
+                method, target, None if body is None else json.dumps(body).encode(), self._headers, retries=False,
+                redirect=False, assert_same_host=False, timeout=urllib3.Timeout(total=limit), preload_content=False,
+            )  # fmt: skip
+            try:
+                if (response.length_remaining or 0) > LARGEST_ANSWER:
+                    raise _TooLarge
+                # In pieces: a body or chunk that claims 10^12 bytes would be made room for. Not decompressed: nothing
+                # was asked to be compressed, and a small answer could hide gigabytes.
+                data = b"".join(response.stream(PIECE, decode_content=False))
+            except BaseException:
+                response.close()  # not for reuse: the rest of its answer would be taken for the next one
+                raise
+            response.release_conn()
+        except _TooLarge:
             raise ServerError(
-                f"{self.url}: answers {start!r}, which is no JSON object. Is this address an OpenAI interface?"
-            )
-        return answer
+                f"{self.url}: its answer is larger than {LARGEST_ANSWER >> 20} MB. Is this address an OpenAI interface?"
+            ) from None
+        return _Answer(response.status, _retry_after(response), data.decode("utf-8", errors="replace"))
+
+    def _json(self, answer: _Answer) -> Json:
+        try:
+            value = json.loads(answer.text)
+        except (ValueError, RecursionError):
+            value = None
+        if not isinstance(value, dict):
+            start = self.clean(answer.text, 80)
+            raise ServerError(f"{self.url}: answers '{start}', not a JSON object. Is this address an OpenAI interface?")
+        return value
 
     def _advice(self, status: int) -> str:
         if status in (401, 403):
@@ -237,54 +205,98 @@ class Server:
         return "."
 
 
-def served_model(server: Server, wanted: str | None) -> dict[str, Any]:
-    """What a server says of its model `wanted` (None: of its only one): `id`, and `root`, `owned_by`, `max_model_len`.
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What a server says of a model: `root`, the path or name it was loaded from; `owner`, `vllm` for vLLM."""
+
+    id: str
+    root: str | None
+    owner: str | None
+    context_length: int | None
+
+
+def served_model(client: Client, wanted: str | None) -> Served:
+    """The server's model `wanted`; None: its only one.
 
     Raises ServerError where it lists no models, several and `wanted` is None, or others than `wanted`.
     """
-    models = server.request("GET", "models").get("data")
-    texts, numbers = ("id", "root", "owned_by"), ("max_model_len",)
-    known = isinstance(models, list) and models and all(
-        isinstance(model, dict) and isinstance(model.get("id"), str)
-        and all(isinstance(model.get(key), str | None) for key in texts)
-        and all(isinstance(model.get(key), int | None) for key in numbers)
-        for model in models
-    )  # fmt: skip
-    if not known:
-        raise ServerError(f"{server.url}: lists no models. Is this address an OpenAI interface (ending in /v1)?")
-    names = [model["id"] for model in models]  # type: ignore[union-attr]
-    listed = server.clean(", ".join(names))
-    if wanted is None and len(names) > 1:
-        raise ServerError(f"{server.url}: serves {listed}. Name one as `served_model`.")
-    if wanted is not None and wanted not in names:
-        raise ServerError(f"{server.url}: serves {listed}, not {wanted!r}. Change `served_model`.")
-    return models[0 if wanted is None else names.index(wanted)]  # type: ignore[index,no-any-return]
+    listed = client.request("GET", "models").get("data")
+    models = [_served(card) for card in listed] if isinstance(listed, list) else []
+    known = [model for model in models if model is not None]
+    if not known or len(known) < len(models):
+        raise ServerError(f"{client.url}: lists no models. Is this address an OpenAI interface (ending in /v1)?")
+    names = client.clean(", ".join(model.id for model in known))
+    if wanted is None and len(known) > 1:
+        raise ServerError(f"{client.url}: serves {names}. Name one as `served_model`.")
+    found = known[0] if wanted is None else next((model for model in known if model.id == wanted), None)
+    if found is None:
+        raise ServerError(f"{client.url}: serves {names}, not {wanted!r}. Change `served_model`.")
+    return found
 
 
-def check_tokenizer(server: Server, name: str, ids: list[int], model: str) -> None:
-    """Raise ServerError where the vLLM server's model `name` makes other tokens of PROBE than `ids`, those of `model`."""
+def check_tokenizer(client: Client, name: str, ids: list[int], model: str) -> None:
+    """Raise ServerError unless the vLLM server's model `name` tokenizes PROBE into `ids`, as `model` does."""
     body = {"model": name, "prompt": PROBE, "add_special_tokens": False}
-    theirs = server.request("POST", f"{server.url.removesuffix('/v1')}/tokenize", body).get("tokens")
+    theirs = client.request("POST", f"{client.url.removesuffix('/v1')}/tokenize", body).get("tokens")
     if theirs != ids:
         raise ServerError(
-            f"{server.url}: serves {server.clean(name)}, whose tokenizer is not that of {model}. Give the served model's "
-            "folder as the model, or another server."
+            f"{client.url}: serves {client.clean(name)}, whose tokenizer differs from that of {model}. Give the served "
+            "model's folder as the model, or use another server."
         )
 
 
-class _TimedResponse(http.client.HTTPResponse):
-    """An answer that is read until a moment and no longer, however slowly its status, headers or body drip."""
+# -- one answer --------------------------------------------------------------------------------------------------------
 
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    status: int
+    retry_after: float
+    text: str
+
+
+class _TooLarge(Exception):
+    """The server sent more than LARGEST_ANSWER. Not an OSError, which urllib3 would turn into one of its own."""
+
+
+class _Bounded(HTTPConnection):
+    """A connection whose answers are read until a moment and up to a size, however they come.
+
+    urllib3 has a time limit for each read, which a server that sends a byte now and then never reaches, and no limit of
+    size. `register` is called with each connection made.
+    """
+
+    def __init__(self, *args: Any, register: Callable[[_Bounded], None], **options: Any) -> None:
+        super().__init__(*args, **options)
+        register(self)
+
+    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]
+        until = time.monotonic() + cast(float, self.timeout)  # what urllib3's total time-out leaves for the answer
+        self.response_class = partial(_BoundedResponse, until=until)  # type: ignore[assignment]
+        return super().getresponse()
+
+    def shut(self) -> None:
+        """Wake whoever waits for this connection's answer with an error."""
+        if self.sock is not None:
+            with contextlib.suppress(OSError):  # closed by the other side in this moment
+                self.sock.shutdown(socket.SHUT_RDWR)
+
+
+class _BoundedTls(_Bounded, HTTPSConnection):
+    pass
+
+
+class _BoundedResponse(http.client.HTTPResponse):
     def __init__(self, sock: socket.socket, *, until: float, **options: Any) -> None:
         super().__init__(sock, **options)
-        self.fp: Any = io.BufferedReader(_TimedSocket(self.fp.detach(), sock, until))
+        self.fp = io.BufferedReader(_BoundedReader(self.fp.detach(), sock, until))
 
 
-class _TimedSocket(io.RawIOBase):
-    """What http.client reads from: before each read, the socket gets what is left of the time."""
+class _BoundedReader(io.RawIOBase):
+    """What http.client reads from: before each read, the socket's time-out becomes what is left of the time."""
 
     def __init__(self, raw: io.RawIOBase, sock: socket.socket, until: float) -> None:
-        self._raw, self._sock, self._until = raw, sock, until
+        self._raw, self._sock, self._until, self._room = raw, sock, until, LARGEST_ANSWER
 
     def readable(self) -> bool:
         return True
@@ -293,19 +305,116 @@ class _TimedSocket(io.RawIOBase):
         left = self._until - time.monotonic()
         if left <= 0:
             raise TimeoutError
+        if self._room <= 0:
+            raise _TooLarge
         self._sock.settimeout(left)
-        return self._raw.readinto(buffer)
+        count = self._raw.readinto(buffer)
+        self._room -= count or 0
+        return count
 
     def close(self) -> None:
         self._raw.close()
         super().close()
 
 
+def _cause(error: BaseException, limit: float) -> str:
+    """What went wrong underneath: urllib3 wraps the system's error and repeats the address."""
+    # In urllib3, a refused connection is a kind of time-out.
+    if isinstance(error, PoolTimeout) and not isinstance(error, NewConnectionError):
+        return f"no answer within {limit:g} s; raise `timeout` if it only needs longer"
+    while True:
+        inner = error.__cause__ or next((part for part in error.args[::-1] if isinstance(part, BaseException)), None)
+        if inner is None:
+            return str(error) or type(error).__name__
+        error = inner
+
+
+def _message(answer: _Answer) -> str:
+    """The message of an error answer: OpenAI's `error.message`, or whatever it has."""
+    try:
+        value = json.loads(answer.text)
+        error = value.get("error", value) if isinstance(value, dict) else value
+        return str(error.get("message", error)) if isinstance(error, dict) else str(error)
+    except (ValueError, RecursionError):
+        return answer.text
+
+
+def _retry_after(response: urllib3.BaseHTTPResponse) -> float:
+    """Seconds that the server asks to wait (sent as a number or a date); 0 if it does not ask."""
+    try:
+        return float(urllib3.Retry().get_retry_after(response) or 0.0)
+    except (InvalidHeader, ValueError, OverflowError):
+        return 0.0
+
+
+def _backoff(tries: int) -> float:
+    # Half of the wait is random, so that requests that failed together do not come back together.
+    return min(FIRST_WAIT * 2 ** min(tries - 1, 16), LONGEST_WAIT) * random.uniform(0.5, 1.0)
+
+
+def _served(card: object) -> Served | None:
+    """None for a card that is not one."""
+    if not isinstance(card, dict):
+        return None
+    name, root, owner, length = (card.get(key) for key in ("id", "root", "owned_by", "max_model_len"))
+    if not isinstance(name, str) or not isinstance(root, str | None) or not isinstance(owner, str | None):
+        return None
+    if not isinstance(length, int | None):
+        return None
+    return Served(name, root, owner, length)
+
+
+# -- before the first request ------------------------------------------------------------------------------------------
+
+
+def _address(url: str) -> SplitResult:
+    """The parts of `url`; raises ConfigError where it is not an address or contains a key."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as error:
+        raise ConfigError(f"`url`: {url!r} is not an address ({error}).") from error
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(f"`url`: {parts.hostname or url!r} is not an address; it begins with http:// or https://.")
+    if parts.username or parts.password:
+        raise ConfigError(
+            f"`url`: the address of {parts.hostname} contains a name or key, which would be written into the run. "
+            "Put the key into an environment variable and name that variable as `api_key_env`."
+        )
+    return parts
+
+
+def _pool(
+    parts: SplitResult, connections: int, register: Callable[[_Bounded], None]
+) -> tuple[urllib3.HTTPConnectionPool, bool]:
+    """Connections to a server, and whether their request lines name the whole address (plain HTTP through a proxy)."""
+    # Headers that cannot be parsed are logged with a traceback and whatever bytes they have.
+    logging.getLogger("urllib3.connection").setLevel(logging.ERROR)
+    named = None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
+    try:
+        manager = urllib3.PoolManager(maxsize=connections) if not named else _proxy(named, connections)
+        pool = manager.connection_from_host(parts.hostname, parts.port, parts.scheme)
+    except (HTTPError, ValueError) as error:
+        raise ConfigError(f"`url`: {' '.join(str(error).split())}") from error
+    pool.ConnectionCls = _BoundedTls if parts.scheme == "https" else _Bounded
+    pool.conn_kw["register"] = register
+    return pool, bool(named) and parts.scheme == "http"
+
+
+def _proxy(named: str, connections: int) -> urllib3.ProxyManager:
+    """The proxy that `http_proxy` or `https_proxy` names, with its name and password where those are given."""
+    address = urlsplit(named if "://" in named else f"http://{named}")
+    user = f"{address.username}:{address.password or ''}" if address.username else None
+    headers = urllib3.make_headers(proxy_basic_auth=user) if user else None
+    host = address._replace(netloc=address.netloc.rpartition("@")[2]).geturl()
+    return urllib3.ProxyManager(host, maxsize=connections, proxy_headers=headers)
+
+
 def _allow_files(connections: int) -> None:
-    """Let this process have so many connections open at once; raises ConfigError where it may not have them."""
+    """Let this process open so many connections at once; raises ConfigError where it may not."""
     try:
         import resource
-    except ImportError:  # on Windows, where there is no such limit
+    except ImportError:  # on Windows, which has no such limit
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = connections + OTHER_FILES
@@ -320,44 +429,14 @@ def _allow_files(connections: int) -> None:
 
 
 def _key(variable: str | None) -> str | None:
+    """The key in an environment variable; raises ConfigError where it is not set."""
     if variable is None:
         return None
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", variable):  # not shown: people put the key itself here
+        raise ConfigError(
+            "`api_key_env` takes the name of an environment variable, such as OPENAI_API_KEY, never the key itself."
+        )
     key = os.environ.get(variable, "").strip()
     if not key:
         raise ConfigError(f"`api_key_env`: the environment variable {variable} is not set.")
     return key
-
-
-def _proxy(parts: SplitResult) -> SplitResult | None:
-    """The proxy that the environment names for an address (`http_proxy`, `https_proxy`, `no_proxy`), or None."""
-    named = None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
-    return urlsplit(named if "://" in named else f"http://{named}") if named else None
-
-
-def _proxied(parts: SplitResult) -> bool:
-    """Whether a request line must name the whole address: plain HTTP through a proxy."""
-    return parts.scheme == "http" and _proxy(parts) is not None
-
-
-def _message(response: _Response) -> str:
-    try:
-        answer = json.loads(response.text)
-    except ValueError:
-        return response.text
-    error = answer.get("error", answer) if isinstance(answer, dict) else answer
-    return str(error.get("message", error)) if isinstance(error, dict) else str(error)
-
-
-def _retry_after(response: _Response) -> float | None:
-    """Seconds that the server asks to wait (a number or a date), or None."""
-    value = response.headers.get("retry-after")
-    if value is None:
-        return None
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return None

@@ -34,7 +34,7 @@ class _Prompt:
     room: int
 
 
-class LocalEngine:
+class HfEngine:
     """Continues prompts with a transformers model.
 
     Every request has its own random numbers, which depend on its seed and the position alone. A completion is therefore
@@ -57,7 +57,7 @@ class LocalEngine:
         self._init(loaded, load_tokenizer(model, trust_remote_code), options.batch_size, continuous)
 
     @classmethod
-    def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 64) -> LocalEngine:
+    def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 64) -> HfEngine:
         """An engine for a model that is loaded already."""
         engine = cls.__new__(cls)
         engine._init(model, tokenizer, batch_size, False)

@@ -8,102 +8,64 @@ import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from rlt.config import EngineOptions
-from rlt.engines.base import Completion, Request, Sampling, budget, cut, empty
-from rlt.engines.client import PROBE, Server, check_tokenizer, served_model
+from rlt.engines.base import Completion, InFlight, Request, Sampling, cut
+from rlt.engines.client import PROBE, Client, Json, check_tokenizer, served_model
 from rlt.errors import ServerError
 from rlt.models.loading import load_tokenizer
 from rlt.text.tokens import encode
 
-# Tokens a second of the slowest sequence of a full server. One that is gone breaks the connection; a request's time limit
-# is for one that hangs.
+# Tokens per second of the slowest sequence on a full server. A server that dies breaks the connection; the time-out is for
+# one that hangs.
 SLOWEST = 4.0
 
 
-class ServedEngine:
+class OpenAIEngine:
     """Continues prompts at a server.
 
-    A vLLM server gets token ids and gives token ids and log-probs. Another server gets and gives text: its completions
-    have neither, and stop strings are looked for here, since such a server leaves them out of what it returns.
+    A vLLM server receives token ids and returns token ids and log-probs. Any other server receives and returns text: its
+    completions have neither, and are cut at stop strings here, because such servers leave the stop string out.
 
-    Raises ServerError for a server that is absent, serves another model than `model` (unless `served_model` names it),
-    or has another tokenizer.
+    Raises ServerError if the server is absent, serves another model than `model` (unless `served_model` names it), or has
+    another tokenizer.
     """
 
     def __init__(self, options: EngineOptions, model: str, *, trust_remote_code: bool = False) -> None:
         self.tokenizer = load_tokenizer(model, trust_remote_code)
         self.window, self.timeout = options.max_in_flight, options.timeout
-        self.server = Server(
+        self.client = Client(
             options.url or "", options.api_key_env, timeout=options.timeout, retry_for=options.retry_for,
             max_in_flight=options.max_in_flight,
         )  # fmt: skip
         try:
-            served = served_model(self.server, options.served_model)
-            self.model: str = served["id"]
+            served = served_model(self.client, options.served_model)
+            self.model = served.id
             if options.served_model is None:
-                self._check_model(model, served.get("root"))
-            self.ids = served.get("owned_by") == "vllm"
-            self.context_length: int | None = served.get("max_model_len")
+                self._check_model(model, served.root)
+            self.ids = served.owner == "vllm"
+            self.context_length = served.context_length
             if self.ids:
-                check_tokenizer(self.server, self.model, encode(self.tokenizer, PROBE), model)
-            self.seeded = options.send_seeds
-            if self.seeded is None:
-                self.seeded = not (self.ids and self._on_cpu())
-                if not self.seeded:
-                    self._say("is vLLM on a CPU: requests are sent without seeds (see `send_seeds`).")
+                check_tokenizer(self.client, self.model, encode(self.tokenizer, PROBE), model)
+            self.seeded = self._seeded(options.send_seeds)
         except BaseException:
-            self.server.close()
+            self.client.close()
             raise
-        self.name = f"openai ({'vllm' if self.ids else 'text only'}): {self.server.clean(self.model)}"
+        self.name = f"openai ({'vllm' if self.ids else 'text only'}): {self.client.clean(self.model)}"
         eos = self.tokenizer.eos_token_id
         self.end_ids = set() if eos is None else {eos}
         if not self.ids:
-            self._say("gives text only, no token ids: rows say `text_only` and have no `logprob_sum`.")
+            self._say("returns text without token ids: rows say `text_only` and have no `logprob_sum`.")
 
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
-        """See `rlt.engines.base.Engine`. When one request fails for good, those under way still come, then an error."""
-        done: queue.SimpleQueue[tuple[Request, int, Future[dict[str, Any]]]] = queue.SimpleQueue()
-        source = iter(requests)
-        flying: set[Future[dict[str, Any]]] = set()
-        failure: ServerError | None = None
-        exhausted = False
-        try:
-            while True:
-                while failure is None and not exhausted and len(flying) < self.window:
-                    request = next(source, None)
-                    if request is None:
-                        exhausted = True
-                        break
-                    ids = encode(self.tokenizer, request.prompt)
-                    room = budget(len(ids), sampling, self.context_length)
-                    if room == 0:
-                        yield empty(request, len(ids), self.ids)
-                        continue
-                    body, limit = self.body(request, ids, room, sampling), self.timeout + room / SLOWEST
-                    future = self.server.submit("POST", "completions", body, timeout=limit)
-                    flying.add(future)
-                    future.add_done_callback(partial(_put, done, request, len(ids)))
-                if not flying:
-                    break
-                request, prompt_tokens, future = done.get()
-                flying.discard(future)
-                try:
-                    yield self._completion(request, prompt_tokens, future.result(), sampling)
-                except ServerError as error:
-                    failure = failure or error
-        finally:
-            for future in flying:
-                future.cancel()
-        if failure is not None:
-            raise failure
+        """See `rlt.engines.base.Engine`. When a request fails for good, those in flight complete before its error."""
+        return _AtServer(self, sampling).completions(requests, sampling)
 
-    def body(self, request: Request, ids: list[int], room: int, sampling: Sampling) -> dict[str, Any]:
+    def body(self, request: Request, ids: list[int], room: int, sampling: Sampling) -> Json:
         """The JSON of one request."""
-        body: dict[str, Any] = {
+        body: Json = {
             "model": self.model, "prompt": ids if self.ids else request.prompt, "max_tokens": room,
             "temperature": sampling.temperature, "top_p": sampling.top_p,
         }  # fmt: skip
@@ -121,36 +83,33 @@ class ServedEngine:
 
     def close(self) -> None:
         """Close the connections."""
-        self.server.close()
+        self.client.close()
 
-    def _completion(
-        self, request: Request, prompt_tokens: int, answer: dict[str, Any], sampling: Sampling
-    ) -> Completion:
+    def completion(self, request: Request, prompt_tokens: int, answer: Json, sampling: Sampling) -> Completion:
+        """What a server's answer says; raises ServerError if it is not a completion of this request."""
         try:
             written = _written(answer, self.ids)
         except ValueError as error:
             raise ServerError(
-                f"{self.server.url}: the answer is no completion ({error}). Is this address an OpenAI interface?"
+                f"{self.client.url}: the answer is not a completion ({error}). Is this address an OpenAI interface?"
             ) from error
-        # One more is the beginning-of-text token that a server puts before a text.
-        if written.prompt_tokens is not None and written.prompt_tokens - prompt_tokens not in (
-            0,
-            *(() if self.ids else (1,)),
-        ):
+        # A server may put a beginning-of-text token before a text, and count it.
+        counts = (prompt_tokens,) if self.ids else (prompt_tokens, prompt_tokens + 1)
+        if written.prompt_tokens is not None and written.prompt_tokens not in counts:
             raise ServerError(
-                f"{self.server.url}: counts {written.prompt_tokens} tokens in a prompt of {prompt_tokens}: it serves "
+                f"{self.client.url}: counts {written.prompt_tokens} tokens in a prompt of {prompt_tokens}, so it serves "
                 "another model than the tokenizer's. Give the served model's folder as `model`."
             )
         if written.reason not in ("stop", "length"):
-            reason = self.server.clean(written.reason)
-            raise ServerError(f"{self.server.url}: ended a completion with {reason!r}; run the command again.")
+            reason = self.client.clean(written.reason)
+            raise ServerError(f"{self.client.url}: ended a completion with '{reason}'; run the command again.")
         seed = request.seed if self.seeded and sampling.temperature > 0 else None
         text, reason = written.text, written.reason
         if written.ids is None:
             ends = [text.find(tag) + len(tag) for tag in sampling.stop if tag in text]
             text, reason = (text[: min(ends)], "stop") if ends else (text, reason)
             return Completion(request.key, text, reason, prompt_tokens, written.completion_tokens, seed=seed)
-        # The server may know further end tokens; its reason is then `stop`, and its last token is one of them.
+        # The server may know more end tokens than the tokenizer; then its reason is `stop`, and its last token is one.
         ended = (reason == "stop" and written.stop_reason is None) or isinstance(written.stop_reason, int)
         ends_here = {*self.end_ids, *(written.ids[-1:] if ended else ())}
         kept, text, stopped = cut(self.tokenizer, written.ids, sampling.stop, ends_here)
@@ -158,30 +117,65 @@ class ServedEngine:
         return Completion(request.key, text, reason, prompt_tokens, len(kept), tuple(kept), total, seed)
 
     def _check_model(self, model: str, root: str | None) -> None:
-        """Raise ServerError where a server that says what it was started with was not started with `model`.
+        """Raise ServerError if the server says that it was started with another model than `model`.
 
-        A server of an earlier step that still holds the port has the same tokenizer, so nothing else would tell.
+        A server of an earlier step that still holds the port has the same tokenizer, so no other check would notice.
         """
         if root is None or any(same_model(model, name) for name in (root, self.model)):
             return
-        root = self.server.clean(root)
+        root = self.client.clean(root)
         raise ServerError(
-            f"{self.server.url}: serves {root}, not {model}. Start a server with that model; if it is that one under another "
-            f"name, say so: `served_model: {self.server.clean(self.model)}`."
+            f"{self.client.url}: serves {root}, not {model}. Start a server with that model; if this is that model under "
+            f"another name, set `served_model: {self.client.clean(self.model)}`."
         )
 
+    def _seeded(self, wanted: bool | None) -> bool:
+        """Whether requests carry seeds: see `send_seeds`, and rlt.engines for vLLM on a CPU."""
+        if wanted is not None:
+            return wanted
+        if self.ids and self._on_cpu():
+            self._say("is vLLM on a CPU: requests are sent without seeds (see `send_seeds`).")
+            return False
+        return True
+
     def _on_cpu(self) -> bool:
-        """Whether the vLLM server runs on a CPU, which it does not say: there alone blocks have 128 tokens by default."""
-        metrics = self.server.text(f"{self.server.url.removesuffix('/v1')}/metrics")
+        """Whether the vLLM server runs on a CPU. It does not say; only there does a block have 128 tokens by default."""
+        metrics = self.client.text(f"{self.client.url.removesuffix('/v1')}/metrics")
         info = next((line for line in metrics.splitlines() if line.startswith("vllm:cache_config_info{")), "")
         return 'block_size="128"' in info and 'user_specified_block_size="False"' in info
 
     def _say(self, text: str) -> None:
-        print(f"{self.server.url} {text}", file=sys.stderr)
+        print(f"{self.client.url} {text}", file=sys.stderr)
+
+
+class _AtServer(InFlight[Future[Json], Future[Json]]):
+    """Requests in flight at a server, each a future."""
+
+    def __init__(self, engine: OpenAIEngine, sampling: Sampling) -> None:
+        super().__init__(engine.tokenizer, engine.context_length, engine.window, engine.ids)
+        self.engine, self.sampling = engine, sampling
+        self.done: queue.SimpleQueue[Future[Json]] = queue.SimpleQueue()
+
+    def start(self, request: Request, ids: list[int], room: int) -> Future[Json]:
+        body, limit = self.engine.body(request, ids, room, self.sampling), self.engine.timeout + room / SLOWEST
+        future = self.engine.client.submit("POST", "completions", body, timeout=limit)
+        future.add_done_callback(self.done.put)
+        return future
+
+    def ended(self) -> list[tuple[Future[Json], Future[Json]]]:
+        future = self.done.get()
+        return [(future, future)]
+
+    def completion(self, request: Request, prompt_tokens: int, answer: Future[Json]) -> Completion:
+        return self.engine.completion(request, prompt_tokens, answer.result(), self.sampling)
+
+    def abandon(self, tickets: Iterable[Future[Json]]) -> None:
+        for future in tickets:
+            future.cancel()
 
 
 def same_model(asked: str, served: str) -> bool:
-    """Whether a server's name or path means the model `asked`: the same text, or the same folder seen from elsewhere.
+    """Whether a server's name or path means the model `asked`: the same text, or the same folder by another path.
 
     Example: "runs/x/train" is "/data/runs/x/train", where one is relative; "runs/x/warmup" is another.
     """
@@ -201,7 +195,7 @@ def same_model(asked: str, served: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Written:
-    """What an answer says, each part of the type that it must have. `ids` is None for a server that gives only text."""
+    """What an answer says, every part checked for its type. `ids` is None for a server that returns only text."""
 
     text: str
     reason: str
@@ -212,16 +206,18 @@ class _Written:
     stop_reason: int | str | None
 
 
-def _written(answer: dict[str, Any], with_ids: bool) -> _Written:
-    """Raises ValueError, naming the field, for an answer that is none."""
+def _written(answer: Json, with_ids: bool) -> _Written:
+    """Raises ValueError, naming the field, for an answer that is not a completion."""
     choices = _part(answer, "choices", list)
     if not choices or type(choices[0]) is not dict:
         raise ValueError("`choices` has no object in it")
     choice = choices[0]
-    usage = _part(answer, "usage", dict, optional=True) or {}
+    usage = _optional(answer, "usage", dict) or {}
     text, reason = _part(choice, "text", str), _part(choice, "finish_reason", str)
-    prompt_tokens = _part(usage, "prompt_tokens", int, optional=True)
-    completion_tokens = _part(usage, "completion_tokens", int, optional=True) or 0
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError("`text` has half a character in it (a lone surrogate)")  # in no file, in no tokenizer
+    prompt_tokens = _optional(usage, "prompt_tokens", int)
+    completion_tokens = _optional(usage, "completion_tokens", int) or 0
     if not with_ids:
         return _Written(text, reason, prompt_tokens, completion_tokens, None, [], None)
     ids = _part(choice, "token_ids", list)
@@ -235,12 +231,15 @@ def _written(answer: dict[str, Any], with_ids: bool) -> _Written:
     return _Written(text, reason, prompt_tokens, completion_tokens, ids, logprobs, choice.get("stop_reason"))
 
 
-def _part(holder: dict[str, Any], name: str, kind: type, optional: bool = False) -> Any:
+T = TypeVar("T")
+
+
+def _optional(holder: Json, name: str, kind: type[T]) -> T | None:
+    return None if holder.get(name) is None else _part(holder, name, kind)
+
+
+def _part(holder: Json, name: str, kind: type[T]) -> T:
     value = holder.get(name)
-    if type(value) is kind or (optional and value is None):
+    if type(value) is kind:
         return value
     raise ValueError(f"`{name}` is {'missing or null' if value is None else f'a {type(value).__name__}'}")
-
-
-def _put(done: Any, request: Request, prompt_tokens: int, future: Future[dict[str, Any]]) -> None:
-    done.put((request, prompt_tokens, future))

@@ -1,24 +1,27 @@
-"""The `vllm` engine: vLLM in this process, which schedules all requests that it is given."""
+"""The `vllm` engine: vLLM in this process; its scheduler batches the requests."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlt.config import EngineOptions
-from rlt.engines.base import Completion, Request, Sampling, budget, cut, empty
-from rlt.errors import ConfigError, DataError, DependencyError, RltError, RunError
-from rlt.text.tokens import encode
+from rlt.engines.base import Completion, InFlight, Request, Sampling, cut
+from rlt.errors import ConfigError, DataError, DependencyError, RunError
 
-# Requests that wait in vLLM behind those that run, so that no place stays free.
+if TYPE_CHECKING:
+    from vllm import RequestOutput, SamplingParams
+
+# Requests queued in vLLM behind those that run, so that no slot stays empty.
 WAITING = 64
 
 
-class EmbeddedEngine:
+class VllmEngine:
     """Continues prompts with `vllm.LLM(model, **engine_options)`: tensor_parallel_size, gpu_memory_utilization, ...
 
-    vLLM's own sampler draws with each request's seed; its numbers depend on what is batched together.
+    vLLM's sampler uses each request's seed, but its logits depend on what is batched together.
     """
 
     def __init__(
@@ -35,70 +38,26 @@ class EmbeddedEngine:
             )  # fmt: skip
         except TypeError as error:
             raise ConfigError(f"`engine_options`: {error}") from error
-        self.engine: Any = self.llm.llm_engine
+        self.engine = self.llm.llm_engine
         self.tokenizer = self.llm.get_tokenizer()
         self.context_length: int | None = self.llm.model_config.max_model_len
-        # See rlt.engines: on a CPU, seeds end the engine.
+        # On a CPU, seeds can crash vLLM: see rlt.engines.
         cpu = vllm.platforms.current_platform.is_cpu()
         self.seeded = not cpu if options.send_seeds is None else options.send_seeds
         self.window = self.engine.vllm_config.scheduler_config.max_num_seqs + WAITING
-        self.name, self._numbers = f"vllm {vllm.__version__}", count()
+        self.name, self.numbers = f"vllm {vllm.__version__}", count()
 
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
-        """See `rlt.engines.base.Engine`. When vLLM refuses a request, those under way still come, then an error."""
-        from vllm.exceptions import VLLMClientError, VLLMServerError
-
-        source = iter(requests)
-        flying: dict[str, Request] = {}
-        failure: RltError | None = None
-        exhausted = False
-        try:
-            while True:
-                while failure is None and not exhausted and len(flying) < self.window:
-                    request = next(source, None)
-                    if request is None:
-                        exhausted = True
-                        break
-                    ids = encode(self.tokenizer, request.prompt)
-                    room = budget(len(ids), sampling, self.context_length)
-                    if room == 0:
-                        yield empty(request, len(ids))
-                        continue
-                    name = str(next(self._numbers))
-                    try:
-                        self.engine.add_request(name, {"prompt_token_ids": ids}, self._params(request, room, sampling))
-                    except (ValueError, VLLMClientError) as error:
-                        failure = DataError(f"request {request.key}: vLLM refuses it ({error}). Leave its row out.")
-                        break
-                    flying[name] = request
-                if not flying:
-                    break
-                for output in self.engine.step():
-                    if not output.finished:
-                        continue
-                    request = flying.pop(output.request_id)
-                    if output.outputs[0].finish_reason in ("stop", "length"):
-                        yield self._completion(request, output, sampling)
-                    else:
-                        reason = output.outputs[0].finish_reason
-                        failure = failure or RunError(f"request {request.key}: vLLM ended it with {reason!r}.")
-        except VLLMServerError as error:
-            reason = " ".join(str(error).split())[:300]
-            raise RunError(
-                f"vLLM's engine ended ({reason}). What came before is kept; run the command again."
-            ) from error
-        except GeneratorExit:
-            self.engine.abort_request(list(flying))
-            raise
-        if failure is not None:
-            raise failure
+        """See `rlt.engines.base.Engine`. When vLLM refuses a request, those in flight complete before the error."""
+        return _InVllm(self, sampling).completions(requests, sampling)
 
     def close(self) -> None:
         """Free the model's memory."""
         self.engine.engine_core.shutdown()
         del self.engine, self.llm
 
-    def _params(self, request: Request, room: int, sampling: Sampling) -> Any:
+    def params(self, request: Request, room: int, sampling: Sampling) -> SamplingParams:
+        """vLLM's own description of how a request is sampled."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -108,8 +67,11 @@ class EmbeddedEngine:
             seed=request.seed if self.seeded else None, logprobs=0, output_kind=RequestOutputKind.FINAL_ONLY,
         )  # fmt: skip
 
-    def _completion(self, request: Request, output: Any, sampling: Sampling) -> Completion:
+    def completion(self, request: Request, output: RequestOutput, sampling: Sampling) -> Completion:
+        """What vLLM's output says; raises RunError if vLLM ended the request otherwise than by stop or length."""
         written = output.outputs[0]
+        if written.finish_reason not in ("stop", "length"):
+            raise RunError(f"request {request.key}: vLLM ended it with {written.finish_reason!r}.")
         ids = list(written.token_ids)
         # Ended by an end token, not by a stop string: that token is then the last.
         ended = written.finish_reason == "stop" and not isinstance(written.stop_reason, str)
@@ -118,3 +80,43 @@ class EmbeddedEngine:
         seed = request.seed if self.seeded and sampling.temperature > 0 else None
         reason, prompt_tokens = "stop" if stopped else "length", len(output.prompt_token_ids)
         return Completion(request.key, text, reason, prompt_tokens, len(kept), tuple(kept), total, seed)
+
+
+class _InVllm(InFlight[str, Any]):
+    """Requests in flight in vLLM's scheduler, each a number as text."""
+
+    def __init__(self, engine: VllmEngine, sampling: Sampling) -> None:
+        super().__init__(engine.tokenizer, engine.context_length, engine.window, ids=True)
+        self.engine, self.sampling = engine, sampling
+
+    def start(self, request: Request, ids: list[int], room: int) -> str:
+        from vllm.exceptions import VLLMClientError
+
+        name = str(next(self.engine.numbers))
+        try:
+            params = self.engine.params(request, room, self.sampling)
+            self.engine.engine.add_request(name, {"prompt_token_ids": ids}, params)
+        except (ValueError, VLLMClientError) as error:
+            raise DataError(f"request {request.key}: vLLM refuses it ({error}). Leave its row out.") from error
+        return name
+
+    def ended(self) -> list[tuple[str, RequestOutput]]:
+        from vllm.exceptions import VLLMServerError
+
+        try:
+            outputs = self.engine.engine.step()
+        except VLLMServerError as error:
+            reason = " ".join(str(error).split())[:300]
+            raise RunError(
+                f"vLLM's engine died ({reason}). Finished completions are kept; run the command again."
+            ) from error
+        return [(output.request_id, output) for output in outputs if output.finished]
+
+    def completion(self, request: Request, prompt_tokens: int, answer: RequestOutput) -> Completion:
+        return self.engine.completion(request, answer, self.sampling)
+
+    def abandon(self, tickets: Iterable[str]) -> None:
+        from vllm.exceptions import VLLMServerError
+
+        with contextlib.suppress(VLLMServerError):  # a dead engine works on nothing
+            self.engine.engine.abort_request(list(tickets))

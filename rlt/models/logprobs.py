@@ -1,13 +1,13 @@
-"""Log-probabilities of chosen tokens: batched by length or packed, float32, never the logits of all positions.
+"""Log-probabilities of chosen tokens: batched by length, in float32, never the logits of all positions.
 
 The model's `forward` is given a second way of being called (`rlt_rows=...`), so that what wraps a model (DDP, FSDP2,
 ZeRO-3, PEFT) sees an ordinary forward pass. Only the hidden states that predict a wanted token reach the output
-layer, and TRL's chunked kernel projects those tile by tile.
+layer, and TRL's chunked kernel projects those tile by tile. That this agrees with the model's own logits is checked once
+per model, on two short rows.
 """
 
 from __future__ import annotations
 
-import inspect
 import types
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -53,7 +53,6 @@ def token_logprobs(
     *,
     temperature: float = 1.0,
     batch_tokens: int | None = None,
-    packing: bool = False,
     progress: Progress | None = None,
 ) -> list[torch.Tensor]:
     """For each row `(n_kept,)` float32 log-probs, in nats, of its kept tokens given all tokens before them.
@@ -61,19 +60,16 @@ def token_logprobs(
     `log softmax(logits / temperature)` of `model`, on the CPU, in the order of `rows`; no gradient. The logits are the
     model's own, in its type (bfloat16 weights give bfloat16 logits); all arithmetic on them is float32. A row's numbers
     do not depend on the rows beside it (to float tolerance). `batch_tokens`: padded tokens in one forward pass.
-    `packing` lays rows end to end in one sequence instead of padding them. `progress` is called after each batch
-    with its numbers of rows and tokens. Where the model is sharded, every rank must call this, with any number of rows.
-    Raises ModelError for `packing` with a model whose layers carry anything from one row into the next.
+    `progress` is called after each batch with its numbers of rows and tokens. Where the model is sharded, every rank must
+    call this, with any number of rows. Raises ModelError for a model whose own logits say something else.
     """
-    columns = _over_batches(model, rows, "logprobs", temperature, batch_tokens, packing, progress)
+    columns = _over_batches(model, rows, "logprobs", temperature, batch_tokens, progress)
     return [column.float().cpu() for column in columns]
 
 
-def hidden_states(
-    model: nn.Module, rows: Sequence[Row], *, batch_tokens: int | None = None, packing: bool = False
-) -> list[torch.Tensor]:
+def hidden_states(model: nn.Module, rows: Sequence[Row], *, batch_tokens: int | None = None) -> list[torch.Tensor]:
     """For each row the `(n_kept, H)` hidden states from which its kept tokens are predicted, on the model's device."""
-    return _over_batches(model, rows, "hidden", 1.0, batch_tokens, packing, None)
+    return _over_batches(model, rows, "hidden", 1.0, batch_tokens, None)
 
 
 @torch.no_grad()
@@ -108,20 +104,18 @@ def exact_kl(
 # -- batches ---------------------------------------------------------------------------------------------------------
 
 
-def plan_batches(lengths: Sequence[int], batch_tokens: int, packing: bool = False) -> list[list[int]]:
+def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
     """Indices of rows for each forward pass: one row, or at most `batch_tokens` tokens with padding; longest first.
 
     Longest first, so that a run that does not fit in memory fails at its beginning.
     """
     batches: list[list[int]] = []
-    used = longest = 0
+    longest = 0
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        cost = used + lengths[index] if packing else longest * (len(batches[-1]) + 1 if batches else 1)
-        if not batches or cost > batch_tokens:
+        if not batches or longest * (len(batches[-1]) + 1) > batch_tokens:
             batches.append([])
-            used, longest = 0, lengths[index]
+            longest = lengths[index]
         batches[-1].append(index)
-        used += lengths[index]
     return batches
 
 
@@ -132,7 +126,6 @@ def _over_batches(
     want: str,
     temperature: float,
     batch_tokens: int | None,
-    packing: bool,
     progress: Progress | None,
 ) -> list[torch.Tensor]:
     for number, row in enumerate(rows):
@@ -140,19 +133,18 @@ def _over_batches(
             raise ValueError(
                 f"row {number}: kept positions must lie in 1..{len(row.ids) - 1}; nothing predicts the first token"
             )
-    if packing:
-        _check_packing(model)
     device = _device(model)
-    add_scoring_forward(model)
     limit = batch_tokens or DEFAULT_BATCH_TOKENS.get(device.type, DEFAULT_BATCH_TOKENS["cpu"])
-    batches = plan_batches([row.read for row in rows], limit, packing)
+    batches = plan_batches([row.read for row in rows], limit)
     results: list[torch.Tensor] = [torch.zeros(0)] * len(rows)
     was_training = model.training
     model.eval()
     missing = _missing_batches(model, len(batches), device)  # asked first: no rank may be in a forward pass by then
     try:
+        add_scoring_forward(model)
+        _check_once(model, device)
         for batch in batches:
-            inputs = _inputs([rows[i] for i in batch], packing, device)
+            inputs = _inputs([rows[i] for i in batch], device)
             flat = model(**inputs, rlt_want=want, rlt_temperature=temperature)
             for i, column in zip(batch, flat.split([rows[i].kept for i in batch]), strict=True):
                 results[i] = column
@@ -160,36 +152,16 @@ def _over_batches(
                 progress(len(batch), sum(rows[i].read for i in batch))
         for _ in range(missing):
             # Sharded parameters are gathered by all ranks together: a rank with fewer rows must still take part.
-            model(**_inputs([Row([0, 0], [range(1, 2)])], packing, device), rlt_want=want, rlt_temperature=temperature)
+            model(**_inputs([Row([0, 0], [range(1, 2)])], device), rlt_want=want, rlt_temperature=temperature)
     finally:
         model.train(was_training)
-    if packing:
-        # Masked or not, NaN times zero is NaN: one row's NaN reaches all that are packed with it. Alone, they are spared.
-        spoiled = [i for batch in batches if len(batch) > 1 for i in batch if not torch.isfinite(results[i]).all()]
-        alone = _over_batches(model, [rows[i] for i in spoiled], want, temperature, 1, False, None)
-        for i, column in zip(spoiled, alone, strict=True):
-            results[i] = column
     return results
 
 
-def _check_packing(model: nn.Module) -> None:
-    core = causal_lm(model)
-    layers = set(getattr(core.config.get_text_config(), "layer_types", None) or ["full_attention"])
-    recurrent = getattr(core, "_is_stateful", False) or any(
-        "attention" not in kind or "linear" in kind for kind in layers
-    )
-    if recurrent or "position_ids" not in inspect.signature(core.base_model.forward).parameters:
-        raise ModelError(
-            f"{type(core).__name__}: rows cannot be packed, because its layers would carry one row into the next. "
-            "Set `packing: false`."
-        )
-
-
-def _inputs(rows: Sequence[Row], packing: bool, device: torch.device) -> dict[str, Any]:
+def _inputs(rows: Sequence[Row], device: torch.device) -> dict[str, Any]:
     # Right padding needs no attention mask: with causal attention no real token can see a later one.
-    width = 0 if packing else max(row.read for row in rows)
+    width = max(row.read for row in rows)
     ids: list[int] = []
-    positions: list[int] = []
     sources: list[int] = []
     targets: list[int] = []
     for row in rows:
@@ -197,21 +169,45 @@ def _inputs(rows: Sequence[Row], packing: bool, device: torch.device) -> dict[st
         ids += row.ids[: row.read]
         # With the row's own last token: whatever the weights of another one are, no row's numbers meet them.
         ids += [row.ids[row.read - 1]] * (width - row.read)
-        positions += range(row.read)
         for span in row.keep:
             sources += range(begin + span.start - 1, begin + span.stop - 1)
             targets += row.ids[span.start : span.stop]
-    shape = (1, -1) if packing else (len(rows), -1)
     inputs = {
-        "input_ids": torch.tensor(ids, dtype=torch.long).view(shape),
+        "input_ids": torch.tensor(ids, dtype=torch.long).view(len(rows), -1),
         "rlt_rows": torch.tensor(sources, dtype=torch.long),
         "rlt_targets": torch.tensor(targets, dtype=torch.long),
     }
-    if packing:
-        inputs["position_ids"] = torch.tensor(positions, dtype=torch.long).view(
-            shape
-        )  # their restarts separate the rows
     return {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()}
+
+
+def _check_once(model: nn.Module, device: torch.device) -> None:
+    """Raise ModelError if two rows scored together are not what the model's own logits say of each alone.
+
+    Families whose head is more than a matrix, whose layers see padding or the next row, and adapters on the head would
+    otherwise give wrong numbers without an error. Every rank of a sharded model makes the same passes.
+    """
+    core = causal_lm(model)
+    if getattr(core, "_rlt_checked", False):
+        return
+    vocabulary = core.get_input_embeddings().num_embeddings
+    ids = [(7919 * i + 13) % vocabulary for i in range(12)]
+    rows = [Row(ids, [range(1, 12)]), Row(ids[5:10], [range(1, 5)])]
+    flat = model(**_inputs(rows, device), rlt_want="logprobs", rlt_temperature=1.0)
+    for row, ours in zip(rows, flat.split([row.kept for row in rows]), strict=True):
+        text = torch.tensor([row.ids], device=device)
+        logits = model(input_ids=text, use_cache=False).logits[0, :-1]
+        theirs = logits.float().log_softmax(-1).gather(1, text[0, 1:, None])[:, 0]
+        # Both round each logit to the logits' type, and float32 sums of the layers in another order.
+        allowed = 1e-3 + 4 * torch.finfo(logits.dtype).eps * logits.float().abs().amax(-1)
+        difference = (ours.float() - theirs).abs()
+        wrong = difference > allowed  # never of NaN, which the rows of a broken model have either way
+        if wrong.any():
+            raise ModelError(
+                f"{type(core).__name__}: token log-probs differ from those of the model's own logits by "
+                f"{difference[wrong].max().item():.3g} nats. rlt does not know this architecture's output layer (an adapter "
+                "on `lm_head`, for example); score with another model, or leave `lm_head` out of LoRA's `target_modules`."
+            )
+    core._rlt_checked = True
 
 
 def _missing_batches(model: nn.Module, count: int, device: torch.device) -> int:
@@ -248,14 +244,19 @@ def add_scoring_forward(model: nn.Module) -> None:
     core = causal_lm(model)
     if getattr(core, "_rlt_scoring", False):
         return
-    original = core.forward
+    others = core.__dict__.get("forward")  # a patch of somebody else's, such as TRL's
 
     def forward(self: Any, *args: Any, rlt_rows: torch.Tensor | None = None, **kwargs: Any) -> Any:
-        if rlt_rows is None:
-            return original(*args, **kwargs)
-        return _scoring_forward(self, rlt_rows, **kwargs)
+        if rlt_rows is not None:
+            return _scoring_forward(self, rlt_rows, **kwargs)
+        # Through `self`: a deep copy of a model must run its own weights.
+        inner = self.__dict__.get("_rlt_forward")
+        return type(self).forward(self, *args, **kwargs) if inner is None else inner(*args, **kwargs)
 
-    forward.__wrapped__ = original  # type: ignore[attr-defined]  # `generate` reads the signature
+    signature = getattr(others, "__func__", others) or type(core).forward
+    forward.__wrapped__ = signature  # type: ignore[attr-defined]  # `generate` reads it
+    if others is not None:
+        core._rlt_forward = others
     core.forward = types.MethodType(forward, core)
     core._rlt_scoring = True
 
@@ -267,18 +268,24 @@ def _scoring_forward(
     rlt_want: str,
     rlt_temperature: float,
     input_ids: torch.Tensor,
-    position_ids: torch.Tensor | None = None,
     **of_wrappers: Any,
 ) -> torch.Tensor:
     given = [name for name, value in of_wrappers.items() if isinstance(value, torch.Tensor)]
     if given:  # peft hands on arguments that were not given, as None
         raise TypeError(f"a scoring pass takes no {', '.join(given)}")
-    positions = {} if position_ids is None else {"position_ids": position_ids}
-    hidden = core.base_model(input_ids=input_ids, use_cache=False, **positions).last_hidden_state
+    hidden = _backbone(core)(input_ids=input_ids, use_cache=False).last_hidden_state
     hidden = hidden.reshape(-1, hidden.shape[-1])[rows]
     if rlt_want == "hidden":
         return hidden
     return project(_head(core), hidden, rlt_targets, rlt_temperature)
+
+
+def _backbone(core: Any) -> Any:
+    """The layers below the output layer. A family that names them otherwise (Llama 4) has itself as its `base_model`."""
+    for found in (core.base_model, getattr(core, "model", None)):
+        if found is not None and found is not core:
+            return found
+    raise ModelError(f"{type(core).__name__}: rlt does not know where its layers end and its output layer begins.")
 
 
 def project(head: Head, hidden: torch.Tensor, targets: torch.Tensor, temperature: float) -> torch.Tensor:

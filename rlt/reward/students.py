@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from rlt.config import ModelOptions, RewardOptions, StudentOptions
-from rlt.engines.client import PROBE, Server, check_tokenizer, served_model
+from rlt.engines.client import PROBE, Client, check_tokenizer, served_model
 from rlt.errors import ConfigError, RltError, ScoringError, ServerError
 from rlt.models import loading, logprobs
 from rlt.models.logprobs import Head, Progress, Row
@@ -64,14 +64,13 @@ class LocalModel:
         name: str | None = None,
         context: int | None = None,
         batch_tokens: int | None = None,
-        packing: bool = False,
         placement: str = "same",
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.name = name or model.name_or_path or type(model).__name__
         self.context = context if context is not None else loading.context_length(logprobs.causal_lm(model).config)
         self.vocabulary: int = logprobs.causal_lm(model).get_input_embeddings().num_embeddings
-        self.batch_tokens, self.packing, self.placement = batch_tokens, packing, placement
+        self.batch_tokens, self.placement = batch_tokens, placement
 
     @classmethod
     def load(cls, path: str, fmt: Format, model: ModelOptions, options: StudentOptions) -> LocalModel:
@@ -95,7 +94,7 @@ class LocalModel:
         if place == "sharded":
             loading.shard(weights)
         return cls(
-            weights, tokenizer, name=path, batch_tokens=options.batch_tokens, packing=options.packing,
+            weights, tokenizer, name=path, batch_tokens=options.batch_tokens,
             placement=place if place in ("offload", "sharded") else "same",
         )  # fmt: skip
 
@@ -108,20 +107,20 @@ class LocalModel:
         """For each row `(n_kept,)` float32 log-probs of its kept tokens, on the CPU."""
         with self.in_place():
             return logprobs.token_logprobs(
-                self.model, rows, temperature=temperature, batch_tokens=self.batch_tokens, packing=self.packing,
+                self.model, rows, temperature=temperature, batch_tokens=self.batch_tokens,
                 progress=progress,
             )  # fmt: skip
 
     def hidden(self, rows: Sequence[Row]) -> list[torch.Tensor]:
         """For each row the `(n_kept, H)` hidden states that predict its kept tokens."""
         with self.in_place():
-            return logprobs.hidden_states(self.model, rows, batch_tokens=self.batch_tokens, packing=self.packing)
+            return logprobs.hidden_states(self.model, rows, batch_tokens=self.batch_tokens)
 
     def engine(self) -> Engine:
         """Continues prompts with this model, in this process."""
-        from rlt.engines.hf import LocalEngine
+        from rlt.engines.hf import HfEngine
 
-        return LocalEngine.of(self.model, self.tokenizer)
+        return HfEngine.of(self.model, self.tokenizer)
 
     def head(self) -> Head:
         """The whole output layer. Where weights are sharded, every rank must call this together."""
@@ -153,7 +152,7 @@ class ServedStudent:
 
     def __init__(
         self,
-        server: Server,
+        server: Client,
         tokenizer: PreTrainedTokenizerBase,
         model: str,
         options: StudentOptions,
@@ -173,21 +172,21 @@ class ServedStudent:
         Raises ServerError where it is not, or serves several models and `options.served_model` names none of them.
         """
         url, _, path = address.partition("#")
-        server = Server(
+        server = Client(
             url, options.student_api_key_env, timeout=options.timeout, retry_for=options.retry_for,
             max_in_flight=options.max_in_flight,
         )  # fmt: skip
         try:
             served = served_model(server, options.served_model)
-            if served.get("owned_by") != "vllm":
+            if served.owner != "vllm":
                 raise ServerError(f"{url}: the server of a student must be vLLM; others give no `prompt_logprobs`.")
-            path = path or served.get("root") or served["id"]
+            path = path or served.root or served.id
             tokenizer = checked_tokenizer(path, fmt, model)
-            check_tokenizer(server, served["id"], tokenizer.encode(PROBE, add_special_tokens=False), path)
+            check_tokenizer(server, served.id, tokenizer.encode(PROBE, add_special_tokens=False), path)
         except BaseException:
             server.close()
             raise
-        return cls(server, tokenizer, served["id"], options, name=address, context=served.get("max_model_len"))
+        return cls(server, tokenizer, served.id, options, name=address, context=served.context_length)
 
     def check(self, options: RewardOptions) -> None:
         """Raise ConfigError for a temperature other than 1 and for `exact`, with the reason."""

@@ -232,7 +232,7 @@ def load_engine(
     teacher = None
     if config.teacher is not None and tokenizer is not None:
         place = "offload" if config.student_placement == "offload" else "same"
-        options = StudentOptions(student_placement=place, batch_tokens=config.batch_tokens, packing=config.packing)
+        options = StudentOptions(student_placement=place, batch_tokens=config.batch_tokens)
         teacher = LocalModel.from_tokenizer(config.teacher, tokenizer, config, options)
     return RewardEngine(students, fmt, config, teacher, seed=config.seed)
 

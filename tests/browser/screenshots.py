@@ -26,7 +26,7 @@ def main(folder: Path) -> None:
             context = browser.new_context(viewport={"width": 1280, "height": 800}, color_scheme=scheme)  # type: ignore[arg-type]
             page = context.new_page()
             page.goto(f"{page_file.as_uri()}#row={row}")
-            page.locator("[aria-label=\"Solution's tokens\"]").first.locator(".tok").nth(token).hover()
+            page.locator('[aria-label="Solution\'s tokens"]').first.locator(".tok").nth(token).hover()
             page.screenshot(path=folder / f"view-{scheme}.png")
         browser.close()
 

@@ -26,7 +26,7 @@ for layer in sharded.model.layers:
 fully_shard(sharded)
 uneven = rows if rank == 0 else []
 first = token_logprobs(sharded, uneven, temperature=0.7, batch_tokens=6)
-second = token_logprobs(sharded, rows if rank == 0 else rows[:1], temperature=0.7, packing=True)
+second = token_logprobs(sharded, rows if rank == 0 else rows[:1], temperature=0.7)
 states = hidden_states(sharded, uneven, batch_tokens=6)
 worst = max(
     [(a - b).abs().max().item() for mine in (first, second) for a, b in zip(mine, expected, strict=False)], default=0.0

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,7 +18,7 @@ from byte_models import byte_tokenizer, save, tiny_model
 
 from rlt.config import CollectConfig
 from rlt.data.rows import read_rows
-from rlt.engines.client import Server
+from rlt.engines.client import Client
 from rlt.errors import ConfigError, ServerError
 from rlt.stages import collect
 
@@ -138,7 +140,7 @@ def test_a_text_server_is_used_and_its_rows_say_that_they_are_text(loopback, mod
     assert row["closed"]
     assert row["text_only"]
     assert row["logprob_sum"] is None
-    assert "gives text only" in capfd.readouterr().err
+    assert "returns text without token ids" in capfd.readouterr().err
 
 
 def test_it_is_never_asked_for_more_at_once_than_allowed(loopback, model, tmp_path):
@@ -242,7 +244,7 @@ def test_a_server_that_stops_half_way_loses_nothing(loopback, model, tmp_path):
 
 def test_a_server_that_answers_garbage(loopback, model, tmp_path):
     server = loopback(lambda handler, number: number > 5 and handler.answer(200, "<html>\nWelcome"))
-    assert "no JSON object" in fails(tmp_path, model, server.url)
+    assert "not a JSON object" in fails(tmp_path, model, server.url)
 
 
 GOOD = {"text": CLOSED, "finish_reason": "stop"}
@@ -310,6 +312,185 @@ def test_a_server_that_asks_to_wait_for_hours(loopback, model, tmp_path):
     assert "asks to wait 7200 s" in fails(tmp_path, model, server.url)
 
 
+# -- hostile ---------------------------------------------------------------------------------------------
+
+
+def raw(handler: Handler, *parts: bytes) -> bool:
+    """Bytes as they are, instead of an answer; the connection ends after them."""
+    handler.close_connection = True
+    for part in parts:
+        handler.wfile.write(part)
+    return True
+
+
+def endless(handler: Handler, begin: bytes, piece: bytes) -> bool:
+    """Bytes until the other side has enough; `server.sent` counts them."""
+    server: Any = handler.server
+    server.sent = 0
+    raw(handler, begin)
+    while True:
+        handler.wfile.write(piece)  # raises when the client closes, which ends the thread
+        server.sent += len(piece)
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+def refused(server: Loopback, **options: Any) -> str:
+    """The one printable line in which a client refuses what the server answers to a POST, at most once more asked."""
+    client = Client(server.url, retry_for=0.05, **options)
+    try:
+        with pytest.raises(ServerError) as error:
+            client.request("POST", "completions", {"model": "tiny"})
+    finally:
+        client.close()
+    message = str(error.value)
+    assert message.isprintable()  # neither line breaks nor escape codes
+    assert message.startswith(server.url)
+    assert len(message) < 600
+    return message
+
+
+@pytest.mark.parametrize(
+    ("begin", "piece"),
+    [
+        (OK + b"\r\n", b"[" * 65536),  # ends with the connection, that is never
+        (CHUNKED, b"10000\r\n" + b"[" * 65536 + b"\r\n"),
+        (OK + b"Content-Length: 1000000000000\r\n\r\n", b"[" * 65536),
+        (CHUNKED + b"e8d4a51000\r\n", b"[" * 65536),  # one chunk of 10^12 bytes
+        (CHUNKED + b"f" * 40 + b"\r\n", b"[" * 65536),  # and one of more bytes than there are
+    ],
+)
+def test_an_endless_answer_is_read_up_to_a_size(loopback, monkeypatch, begin, piece):
+    monkeypatch.setattr("rlt.engines.client.LARGEST_ANSWER", 2**20)
+    server = loopback(lambda handler, number: endless(handler, begin, piece))
+    tracemalloc.start()
+    try:
+        assert "its answer is larger than 1 MB" in refused(server)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * 2**20  # the answer as pieces, then as one, and what the server of this process holds
+    assert server.sent < 16 * 2**20  # the rest waits in the buffers of two sockets
+    assert server.posts == 1  # to ask again would bring the same
+
+
+@pytest.mark.parametrize(
+    ("begin", "piece"),
+    [(OK, b"x-filler: 1\r\n" * 100), (OK, b"x" * 65536), (b"", b"H" * 65536), (CHUNKED, b"0" * 65536)],
+)
+def test_endless_headers_status_lines_and_chunk_sizes_are_an_error_of_one_line(loopback, monkeypatch, begin, piece):
+    monkeypatch.setattr("rlt.engines.client.LARGEST_ANSWER", 2**20)
+    server = loopback(lambda handler, number: endless(handler, begin, piece))
+    refused(server)
+    assert server.sent < 16 * 2**20
+
+
+def test_a_small_answer_that_would_decompress_to_gigabytes_is_not_decompressed(loopback, monkeypatch):
+    monkeypatch.setattr("rlt.engines.client.LARGEST_ANSWER", 2**20)
+    bomb = gzip.compress(b" " * 2**24)
+    head = OK + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(bomb)
+    assert "not a JSON object" in refused(loopback(lambda handler, number: raw(handler, head, bomb)))
+
+
+@pytest.mark.parametrize("status", [200, 400, 503])
+@pytest.mark.parametrize("opening", ["[", '{"error":'])
+def test_json_nested_100000_deep_is_not_json(loopback, status, opening):
+    server = loopback(lambda handler, number: handler.answer(status, opening * 100_000))
+    assert ("not a JSON object" if status == 200 else f"answers {status}") in refused(server)
+
+
+NASTY = "\x1b[2J\x1b[1;31mowned\x1b]0;title\x07\r\nrlt: error: \u202egpj.txt\x9b"
+
+
+@pytest.mark.parametrize("status", [200, 400, 503])
+def test_escape_codes_are_shown_and_not_obeyed(loopback, status, capfd):
+    body = NASTY if status == 200 else {"error": {"message": NASTY}}
+    server = loopback(lambda handler, number: handler.answer(status, body))
+    assert r"\x1b[2J\x1b[1;31mowned" in refused(server)
+    assert "\x1b" not in "".join(capfd.readouterr())  # nor where a retry is announced
+
+
+def test_escape_codes_in_a_finish_reason_or_a_models_name(loopback, model, tmp_path):
+    server = loopback(lambda handler, number: handler.answer(200, {"choices": [{**GOOD, "finish_reason": NASTY}]}))
+    assert fails(tmp_path, model, server.url).isprintable()
+    server.model = {"id": NASTY}
+    assert fails(tmp_path, model, server.url, served_model="tiny").isprintable()
+
+
+def test_headers_that_are_none_print_nothing(loopback, capfd):
+    head = OK + b"\x1b[31m no header\r\n: none\r\nContent-Length: 2\r\n\r\n[]"
+    refused(loopback(lambda handler, number: raw(handler, head)))
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"", b"\0\xff\x1b[31m" * 50, b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 abc\r\n\r\n", b"HTTP/1.1 99999 X\r\n\r\n"],
+)
+def test_what_is_not_http_is_an_error_of_one_line(loopback, answer):
+    refused(loopback(lambda handler, number: raw(handler, answer)))
+
+
+def test_half_a_character_is_not_a_text(loopback, model, tmp_path):
+    answer = json.dumps({"choices": [{**GOOD, "text": "so \ud83d"}]})
+    server = loopback(lambda handler, number: handler.answer(200, answer))
+    assert "`text` has half a character in it" in fails(tmp_path, model, server.url)
+
+
+@pytest.mark.parametrize("asked", ["soon", "-1", "nan", "9" * 5000, "Sun, 99 Foo 2026", ""])
+def test_a_wait_that_cannot_be_read_is_the_usual_one(loopback, asked):
+    server = loopback(lambda handler, number: handler.answer(429, {}, retry_after=asked))
+    assert "answers 429" in refused(server)
+
+
+def test_closing_wakes_who_waits_for_an_answer(loopback):
+    reached = threading.Event()
+    server = loopback(lambda handler, number: reached.set() or time.sleep(5))
+    client = Client(server.url)
+    future = client.submit("POST", "completions", {"model": "tiny"})
+    assert reached.wait(5)
+    started = time.monotonic()
+    client.close()
+    assert isinstance(future.exception(), ServerError)
+    assert time.monotonic() - started < 3
+
+
+# -- proxies ---------------------------------------------------------------------------------------------
+
+
+def test_the_proxy_of_the_environment_is_used_with_its_password(loopback, monkeypatch):
+    seen: list[tuple[str, str]] = []
+
+    def proxy(handler: Handler, number: int) -> bool:
+        seen.append((handler.path, handler.headers["proxy-authorization"]))
+        return handler.answer(200, {"through": "proxy"})
+
+    address = loopback(proxy).url.removesuffix("/v1").replace("//", "//me:secret@")
+    monkeypatch.setenv("http_proxy", address)
+    monkeypatch.delenv("no_proxy", raising=False)
+    client = Client("http://model.invalid:8000/v1")
+    assert client.request("POST", "completions", {}) == {"through": "proxy"}
+    client.close()
+    assert seen == [("http://model.invalid:8000/v1/completions", "Basic bWU6c2VjcmV0")]
+
+
+def test_no_proxy_is_honoured(loopback, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    client = Client(loopback().url, retry_for=0)
+    assert client.request("GET", "models")["data"]
+    client.close()
+
+
+def test_a_proxy_of_another_kind_is_refused(monkeypatch):
+    monkeypatch.setenv("http_proxy", "socks5://127.0.0.1:1080")
+    monkeypatch.delenv("no_proxy", raising=False)
+    with pytest.raises(ConfigError, match="socks5"):
+        Client("http://model.invalid/v1")
+
+
 # -- the key ---------------------------------------------------------------------------------------------
 
 
@@ -344,5 +525,5 @@ def test_a_server_that_wants_a_key_says_which_option(loopback, model, tmp_path):
 
 def test_an_address_with_a_key_in_it_is_refused_without_printing_it():
     with pytest.raises(ConfigError) as error:
-        Server(f"http://me:{KEY}@127.0.0.1/v1")
+        Client(f"http://me:{KEY}@127.0.0.1/v1")
     assert KEY not in str(error.value)

@@ -12,7 +12,7 @@ from byte_models import byte_tokenizer, tiny_model
 from rlt.config import EngineOptions
 from rlt.engines.base import Request, Sampling, budget, cut, request_seed
 from rlt.engines.build import build_engine
-from rlt.engines.hf import LocalEngine, sample, uniform
+from rlt.engines.hf import HfEngine, sample, uniform
 from rlt.errors import ConfigError, DependencyError
 from rlt.text.tokens import encode
 
@@ -100,7 +100,7 @@ REQUESTS = [Request(str(i), "What is " * (1 + i % 4) + f"{i}?", seed=i) for i in
 
 
 def write(batch_size: int, sampling: Sampling, requests: list[Request] = REQUESTS) -> dict[str, object]:
-    return {c.key: c for c in LocalEngine.of(MODEL, TOKENIZER, batch_size).generate(requests, sampling)}
+    return {c.key: c for c in HfEngine.of(MODEL, TOKENIZER, batch_size).generate(requests, sampling)}
 
 
 def test_batched_is_one_by_one():
@@ -154,7 +154,7 @@ def test_requests_are_drawn_as_they_are_needed():
             drawn["requests"] += 1
             yield Request(str(i), "a", i)
 
-    next(LocalEngine.of(MODEL, TOKENIZER, 2).generate(source(), Sampling(1)))
+    next(HfEngine.of(MODEL, TOKENIZER, 2).generate(source(), Sampling(1)))
     assert drawn["requests"] <= 2 * 8
 
 

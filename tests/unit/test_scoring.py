@@ -154,7 +154,7 @@ def test_any_text_under_any_byte_level_tokenizer_is_what_one_row_with_all_logits
 
 @given(seed=st.integers(0, 1000), vocabulary=st.integers(256, 420), split=st.booleans())
 @settings(max_examples=5)
-def test_batches_order_and_packing_give_the_same_numbers(seed, vocabulary, split):
+def test_batches_and_order_give_the_same_numbers(seed, vocabulary, split):
     rng = random.Random(seed)
     text = ["".join(rng.choice(PIECES) for _ in range(40)), *FMT.tags.all()]
     tokenizer = byte_tokenizer(text=text, vocabulary=vocabulary, split_words=split)
@@ -166,8 +166,8 @@ def test_batches_order_and_packing_give_the_same_numbers(seed, vocabulary, split
     for i, item in enumerate(items):
         assert numbers(engine.score([item])[0]) == pytest.approx(together[i], abs=1e-4)
     order = rng.sample(range(7), 7)
-    for student.batch_tokens, student.packing in ((300, False), (900, True), (1, True)):
-        teacher.batch_tokens, teacher.packing = student.batch_tokens, student.packing
+    for student.batch_tokens in (300, 900, 1):
+        teacher.batch_tokens = student.batch_tokens
         for i, row in zip(order, engine.score([items[i] for i in order]), strict=True):
             assert numbers(row) == pytest.approx(together[i], abs=1e-4)
 
@@ -335,9 +335,8 @@ def test_real_traces_are_scored_or_named():
     assert Counter(row.parts.error for row in scored) == {None: 79}
 
 
-@pytest.mark.parametrize("packing", [False, True])
-def test_nan_fails_no_row_beside_it_packed_or_not(packing):
-    broken = local(TAGS_AS_TOKENS, 0, packing=packing)
+def test_nan_fails_no_other_row_of_its_batch():
+    broken = local(TAGS_AS_TOKENS, 0)
     (token,) = TAGS_AS_TOKENS.encode("Q", add_special_tokens=False)
     with torch.no_grad():
         broken.model.get_input_embeddings().weight[token] = math.nan

@@ -176,7 +176,7 @@ def server(monkeypatch):
         "tokenizer": TOKENIZER,
         "closed": False,
     }
-    monkeypatch.setattr(students, "Server", Fake)
+    monkeypatch.setattr(students, "Client", Fake)
     monkeypatch.setattr(students, "checked_tokenizer", lambda path, *_: state.update(path=path) or TOKENIZER)
     return state
 
@@ -203,7 +203,7 @@ def test_no_key_is_sent_unless_its_variable_is_named(server, monkeypatch):
 def test_another_tokenizer_than_the_served_models_is_refused(server):
     server["tokenizer"] = byte_tokenizer(vocabulary=280)
     assert server["tokenizer"].encode(PROBE) != TOKENIZER.encode(PROBE)
-    with pytest.raises(ServerError, match="whose tokenizer is not that of"):
+    with pytest.raises(ServerError, match="whose tokenizer differs from that of"):
         connect()
     assert server["closed"]
 

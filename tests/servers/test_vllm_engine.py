@@ -43,12 +43,12 @@ def main():
     next(engine.generate(source, Sampling(4, temperature=1.0)))
     at_first = len(drawn)
 
-    params, before = engine._params, []
+    params, before = engine.params, []
     def refusing(request, *rest):
         if request.key == "5":
             raise ValueError("no such token")
         return params(request, *rest)
-    engine._params = refusing
+    engine.params = refusing
     try:
         for completion in engine.generate(requests, Sampling(4, temperature=0)):
             before.append(completion.key)

@@ -12,7 +12,7 @@ from byte_models import byte_tokenizer, save, tiny_model
 from rlt.config import EngineOptions
 from rlt.engines import openai
 from rlt.engines.base import Request, Sampling
-from rlt.engines.openai import ServedEngine, same_model
+from rlt.engines.openai import OpenAIEngine, same_model
 from rlt.errors import ServerError
 
 
@@ -38,8 +38,8 @@ def test_one_folder_by_two_paths_is_one_model(tmp_path: Path) -> None:
     assert same_model(str(tmp_path / "link"), str(tmp_path / "teacher"))
 
 
-class FakeServer:
-    """Stands in for `rlt.engines.client.Server`: vLLM that answers each request with `choice`."""
+class FakeClient:
+    """Stands in for `rlt.engines.client.Client`: vLLM that answers each request with `choice`."""
 
     url = "http://host/v1"
 
@@ -81,9 +81,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save(tmp_path_factory.mktemp("model"), tiny_model(tokenizer, 0), tokenizer)
 
 
-def engine_of(model: str, monkeypatch: pytest.MonkeyPatch, choice: dict[str, Any], **options: Any) -> ServedEngine:
-    monkeypatch.setattr(openai, "Server", lambda *_, **__: FakeServer(model, choice))
-    return ServedEngine(EngineOptions(engine="openai", url=FakeServer.url, **options), model)
+def engine_of(model: str, monkeypatch: pytest.MonkeyPatch, choice: dict[str, Any], **options: Any) -> OpenAIEngine:
+    monkeypatch.setattr(openai, "Client", lambda *_, **__: FakeClient(model, choice))
+    return OpenAIEngine(EngineOptions(engine="openai", url=FakeClient.url, **options), model)
 
 
 ONE = [Request("a", "What?", 5)]
@@ -92,7 +92,7 @@ ONE = [Request("a", "What?", 5)]
 def test_the_time_limit_grows_with_the_tokens_that_may_be_written(model, monkeypatch):
     engine = engine_of(model, monkeypatch, GOOD, timeout=600)
     list(engine.generate(ONE, Sampling(1024)))
-    assert engine.server.limits == [600 + 1024 / 4]  # type: ignore[attr-defined]
+    assert engine.client.limits == [600 + 1024 / 4]  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_the_time_limit_grows_with_the_tokens_that_may_be_written(model, monkeyp
 )
 def test_token_ids_and_log_probs_are_checked_where_they_are_read(model, monkeypatch, change, said):
     engine = engine_of(model, monkeypatch, {**GOOD, **change})
-    with pytest.raises(ServerError, match="the answer is no completion") as error:
+    with pytest.raises(ServerError, match="the answer is not a completion") as error:
         list(engine.generate(ONE, Sampling(8)))
     assert said in str(error.value)
 
@@ -121,6 +121,6 @@ def test_token_ids_and_log_probs_are_checked_where_they_are_read(model, monkeypa
 def test_a_seed_is_claimed_only_where_it_was_used(model, monkeypatch, capsys, send_seeds, temperature, sent, said):
     engine = engine_of(model, monkeypatch, GOOD, send_seeds=send_seeds)
     (completion,) = engine.generate(ONE, Sampling(8, temperature=temperature))
-    assert engine.server.bodies[0].get("seed") == sent  # type: ignore[attr-defined]
+    assert engine.client.bodies[0].get("seed") == sent  # type: ignore[attr-defined]
     assert completion.seed == said
     assert "on a CPU" not in capsys.readouterr().err  # nobody asked whether it is
