@@ -1,51 +1,63 @@
-"""report.html: the report's tables, sentences and pictures, and the same questions explained before and after RL."""
+"""The page of a run, as data for `rlt.results.view`: what its steps left, and the report's numbers, tables and sentences."""
 
 from __future__ import annotations
 
-from importlib import resources
+from statistics import fmean
 
 from rlt.config import ReportConfig
-from rlt.data.rows import read_rows
-from rlt.outputs import read_state
 from rlt.recipe import Recipe
-from rlt.results.figures import pictures
-from rlt.results.summary import Results
+from rlt.results.intervals import mean_with_interval
+from rlt.results.summary import Arm, BandSeed, Results, Solved, collect_results
+from rlt.results.view.run import run_data
 from rlt.results.words import sentences, tables
+from rlt.types import JsonRow
 
-SHOWN = 5
-"""Questions whose explanations before and after RL are shown."""
-
-
-def report_page(config: ReportConfig, recipe: Recipe, results: Results) -> str:
-    """The page as HTML. Everything is escaped but our own pictures."""
-    import jinja2
-    import markupsafe
-
-    template = (resources.files("rlt") / "shipped" / "report.html").read_text(encoding="utf-8")
-    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(template)
-    return page.render(
-        title=config.title or results.name, description=results.description, note=config.note,
-        sentences=sentences(config, results), tables=tables(config, results),
-        pictures=[(caption, markupsafe.Markup(svg)) for caption, svg in pictures(config, recipe, results)],
-        explained=_explained_twice(config, recipe), seconds=results.seconds, versions=results.versions,
-        incomplete=results.incomplete, recipe=recipe.dump(),
-    )  # fmt: skip
+# Rows of scores, and as many samples of training, on the page of a run.
+PAGE_ROWS = 200
 
 
-def _explained_twice(config: ReportConfig, recipe: Recipe) -> list[dict[str, str]]:
-    """The first held-out questions with the explanations of the first seed's teacher before and after RL."""
-    if len(config.teachers) != 2 or config.explained is None:
-        return []
-    steps = {step.name: step for step in recipe.of_seed(recipe.head.seeds[0])}
-    sides = []
-    for variant in config.teachers:
-        step = steps.get(f"{config.explained}/{variant}")
-        if step is None or not (read_state(step.config.output) or {}).get("complete"):
-            return []
-        sides.append({row["question"]: row for _, row in read_rows(step.config.output)})
-    before, after = sides
+def page_data(config: ReportConfig, recipe: Recipe, limit: int = PAGE_ROWS) -> JsonRow:
+    """What `rlt.results.view` shows of a run."""
+    results = collect_results(config, recipe)
+    report: JsonRow = {
+        "headline": sentences(config, results), "note": config.note, "incomplete": results.incomplete,
+        "tables": [(table.title, table.head, table.rows) for table in tables(config, results)],
+        "versions": results.versions, "arms": _arms(config, results), "bands": _bands(results.bands),
+    }  # fmt: skip
+    data = run_data(recipe, limit)
+    names = [source["name"] for source in data["sources"]]
+    pair = [f"{config.scored}/{variant}, seed {recipe.head.seeds[0]}" for variant in config.teachers]
+    # Before RL and after it: what stands side by side when the page opens.
+    side_by_side = [names.index(name) for name in pair] if len(pair) == 2 and set(pair) <= set(names) else None
+    return {**data, "title": config.title or results.name, "report": report, "side_by_side": side_by_side}
+
+
+def _arms(config: ReportConfig, results: Results) -> list[JsonRow]:
     return [
-        {"question": question, "solution": row["solution"], "before": row["explanation"],
-         "after": after[question]["explanation"]}
-        for question, row in before.items() if question in after
-    ][:SHOWN]  # fmt: skip
+        mark
+        for arm in results.arms
+        if arm.name not in config.bands
+        for mark in (_mark(arm, [one.sampled for one in arm.seeds]), _mark(arm, [one.greedy for one in arm.seeds]))
+        if mark is not None
+    ]
+
+
+def _mark(arm: Arm, solved: list[Solved | None]) -> JsonRow | None:
+    """One line of the picture of arms: its seeds' rates, their mean and 95 % interval."""
+    known = [one for one in solved if one is not None]
+    if not known:
+        return None
+    rates = [one.rate for one in known]
+    estimate = mean_with_interval(rates)
+    return {
+        "arm": arm.name, "label": known[0].decoding, "mean": fmean(rates), "values": rates,
+        "low": None if estimate.low is None else max(0.0, estimate.low),
+        "high": None if estimate.high is None else min(1.0, estimate.high),
+    }  # fmt: skip
+
+
+def _bands(bands: tuple[BandSeed, ...]) -> JsonRow | None:
+    if not bands:
+        return None
+    label = bands[0].solved[0].decoding
+    return {"label": label, "seeds": [{"seed": one.seed, "values": one.rates} for one in bands]}
