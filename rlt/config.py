@@ -1,23 +1,36 @@
 """Configuration: one frozen model per stage, each default in one place with its source. Imports no torch.
 
-The sentence under a field is the only place its meaning is written; the command line prints it as help. Unknown keys are
-refused. TRL's and transformers' own training options go through `trainer` as they are and are not mirrored here.
+The sentence under a field is the only place where its meaning is written; the command line prints it as help. Unknown
+keys are refused. The training options of TRL and transformers pass through `trainer` and are not mirrored here.
 """
 
 from __future__ import annotations
 
+import math
 import re
+import typing
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from rlt.errors import ConfigError
 
+MOST_NODES = 100_000  # of a YAML text with its aliases expanded
+
 
 class _Yaml(yaml.SafeLoader):
-    """YAML as people write it: PyYAML's YAML 1.1 reads 1e-6 as text."""
+    """YAML as people write it: 1e-6 is a number (YAML 1.1 reads text), a key is written once, aliases cannot explode."""
+
+    def get_single_data(self) -> Any:
+        node = self.get_single_node()
+        if node is None:
+            return None
+        _checked_size(node, {}, set())
+        return self.construct_document(node)
 
 
 _Yaml.add_implicit_resolver(
@@ -25,22 +38,120 @@ _Yaml.add_implicit_resolver(
 )
 
 
+def _checked_size(node: yaml.Node, sizes: dict[int, int], around: set[int]) -> int:
+    """Nodes of a YAML tree with aliases expanded; raises ConstructorError for cycles, repeated keys, over MOST_NODES."""
+    if id(node) in sizes:
+        return sizes[id(node)]
+    if id(node) in around:
+        raise yaml.constructor.ConstructorError(None, None, "an anchor contains itself", node.start_mark)
+    children: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        _refuse_repeated_keys(node)
+        children = [child for pair in node.value for child in pair]
+    elif isinstance(node, yaml.SequenceNode):
+        children = node.value
+    around.add(id(node))
+    sizes[id(node)] = size = 1 + sum(_checked_size(child, sizes, around) for child in children)
+    around.discard(id(node))
+    if size > MOST_NODES:
+        problem = f"more than {MOST_NODES} values once its anchors are expanded"
+        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+    return size
+
+
+def _refuse_repeated_keys(node: yaml.MappingNode) -> None:
+    lines: dict[str, int] = {}
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+            if key.value in lines:
+                problem = f"the key `{key.value}` is already in line {lines[key.value]}"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            lines[key.value] = key.start_mark.line + 1
+
+
 def parse_yaml(text: str) -> Any:
-    """What a YAML text says, numbers such as 1e-6 included; raises yaml.YAMLError. For every YAML that a user writes."""
-    return yaml.load(text, _Yaml)
+    """The content of a YAML text, numbers such as 1e-6 included. For every YAML that a user writes.
+
+    Raises yaml.YAMLError, also for a key that is written twice, an anchor that contains itself, and aliases or nesting
+    without measure. `yaml_problem` makes one line of it.
+    """
+    try:
+        return yaml.load(text, _Yaml)
+    except RecursionError as error:
+        raise yaml.YAMLError("nested too deeply") from error
+
+
+def yaml_problem(error: yaml.YAMLError) -> str:
+    """One line: what is wrong with a YAML text, and in which line."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
+    problem = " ".join(str(problem).split())
+    return f"line {mark.line + 1}: {problem}" if mark is not None else problem
 
 
 class Config(BaseModel):
-    """Base of every configuration: frozen, no unknown keys, help texts under the fields."""
+    """Base of every configuration: frozen, no unknown keys, finite numbers, `~/` expanded, help texts under the fields."""
 
     # A number where a text is wanted is that text: `name: 2`, `--model 7`.
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, coerce_numbers_to_str=True
-    )
+        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, coerce_numbers_to_str=True,
+        allow_inf_nan=False,
+    )  # fmt: skip
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_values(cls, values: Any) -> Any:
+        """Also inside mappings that are passed on unread: no number without end, no `true` for a number, `~/` expanded."""
+        if not isinstance(values, dict):
+            return values
+        wrong: list[InitErrorDetails] = []
+        for name, value in values.items():
+            wrong += [
+                _wrong((name, *path), f"must be a finite number, not {number}")
+                for path, number in _numbers_without_end(value)
+            ]
+            field = cls.model_fields.get(name)
+            if field is not None and _is_number(field.annotation) and _has_bool(value):
+                wrong.append(_wrong((name,), "must be a number, not true or false"))
+        if wrong:
+            raise ValidationError.from_exception_data(cls.__name__, wrong)
+        return {name: _expanded(value) for name, value in values.items()}
+
+
+def _wrong(path: tuple[str | int, ...], message: str) -> InitErrorDetails:
+    return {"type": PydanticCustomError("value", "{message}", {"message": message}), "loc": path, "input": None}
+
+
+def _numbers_without_end(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], float]]:
+    if isinstance(value, float) and not math.isfinite(value):
+        yield path, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _numbers_without_end(item, (*path, str(key)))
+    elif isinstance(value, list | tuple):
+        for number, item in enumerate(value):
+            yield from _numbers_without_end(item, (*path, number))
+
+
+def _expanded(value: Any) -> Any:
+    if isinstance(value, str) and value.startswith("~/"):
+        return str(Path(value).expanduser())
+    if isinstance(value, dict):
+        return {key: _expanded(item) for key, item in value.items()}
+    return [_expanded(item) for item in value] if isinstance(value, list) else value
+
+
+def _is_number(annotation: Any) -> bool:
+    kinds = {annotation, *typing.get_args(annotation)}
+    kinds |= {kind for other in kinds for kind in typing.get_args(other)}
+    return bool(kinds & {int, float}) and not kinds & {bool, str, Any}
+
+
+def _has_bool(value: Any) -> bool:
+    return isinstance(value, bool) or (isinstance(value, list | tuple) and any(isinstance(one, bool) for one in value))
 
 
 def _as_list(value: Any) -> Any:
-    """One value, or several with commas between, where a list is wanted."""
+    """A list from one value, or from several separated by commas."""
     if isinstance(value, int | float):
         return [value]
     if isinstance(value, str):
@@ -51,55 +162,94 @@ def _as_list(value: Any) -> Any:
 Names = Annotated[list[str], BeforeValidator(_as_list)]
 
 
+def _as_described(value: Any) -> Any:
+    """A mapping of names to descriptions from such a mapping, a list of names, or one name."""
+    value = _as_list(value)
+    return dict.fromkeys(value) if isinstance(value, list) else value
+
+
+Described = Annotated[dict[str, str | None], BeforeValidator(_as_described)]
+
+
 class DataConfig(Config):
     """Where problems come from."""
 
     path: str
-    """A JSONL, JSON or Parquet file, a folder of them, or a dataset's name on the hub."""
+    """A JSONL, JSON or Parquet file, a folder of such files, or the name of a dataset on the hub."""
     name: str | None = None
-    """The hub dataset's configuration, for example `main` of openai/gsm8k."""
+    """Configuration of the hub dataset, for example `main` for openai/gsm8k."""
     split: str = "train"
-    """Split of a hub dataset or of a folder that has splits."""
+    """Split of a hub dataset, or of a folder with one subfolder per split."""
     columns: dict[str, str] = {}
-    """Our column name -> the file's, for example {question: problem}; not needed for the schemas rlt knows."""
+    """Maps rlt's column names to the file's, for example {question: problem}. Known schemas need no mapping."""
     limit: int | None = Field(None, ge=1)
     """Use only so many rows, after those skipped; invalid rows count too."""
     skip: int = Field(0, ge=0)
     """Leave out the first so many rows (to hold out what another step uses)."""
     stream: bool = False
-    """Read a hub dataset row by row instead of downloading it first."""
+    """Stream a hub dataset instead of downloading it first."""
     on_invalid: Literal["error", "skip"] = "error"
-    """What an invalid row does: end with an error that names it, or be dropped and counted."""
+    """What to do with an invalid row: stop with an error that names it, or skip and count it."""
+
+
+def _named_variable(name: str) -> str:
+    # Most keys of servers (sk-..., hf_...) have dashes or small letters. The value is not repeated: it may be such a key.
+    if not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,63}", name):
+        raise ValueError(
+            "must be the name of an environment variable that holds the key (capital letters, digits and _, such as "
+            "OPENAI_API_KEY), not the key itself"
+        )
+    return name
+
+
+SHORT_FORMS = {"data": "path"}
+"""Key that takes a mapping, or one plain value -> the key of the mapping that the plain value stands for."""
 
 
 def _as_data(value: Any) -> Any:
-    return {"path": value} if isinstance(value, str | Path) else value
+    return {SHORT_FORMS["data"]: value} if isinstance(value, str | Path) else value
 
 
 Data = Annotated[DataConfig, BeforeValidator(_as_data)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy and transformers can be seeded with
+EnvironmentVariable = Annotated[str, AfterValidator(_named_variable)]
 
 
 class StageConfig(Config):
     """What every stage has."""
 
+    writes: ClassVar[Literal["folder", "file"]] = "folder"
+
     output: Path
-    """Folder (or file, where the stage writes one) for what the stage makes; a recipe sets it."""
-    seed: int = 0
+    """Folder that the stage writes (`problems`, `score` and `grade`: a file of rows); set by a recipe."""
+    seed: Seed = 0
     """Seed of everything random in the stage."""
+
+    @model_validator(mode="after")
+    def _output_of_its_kind(self) -> Self:
+        rows = self.output.suffix in (".jsonl", ".json", ".parquet")
+        if self.writes == "folder" and rows:
+            raise ValueError(f"`output` {self.output} must be a folder, not a {self.output.suffix} file")
+        if self.writes == "file" and self.output.suffix not in (".jsonl", ".parquet"):
+            raise ValueError(f"`output` {self.output} must be a .jsonl or .parquet file")
+        return self
 
 
 class ModelOptions(Config):
     """How models are loaded."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type of the weights; `auto` is float32 for training and on a CPU, else the checkpoint's own type."""
+    """Type of the weights. `auto`: float32 for training and on a CPU, otherwise the checkpoint's own type."""
     trust_remote_code: bool = False
-    """Run Python code that comes with a model. Off: only architectures that transformers knows."""
+    """Allow a model to run its own Python code. Off: only architectures that transformers knows."""
 
 
 class FormatOptions(Config):
-    format: str = "stratos"
-    """Name of a shipped format (`stratos`, `r1`) or a YAML file of your own."""
+    """How prompts and responses are written."""
+
+    format: str | None = None
+    """A shipped format (`r1`, `stratos`, `words`) or your own YAML file; null: the one the model was trained with, as its
+    folder says, otherwise `stratos`."""
 
 
 class SamplingOptions(Config):
@@ -108,48 +258,55 @@ class SamplingOptions(Config):
     temperature: float = Field(0.7, ge=0)
     """Sampling temperature; 0 is greedy."""
     top_p: float = Field(1.0, gt=0, le=1)
-    """Nucleus sampling's share of probability; 1 is off."""
+    """Nucleus sampling: share of the probability to sample from; 1 is off."""
     top_k: int | None = Field(None, ge=1)
-    """Sample only among the so many likeliest tokens; null is off."""
+    """Sample from the k most likely tokens only; null is off."""
     max_tokens: int = Field(16384, ge=1)
-    """Most tokens to generate for one prompt (the paper's teacher: 16,384)."""
+    """Maximum number of tokens to generate per prompt (16,384 as in the paper)."""
 
 
 class RayOptions(Config):
     """Whether the work is spread over several machines."""
 
     ray: str | None = None
-    """Address of a Ray cluster (`local` starts one) to spread the work over; null: this machine."""
+    """Spread the work over the Ray cluster at this address; `local` starts one. null: run in this process."""
     ray_workers: int = Field(1, ge=1)
-    """Engine replicas on the Ray cluster."""
+    """Number of engine replicas on the Ray cluster."""
 
 
 class EngineOptions(RayOptions):
     """Who generates text."""
 
     engine: Literal["transformers", "openai", "vllm"] = "transformers"
-    """`transformers`: in this process. `vllm`: vLLM in this process. `openai`: a server's completions interface."""
+    """What generates: `transformers` or `vllm` in this process, or `openai`, a server's completions API."""
     url: str | None = None
-    """Base address of the server for engine `openai`, for example http://127.0.0.1:8000/v1."""
+    """Base URL of the server for engine `openai`, for example http://127.0.0.1:8000/v1."""
     served_model: str | None = None
-    """The name under which the server knows the model; null: its only model."""
-    api_key_env: str | None = None
-    """Name of the environment variable that holds the server's key. The key itself is never written anywhere."""
+    """Name of the model on the server; null: the server's only model."""
+    api_key_env: EnvironmentVariable | None = None
+    """Environment variable that holds the server's API key. The key itself is never written to a file."""
     max_in_flight: int = Field(64, ge=1)
-    """Most requests under way at once at a server, of all Ray workers together."""
+    """Maximum number of concurrent requests to a server, over all Ray workers."""
     send_seeds: bool | None = None
-    """Give vLLM each request's seed; null: unless it is on a CPU, where it ends on seeds (see rlt.engines). It decides what
-    is sampled, so a run goes on only with the same value."""
+    """Send vLLM a seed with each request. null: yes, except on a CPU, where seeded requests can crash vLLM. Affects
+    sampling, so a resumed run must keep it."""
     timeout: float = Field(600.0, gt=0)
-    """Seconds after which one request to a server is given up and tried again, and for each token that it may write a
-    quarter of a second more (16,384: 4,696 in all), slower than which no server is taken to be."""
+    """Time-out of one request to a server, in seconds, before a retry; 0.25 s is added per requested token."""
     retry_for: float = Field(300.0, ge=0)
-    """Seconds for which a request is tried again after 429, 5xx, a time-out or a broken connection: a server's restart."""
+    """How long to retry a request after 429, 5xx, a time-out or a broken connection, in seconds."""
     batch_size: int = Field(64, ge=1)
-    """Prompts generated together by the `transformers` engine."""
+    """Number of prompts per batch of the `transformers` engine."""
     engine_options: dict[str, Any] = {}
     """Passed through: to `vllm.LLM(...)` (tensor_parallel_size, gpu_memory_utilization, ...) or to transformers'
-    `from_pretrained(...)`, with `continuous_batching` (true, or options of transformers' ContinuousBatchingConfig)."""
+    `from_pretrained(...)`."""
+
+    def conflict(self) -> str | None:
+        """Which of these options contradict each other, and the fix; None where none do."""
+        if self.engine == "openai" and not self.url:
+            return "engine `openai` needs `url`, the server's address, for example http://127.0.0.1:8000/v1."
+        if self.engine != "openai" and self.url:
+            return f"`url` is for engine `openai`, not `{self.engine}`. Set `engine: openai` or leave it out."
+        return None
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -162,89 +319,96 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class AccuracyConfig(Config):
-    """The reward by which the first reports describe RLT: how often the student, having read the explanation, is right."""
+    """How often the student is right after reading the explanation: the reward in the first reports on RLT."""
 
     samples: int = Field(8, ge=1)
-    """Solutions that the student samples for each explanation."""
+    """Number of solutions that the student samples per explanation."""
     weight: float = 1.0
-    """Factor on the share of right solutions before it is added to the reward."""
+    """Weight of the share of correct solutions in the reward."""
     only: bool = False
     """Use this reward alone, without r_ss and r_kl."""
     temperature: float = Field(0.7, ge=0)
-    """Temperature of the student's solutions."""
+    """Sampling temperature of the student's solutions; 0 is greedy."""
     max_tokens: int = Field(512, ge=1)
-    """Most tokens of one solution."""
+    """Maximum number of tokens per solution."""
     task: str = "math"
     """Task whose grader compares a solution with the answer."""
 
 
 class RewardOptions(Config):
-    """The reward r = r_ss - kl_coef * r_kl + format_penalty and every choice in it."""
+    """The reward r = r_ss - kl_coef * r_kl + format_penalty, with every choice in it."""
 
     preset: Literal["reference-code", "paper"] = "reference-code"
-    """Names the choices left null below: the published code's, or the formula as printed in the paper."""
+    """Values of the options left null: those of the published code, or of the formula printed in the paper."""
     alpha: float = 0.01
     """Weight of the minimum in r_ss and of the maximum in r_kl (paper: 0.01)."""
     alpha_kl: float | None = None
-    """Weight of the maximum in r_kl where it should differ from alpha."""
+    """Weight of the maximum in r_kl; null: same as alpha."""
     mean_coef: float = 1.0
     """Weight of the means in r_ss and r_kl."""
     kl_coef: float = 3.0
     """Weight of r_kl, the paper's lambda (3)."""
     score_temperature: float | None = Field(None, gt=0)
-    """Logits of teacher and student are divided by this before the log-probs (preset: 0.7 or 1)."""
+    """Temperature for the log-probs of teacher and student; null: 0.7 (`reference-code`) or 1 (`paper`)."""
     estimator: Literal["k1", "k3", "exact"] | None = None
-    """Estimate of the KL at each token: one-sample `k1` or `k3`, or `exact` over the whole vocabulary."""
+    """KL estimator per token: `k1` or `k3` (one sample), or `exact` (whole vocabulary); null: `k1` or `exact`, by preset."""
     unclosed_penalty: float | None = Field(None, le=0)
-    """Added to the reward of an explanation that never closes its tag (preset: -1 or 0)."""
+    """Added to the reward of an explanation that never closes its tag; null: -1 or 0, by preset."""
     floor: float | None = None
-    """The reward is not allowed below this; null is off (the paper has none)."""
+    """Lower bound of the reward; null is off, as in the paper."""
     aggregate: Literal["mean", "min"] = "mean"
-    """Over several students: the mean of their rewards, or the smallest."""
+    """Reward of several students: the mean or the minimum of theirs."""
     accuracy: AccuracyConfig | None = None
     """Add the student's measured accuracy to the reward; null is off."""
 
     def resolved(self) -> RewardOptions:
-        """The same options with every null that the preset names filled in."""
+        """The same options, with the preset's values where they are null."""
         preset = PRESETS[self.preset]
         return self.model_copy(update={key: value for key, value in preset.items() if getattr(self, key) is None})
 
 
 class StudentOptions(Config):
-    """Where the student in the reward lives."""
+    """The student in the reward, and where it runs."""
 
     student: Names = []
-    """Folder or hub name of the student whose understanding is the reward; several for several students. An http(s)
-    address is a vLLM server; `#FOLDER` after it names its tokenizer, where the server's own path is not readable here."""
+    """Student whose understanding is the reward: folder, hub name, or URL of a vLLM server; several are allowed. Append
+    `#FOLDER` to a URL to name its tokenizer, if the server's own path cannot be read here."""
     student_placement: str = Field("same", pattern=r"^(same|offload|sharded|cpu|cuda(:\d+)?)$")
-    """`same` device as the policy, a device (`cpu`, `cuda`, `cuda:1`), `offload` (on the CPU between uses), or `sharded`
-    (over all ranks). A student behind a server is placed by its address in `student`."""
+    """Where local students run: on the policy's device (`same`), on a device (`cpu`, `cuda`, `cuda:1`), on the CPU between
+    uses (`offload`), or over all ranks (`sharded`). Has no effect on a served student."""
     served_model: str | None = None
-    """The name under which a student's server knows it; null: the server's only model."""
-    student_api_key_env: str | None = None
-    """Name of the environment variable that holds the key of a student's server; null sends none."""
+    """Name of the student on its server; null: the server's only model."""
+    student_api_key_env: EnvironmentVariable | None = None
+    """Environment variable that holds the API key of the student's server; null sends none."""
     max_in_flight: int = Field(64, ge=1)
-    """Most requests under way at once at a student's server."""
+    """Maximum number of concurrent requests to a student's server."""
     timeout: float = Field(600.0, gt=0)
-    """Seconds after which one request to a student's server is given up and tried again."""
+    """Time-out of one request to a student's server, in seconds, before a retry."""
     retry_for: float = Field(300.0, ge=0)
-    """Seconds for which such a request is tried again after 429, 5xx, a time-out or a broken connection."""
+    """How long to retry such a request after 429, 5xx, a time-out or a broken connection, in seconds."""
     batch_tokens: int | None = Field(None, ge=1)
-    """Tokens, padding counted, that one forward pass of scoring may have; null: by the device."""
+    """Maximum number of tokens per forward pass of scoring, padding included; null: chosen by device."""
 
 
 class TrainerOptions(Config):
+    """Options of the trainer."""
+
     trainer: dict[str, Any] = {}
-    """Options of TRL's trainer (SFTConfig or GRPOConfig), passed on as they are; `model_init_kwargs` join rlt's own. With
-    `push_to_hub` the finished folder is uploaded, with its card (the token is the environment's)."""
+    """Options of TRL's trainer (SFTConfig or GRPOConfig), passed through; `model_init_kwargs` are merged with rlt's own.
+    `push_to_hub` uploads the finished folder with its card, using the token in the environment."""
 
 
 class TrainerPassthrough(TrainerOptions):
+    """Options of the trainer, of LoRA and of accelerate."""
+
     peft: dict[str, Any] | None = None
-    """LoRA: arguments of peft.LoraConfig; null trains all weights."""
+    """Train LoRA adapters with these arguments of peft.LoraConfig; null trains all weights."""
+    merge_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Type of the saved weights after LoRA is merged into them; null: as trained. Rounding to 16 bits costs part of a small
+    update; the stage prints how much."""
     launch: str | None = None
-    """An accelerate configuration to train under: `single`, `ddp`, `fsdp2`, `deepspeed-zero3`, `deepspeed-zero3-offload`,
-    or a YAML file."""
+    """Accelerate configuration to train under: `single`, `ddp`, `fsdp2`, `deepspeed-zero3`, `deepspeed-zero3-offload`, or
+    a YAML file; null: this process alone."""
 
 
 # -- stages, in the order of the data flow ---------------------------------------------------------------------------------
@@ -252,6 +416,8 @@ class TrainerPassthrough(TrainerOptions):
 
 class ProblemsConfig(StageConfig):
     """Write a file of problems: generated by a task, or chosen from a dataset."""
+
+    writes: ClassVar[Literal["folder", "file"]] = "file"
 
     task: str | None = None
     """Task that generates the problems: `arithmetic` or `countdown`."""
@@ -266,9 +432,9 @@ class ProblemsConfig(StageConfig):
     options: dict[str, Any] = {}
     """Options of the task's generator, for example {steps: [2, 5]}."""
     experts: str | None = None
-    """Attach explanations by the task's noisy experts: the name of a mixture; null attaches none."""
+    """Mixture of the task's simulated experts that writes an explanation per problem; null: no explanations."""
     exclude: list[Path] = []
-    """Files whose questions must not occur (held-out problems)."""
+    """Files of held-out problems: their questions must not occur."""
 
     @model_validator(mode="after")
     def _one_source(self) -> ProblemsConfig:
@@ -280,46 +446,46 @@ class ProblemsConfig(StageConfig):
         return self
 
 
-class BaseModelConfig(StageConfig, FormatOptions, TrainerOptions):
-    """Make a small model from nothing that can do a task's clean problems: the miniature's pretrained model."""
+class PretrainConfig(StageConfig, FormatOptions, TrainerOptions):
+    """Pretrain a tiny model from scratch on a synthetic task."""
 
     task: str
-    """Task whose problems and tokenizer the model is made for."""
+    """Task that supplies the problems and the vocabulary."""
     exclude: list[Path] = []
-    """Files whose questions must not be learned from (held-out problems)."""
+    """Files of held-out problems: their questions are not trained on."""
     model: dict[str, Any] = {}
     """Shape of the model: arguments of transformers' LlamaConfig."""
     phases: list[dict[str, Any]] = []
-    """Curriculum; each phase: `options` of the generator, `experts`, `problems`, `also` (other tasks mixed in: name ->
-    those three keys), `batch_size`, `learning_rate`, `until_loss`, `max_steps`."""
+    """Curriculum, a list of phases with `options` of the generator, `experts`, `problems`, `also` (other tasks to mix in:
+    name -> the same three keys), `teacher_share`, `batch_size`, `learning_rate`, `until_loss` and `max_steps`."""
 
 
 class WarmupConfig(StageConfig, ModelOptions, FormatOptions, TrainerPassthrough):
-    """Teacher's supervised warm-up: question + solution -> explanation, loss on explanation and closing tag only."""
+    """Warm up the teacher by supervised training: question + solution -> explanation."""
 
     model: str
     """Folder or hub name of the model to start from."""
     data: Data
     """Problems with explanations."""
     max_length: int | None = Field(None, ge=1)
-    """Longest text in tokens; null: the model's context. Longer rows are an error or dropped, as `on_invalid` says."""
+    """Maximum number of tokens per row; null: the model's context. `data.on_invalid` decides about longer rows."""
 
 
 class TrainConfig(StageConfig, ModelOptions, FormatOptions, StudentOptions, RewardOptions, TrainerPassthrough):
-    """Teacher RL: GRPO with the reward of a Reinforcement-Learned Teacher."""
+    """Train the teacher by GRPO with the RLT reward."""
 
     model: str
     """Folder or hub name of the warmed-up teacher."""
     data: Data
     """Problems to explain."""
     placebos: int = Field(8, ge=0)
-    """In each step, so many explanations are also scored against an empty and another question's explanation."""
+    """Explanations per step that are also scored against two placebos: an empty explanation and another question's."""
     keep_samples: int = Field(4, ge=0)
-    """In each step, so many explanations are kept with their parts in `samples.jsonl`."""
+    """Explanations per step that are written to `samples.jsonl` with the parts of their reward."""
     sync_threshold: float | None = Field(0.1, gt=0)
-    """With vLLM: stop when sampler and trainer disagree about what was sampled by more than this after a weight sync: the
-    mean difference of their log-probs, in nats, each token weighted by its probability; null: never. We assume that bfloat16
-    alone makes 0.01 to 0.05 (not measured); raise it for quantised samplers."""
+    """With vLLM: stop if, after a weight sync, sampler and trainer differ by more than this many nats in their log-probs
+    (mean over tokens, weighted by probability); null: never. Raise it for quantised samplers. We assume that bfloat16 alone
+    causes 0.01 to 0.05 (not measured)."""
 
 
 class CollectConfig(StageConfig, ModelOptions, FormatOptions, EngineOptions, SamplingOptions):
@@ -386,29 +552,29 @@ class SelectConfig(StageConfig, FormatOptions):
 
 
 class DistillConfig(StageConfig, ModelOptions, FormatOptions, TrainerPassthrough):
-    """Student SFT: question -> explanation + solution."""
+    """Distill: train a student on question -> explanation + solution."""
 
     model: str
     """Folder or hub name of the student to start from."""
     data: Data
     """Problems with explanations."""
     max_length: int | None = Field(None, ge=1)
-    """Longest text in tokens; null: the model's context. Longer rows are an error or dropped, as `on_invalid` says."""
+    """Maximum number of tokens per row; null: the model's context. `data.on_invalid` decides about longer rows."""
     token_budget: str | int | None = None
-    """Use rows until their explanations have so many tokens: a number, or the data of another step to match."""
+    """Use rows up to this number of explanation tokens, or up to that of another step's data."""
 
 
 class ColdstartConfig(StageConfig, ModelOptions, FormatOptions, TrainerPassthrough):
-    """Student RL with a verifiable reward: is the answer right?"""
+    """Train a student by GRPO on whether its answer is right, from a distilled checkpoint (cold start)."""
 
     model: str
-    """Checkpoint to start from (a distilled student: that is the cold start)."""
+    """Folder or hub name of the model to start from, usually a distilled student."""
     data: Data
     """Problems with answers."""
     task: str = "math"
-    """Task whose grader decides."""
+    """Task whose grader decides whether an answer is right."""
     rewards: tuple[float, float, float] = (-1.0, -0.5, 1.0)
-    """Reward of a response without a readable answer, with a wrong one, with the right one (paper notes: -1, -0.5, 1)."""
+    """Rewards for no readable answer, a wrong answer and the right answer."""
 
 
 class EvaluateConfig(StageConfig, ModelOptions, FormatOptions, EngineOptions):
@@ -449,26 +615,22 @@ class EvaluateConfig(StageConfig, ModelOptions, FormatOptions, EngineOptions):
 
 
 class ScoreConfig(StageConfig, ModelOptions, FormatOptions, StudentOptions, RewardOptions, RayOptions):
-    """The reward of every explanation of a file, without training."""
+    """Score each explanation in a file with the RLT reward."""
+
+    writes: ClassVar[Literal["folder", "file"]] = "file"
 
     teacher: str | None = None
-    """Folder or hub name of the teacher, for r_kl; null: r_ss alone."""
+    """Folder or hub name of the teacher, for r_kl; null: r_ss only."""
     data: Path
-    """JSONL or Parquet with `question`, `solution` and `explanation` (finished text) or `completion` (as the teacher wrote
-    it; taken where a row has both)."""
+    """JSONL or Parquet file with `question`, `solution` and `completion` (as the teacher wrote it) or `explanation`
+    (finished text); `completion` is used if a row has both."""
     temperature: float | None = Field(None, gt=0)
     """Short for `score_temperature`."""
     placebos: bool = False
-    """Also score an empty and another question's explanation, and report the lift over them."""
+    """Also score an empty explanation and another question's, and report the lift over both."""
     control: Literal["empty", "numbers", "solution"] | None = None
     """Score this in place of each explanation: an `empty` one, the same with its `numbers` replaced at random, or the
     `solution` itself (the answer given away). What a reward should not like; null scores the explanations."""
-
-    @model_validator(mode="after")
-    def _written_as_rows(self) -> ScoreConfig:
-        if self.output.suffix not in (".jsonl", ".parquet"):
-            raise ValueError(f"`output` {self.output} must be a .jsonl or .parquet file")
-        return self
 
     @model_validator(mode="after")
     def _one_temperature(self) -> ScoreConfig:
@@ -509,51 +671,55 @@ class ServeConfig(ModelOptions, FormatOptions, RewardOptions, StudentOptions):
 
 
 class GradeConfig(StageConfig, FormatOptions):
-    """Grade a file of responses again, without a model."""
+    """Grade a file of responses, without a model."""
+
+    writes: ClassVar[Literal["folder", "file"]] = "file"
 
     data: Path
-    """JSONL or Parquet with `response` and `answer` (and `task`, where rows differ)."""
+    """JSONL or Parquet file with `response`, `answer` and, optionally, `task`."""
     task: str = "math"
-    """Task whose grader decides for rows that name none."""
+    """Grader for rows without a `task`."""
     timeout: float = Field(10.0, gt=0)
-    """Seconds after which a response is given up as wrong and its grader's process ended."""
+    """Time limit per response, in seconds; a response that exceeds it counts as wrong."""
     workers: int = Field(2, ge=1)
-    """Grader processes."""
+    """Number of grader processes."""
 
 
 class ReportConfig(StageConfig):
-    """Tables and pictures of a run: terminal, results.json and report.html."""
+    """Report a run: tables and three sentences on the terminal, results.json and report.html."""
 
     suffix: str = Field("", pattern=r"^[\w.-]*$")
-    """Ending of the two files' names where a recipe has several reports: `-transfer` makes results-transfer.json."""
+    """Ending of both file names, for recipes with several reports: `-transfer` writes results-transfer.json."""
 
     title: str | None = None
     """Heading of the report; null: the run's name."""
     note: str | None = None
     """Text under the heading: what a reader must know about these results."""
-    arms: Names = []
-    """Variants of the evaluate steps that are compared, in the order of the table; empty: every evaluate step is a row."""
+    arms: Described = {}
+    """Variants of the evaluate steps to compare, in table order: a list, or a mapping of each to a short description of
+    what its student learned from. Empty: one row per evaluate step."""
     sampled: str = "evaluate"
-    """The evaluate step whose variants sample."""
+    """Evaluate step whose variants are sampled."""
     greedy: str | None = None
-    """The evaluate step whose variants decode greedily."""
+    """Evaluate step whose variants are decoded greedily."""
     bands: Names = []
     """Variants whose students learned from reward bands, lowest first."""
     teachers: Names = []
-    """Variants of `explained` and `scored`: the teacher before and after RL."""
+    """Variants of `explained` and `scored` for the teacher before and after RL."""
     explained: str | None = None
-    """The collect step whose variants explain the held-out problems."""
+    """Collect step whose variants explain the held-out problems."""
     scored: str | None = None
-    """The score step whose variants score those explanations."""
+    """Score step whose variants score those explanations."""
     trained: str | None = None
-    """The train step whose curves are drawn."""
+    """Train step whose curves are drawn."""
     task: str | None = None
-    """Task whose `inspect` says which explanations leak and which are fully correct."""
+    """Task whose `inspect` tells which explanations leak the answer and which are fully correct."""
     headline: list[str] = []
-    """Two arms whose difference the report states in words: ours, then the one it is compared with."""
+    """Two arms whose difference is stated in words: ours, then the one to compare with."""
 
 
 MOVED = {
+    "base": "stage `base` is now `pretrain`: write `stage: pretrain` in the step, and `pretrain` in `defaults`",
     "collect": (
         'selection is a stage of its own: write a step `select: {data: "@collect", keep: closed|random|best, ...}` after '
         'this one, with `scores: "@score"` of a `score` step for `best`'
@@ -564,7 +730,7 @@ MOVED = {
 
 STAGES: dict[str, type[StageConfig]] = {
     "problems": ProblemsConfig,
-    "base": BaseModelConfig,
+    "pretrain": PretrainConfig,
     "warmup": WarmupConfig,
     "train": TrainConfig,
     "collect": CollectConfig,
@@ -578,20 +744,23 @@ STAGES: dict[str, type[StageConfig]] = {
 }
 
 
-def validate(model: type[Config], values: dict[str, Any], where: str) -> Any:
+def validate(model: type[Config], values: Mapping[str, Any], where: str) -> Any:
     """`model` made from `values`; raises ConfigError with `where`, every bad key and, for a typo, the near names."""
-    import difflib
-
-    from pydantic import ValidationError
-
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        lines = []
-        for item in error.errors():
-            key = ".".join(map(str, item["loc"]))
-            near = difflib.get_close_matches(key.split(".")[-1], model.model_fields, n=2, cutoff=0.6)
-            hint = f" (did you mean {' or '.join(near)}?)" if item["type"] == "extra_forbidden" and near else ""
-            message = "no such key" if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ")
-            lines.append(f"`{key}`: {message}{hint}" if key else message)  # none: it is about several keys together
-        raise ConfigError(f"{where}: " + "; ".join(lines)) from error
+        raise ConfigError(f"{where}: " + "; ".join(_lines(model, error))) from error
+
+
+def _lines(model: type[Config], error: ValidationError) -> list[str]:
+    """One line per bad key. Values are left out: one of them may be a secret in the wrong place."""
+    import difflib
+
+    lines = []
+    for item in error.errors(include_input=False, include_url=False):
+        key = ".".join(map(str, item["loc"]))
+        near = difflib.get_close_matches(key.split(".")[-1], model.model_fields, n=2, cutoff=0.6)
+        hint = f" (did you mean {' or '.join(near)}?)" if item["type"] == "extra_forbidden" and near else ""
+        message = "unknown key" if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ")
+        lines.append(f"`{key}`: {message}{hint}" if key else message)  # none: it is about several keys together
+    return lines

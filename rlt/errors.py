@@ -4,50 +4,63 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 
 class RltError(Exception):
-    """Base of everything rlt raises on purpose; the command line prints it in one line, without a traceback."""
+    """Base of all errors that rlt raises on purpose; the command line prints them without a traceback."""
 
 
 class ConfigError(RltError, ValueError):
-    """A recipe, a flag or a format file is wrong: an unknown key, a value out of bounds, two options that exclude."""
+    """A recipe, a flag or a format file is wrong: an unknown key, a value out of bounds, two options in conflict."""
+
+
+class ProblemsFound(ConfigError):
+    """Everything that was found wrong before a run, in `problems`, one line each."""
+
+    def __init__(self, where: str, problems: Sequence[str]) -> None:
+        self.problems = tuple(dict.fromkeys(problems))
+        listed = "".join(f"\n  {problem}" for problem in self.problems)
+        super().__init__(
+            f"{where}: {self.problems[0]}"
+            if len(self.problems) == 1
+            else f"{where}: {len(self.problems)} problems:{listed}"
+        )
 
 
 class DataError(RltError, ValueError):
-    """A data file is wrong; the message names file, row and column, and what to do."""
+    """A data file is wrong; the message names file, row and column, and the fix."""
 
 
 class RunError(RltError, RuntimeError):
-    """A run directory cannot be used as asked: another recipe made it, or it belongs to something else."""
+    """A run cannot proceed as asked: its folder belongs to another recipe, an input is missing, a process failed."""
 
 
 class ModelError(RltError, ValueError):
-    """A model or tokenizer cannot be used: not a model folder, no chat template, a template that drops the thought."""
+    """A model or tokenizer cannot be used: not a model folder, no chat template, a template that drops text."""
 
 
 class ScoringError(RltError, ValueError):
-    """One row cannot be scored (too long for the model, NaN, no tokens in a span); the run goes on without it."""
+    """One row cannot be scored (too long for the model, NaN, no tokens in a span); the other rows are."""
 
 
 class ServerError(RltError, ConnectionError):
-    """A server is absent, refuses, or answers what no client can use."""
+    """A server is unreachable, refuses a request, or answers in a way that no client can use."""
 
 
 class DependencyError(RltError, ImportError):
-    """An optional dependency is missing; the message is its install line."""
+    """An optional dependency is missing; the message has the install command."""
 
 
 def guarded(action: Callable[[], int]) -> int:
-    """The exit status of `action`, with errors of rlt told in one line and no traceback."""
+    """The exit status of `action`; errors of rlt are printed without a traceback and give 2."""
     try:
         return action()
     except RltError as error:
         print(f"rlt: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nrlt: stopped. The same command goes on where it was.", file=sys.stderr)
+        print("\nrlt: interrupted. The same command resumes.", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,11 +1,11 @@
-"""Starting a training stage under `accelerate launch`, on as many processes as its configuration says.
+"""Run a training stage under `accelerate launch`, on as many processes as its configuration says.
 
-What listens where: on one machine the processes talk over its loopback interface alone. The store in which they find each
-other listens on 127.0.0.1 (torch's own listens on every address of the machine), and so do gloo's and NCCL's sockets.
-Over several machines (`num_machines`), or where the configuration has `main_process_ip` or another `rdzv_backend` than
-`static`, all of that is accelerate's and torch's: the store then listens on every address of the first machine.
-`GLOO_SOCKET_IFNAME` and `NCCL_SOCKET_IFNAME` of the environment are left as they are; without them NCCL keeps its own
-choice where weights go to a vLLM server, which may be on another machine.
+Who listens where: on one machine, the processes talk over its loopback interface only. The store where they find each
+other listens on 127.0.0.1 (torch's own listens on every address of the machine), and so do the sockets of gloo and NCCL.
+With several machines (`num_machines`), or if the configuration sets `main_process_ip` or an `rdzv_backend` other than
+`static`, accelerate and torch decide: the store then listens on every address of the first machine.
+`GLOO_SOCKET_IFNAME` and `NCCL_SOCKET_IFNAME` in the environment take precedence. If they are not set, NCCL still chooses
+its own interface when weights go to a vLLM server, which may be on another machine.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from rlt.config import StageConfig, parse_yaml
+from rlt.config import StageConfig, parse_yaml, yaml_problem
 from rlt.data.rows import write_text
 from rlt.errors import ConfigError, DependencyError, RunError
 from rlt.outputs import Result, begin, read_state
@@ -32,10 +32,10 @@ LOOPBACK = "127.0.0.1"
 
 
 def launch_stage(stage: str, config: StageConfig) -> Result:
-    """The stage's Result, after `accelerate launch` ran it in processes of its own. No shell is involved.
+    """The stage's Result, after `accelerate launch` ran it in its own processes. No shell is involved.
 
-    Raises ConfigError for an unknown `launch`, DependencyError where it needs what is not installed, RunError when the
-    processes fail.
+    Raises ConfigError for an unknown `launch`, DependencyError if it needs a package that is not installed, RunError if
+    the processes fail.
     """
     name = getattr(config, "launch", None) or "single"
     accelerate = launch_file(name)
@@ -59,34 +59,36 @@ def launch_stage(stage: str, config: StageConfig) -> Result:
         from rlt.training.checkpoints import last_checkpoint
 
         saved = last_checkpoint(output)
-        again = f"goes on from {saved.name}" if saved else "begins again: no checkpoint was saved"
-        raise RunError(f"{stage}: its processes ended with status {status}. The same command {again}.")
+        again = f"resumes from {saved.name}" if saved else "starts from scratch: no checkpoint was saved"
+        raise RunError(f"{stage}: its processes exited with status {status}. The same command {again}.")
     return Result(output, state["metrics"])
 
 
 def launch_file(name: str) -> Path:
-    """The accelerate configuration of that shipped name, or the YAML file of that path."""
+    """The accelerate configuration with this shipped name, or the YAML file at this path."""
     shipped = sorted(entry.name.removesuffix(".yaml") for entry in SHIPPED.iterdir() if entry.name.endswith(".yaml"))
     if name in shipped:
         return Path(str(SHIPPED / f"{name}.yaml"))
     if Path(name).is_file():
         return Path(name)
-    raise ConfigError(f"launch: {name!r} is neither shipped ({', '.join(shipped)}) nor a file.")
+    raise ConfigError(f"launch: {name!r} is neither a shipped configuration ({', '.join(shipped)}) nor a file.")
 
 
 def launch_options(accelerate: Path) -> dict[str, Any]:
-    """What an accelerate configuration says; raises ConfigError for what is none."""
+    """The options in an accelerate configuration; raises ConfigError if it is not one."""
     try:
         options = parse_yaml(accelerate.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"launch: {accelerate}: not valid YAML: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"launch: {accelerate}: not valid YAML: {yaml_problem(error)}.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"launch: {accelerate}: not valid YAML: not UTF-8 text.") from error
     if not isinstance(options, dict):
-        raise ConfigError(f"launch: {accelerate}: not a configuration of accelerate; `accelerate config` writes one.")
+        raise ConfigError(f"launch: {accelerate}: not an accelerate configuration; `accelerate config` writes one.")
     return options
 
 
 def processes(accelerate: Path) -> list[str]:
-    """accelerate's flag for one process on each visible GPU, where its configuration does not say how many; else none."""
+    """accelerate's flag for one process per visible GPU, if its configuration sets no number; otherwise no flag."""
     import torch
 
     if launch_options(accelerate).get("num_processes") is not None:
@@ -98,9 +100,9 @@ def processes(accelerate: Path) -> list[str]:
 
 
 def on_this_machine(options: Mapping[str, Any]) -> bool:
-    """Whether a configuration of accelerate is for processes of one machine, and leaves to rlt how they find each other."""
+    """Whether an accelerate configuration is for one machine and leaves it to rlt how the processes find each other."""
     several = int(options.get("num_machines") or 1) > 1
-    # `static` is what `accelerate config` writes unasked.
+    # `static` is what `accelerate config` writes by default.
     return not several and not options.get("main_process_ip") and options.get("rdzv_backend", "static") == "static"
 
 
@@ -110,7 +112,7 @@ def rendezvous(options: Mapping[str, Any]) -> list[str]:
 
 
 def environment(config: StageConfig, options: Mapping[str, Any]) -> dict[str, str]:
-    """This process's environment, in which processes of one machine talk over its loopback interface."""
+    """This process's environment, changed so that processes of one machine talk over its loopback interface."""
     here: dict[str, str] = {}
     names = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
     if on_this_machine(options) and names:

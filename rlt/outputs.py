@@ -1,8 +1,8 @@
 """What a stage leaves on disk and how it is found again: begin, refuse, resume, finish.
 
-A stage's output is a folder (or one file of rows). Beside its results stands `stage.json` (for a file:
-`FILE.stage.json`): the resolved configuration, versions, whether the stage is complete, and which outputs of other
-stages it was made from. While a process writes an output it holds the lock `.stage.lock` there.
+A stage's output is a folder (or one file of rows). With its results goes `stage.json` (for a file: `FILE.stage.json`):
+the resolved configuration, versions, the date that chat templates print, whether the stage is complete, and its inputs:
+outputs of other stages and fingerprints of other files. While a process writes an output it holds the lock `.stage.lock`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -22,15 +23,17 @@ from pathlib import Path
 from typing import IO, Any
 
 from rlt.config import StageConfig
+from rlt.data.fingerprints import Fingerprint, fingerprint, unchanged
 from rlt.data.rows import ROW_FILES, write_text
-from rlt.errors import RunError
+from rlt.errors import RltError, RunError
+from rlt.text.clock import pinned_date
 
 try:
     import fcntl
 except ImportError:  # Windows: outputs are not locked there
     fcntl = None  # type: ignore[assignment]
 
-# Keys that say how fast or where, not what: they may differ when a stage goes on.
+# Keys that say how fast or where, not what: they may differ when a stage resumes.
 INCIDENTAL = frozenset({
     "output", "launch", "batch_tokens", "batch_size", "max_in_flight", "timeout", "retry_for", "url",
     "api_key_env", "student_api_key_env", "workers", "ray", "ray_workers", "student_placement", "grade_timeout",
@@ -45,12 +48,17 @@ INCIDENTAL = frozenset({
         "disable_tqdm", "report_to", "run_name", "push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo")),
 })  # fmt: skip
 _SERVED = re.compile(r"^https?://[^#]*")  # what follows # names the model behind an address
+_TORCH_SAVE = (
+    "PytorchStreamWriter",
+    "inline_container",
+    "iostream",
+)  # in the RuntimeErrors of torch.save on a full disk
 VERSIONED = ("torch", "transformers", "trl", "datasets", "accelerate", "peft", "vllm")
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a stage made: where, and its numbers (also in `stage.json`)."""
+    """A stage's output and its numbers, which are also in `stage.json`."""
 
     output: Path
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -58,7 +66,7 @@ class Result:
 
 @dataclass
 class StageFolder:
-    """The output of one stage while it runs. `result` is set when it was complete before; `resumed` when it was begun."""
+    """A stage's output while the stage runs. `result` is set if it was complete before, `resumed` if it had begun."""
 
     stage: str
     config: StageConfig
@@ -66,6 +74,7 @@ class StageFolder:
     resumed: bool
     result: Result | None
     inputs: dict[str, str]
+    files: dict[str, Fingerprint]
     seconds_before: float
     started: float
     lock: IO[str] | None
@@ -75,9 +84,9 @@ class StageFolder:
         return Path(self.config.output)
 
     def finish(self, metrics: Mapping[str, Any]) -> Result:
-        """Mark the stage complete with its numbers and return its Result.
+        """The stage's Result, once it is marked complete with its metrics.
 
-        `seconds` is the time of all its starts; one that was killed counts until the last file that it wrote.
+        `seconds` adds up all its starts; a start that was killed counts until the last file that it wrote.
         """
         if not is_main_process():
             return Result(self.path, dict(metrics))
@@ -89,12 +98,16 @@ class StageFolder:
         return Result(self.path, numbers)
 
     def _write_state(self, more: Mapping[str, Any]) -> None:
-        state = {"stage": self.stage, "config": _dumped(self.config), "versions": versions(), "inputs": self.inputs}
-        write_text(self.state_file, json.dumps({**state, **more}, indent=1, ensure_ascii=False) + "\n")
+        state = {
+            "stage": self.stage, "config": _dumped(self.config), "versions": versions(), "date": pinned_date(),
+            "inputs": self.inputs, "files": self.files,
+        }  # fmt: skip
+        with writing(self.state_file):
+            write_text(self.state_file, json.dumps({**state, **more}, indent=1, ensure_ascii=False) + "\n")
 
 
 def is_main_process() -> bool:
-    """Whether this process is the only one, or the first of those that were launched together."""
+    """Whether this is the only process, or the first of those launched together."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -102,8 +115,8 @@ def begin(stage: str, config: StageConfig) -> StageFolder:
     """The output of `stage`, ready to be written, resumed, or already complete.
 
     Raises RunError if it was made with another configuration or from other inputs (naming the keys that differ and two
-    commands that help), if it has content that no stage of rlt made, or if another process is writing it. Of processes
-    launched together the first one begins.
+    commands that help), if it holds files that rlt did not make, or if another process is writing it. Of processes launched
+    together, the first one begins.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from accelerate import PartialState
@@ -118,7 +131,7 @@ def _begin(stage: str, config: StageConfig) -> StageFolder:
     try:
         _folder_of(output).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"{output}: cannot be made ({error.strerror}). Choose another --output.") from error
+        raise RunError(f"{output}: cannot be created ({error.strerror}). Choose another --output.") from error
     state, lock = read_state(output), None
     if is_main_process() and not (state and state["complete"]):
         lock = _hold(output)
@@ -131,8 +144,10 @@ def _begin(stage: str, config: StageConfig) -> StageFolder:
     except RunError:
         _release(lock)
         raise
+    complete = state is not None and state["complete"]
+    files = files_read_by(config) if is_main_process() and not complete else {}
     folder = StageFolder(
-        stage, config, state_file_of(output), state is not None, None, inputs_of(config), _seconds(state, output),
+        stage, config, state_file_of(output), state is not None, None, inputs_of(config), files, _seconds(state, output),
         time.time(), lock,
     )  # fmt: skip
     if state is not None and state["complete"]:
@@ -155,6 +170,11 @@ def _refuse_foreign(output: Path) -> None:
 
 
 def _refuse_changes(stage: str, config: StageConfig, state: Mapping[str, Any], output: Path) -> None:
+    if "unreadable" in state:
+        raise RunError(
+            f"{state_file_of(output)}: cannot be read ({state['unreadable']}). Start over (`rlt run RECIPE --restart`, or "
+            f"remove {' and '.join(map(str, files_of(output)))})."
+        )
     if state.get("stage") != stage:
         raise RunError(f"{output}: made by the stage `{state.get('stage')}`, not `{stage}`. Choose another --output.")
     changes = differences(state, config)
@@ -167,7 +187,7 @@ def _refuse_changes(stage: str, config: StageConfig, state: Mapping[str, Any], o
 
 
 def _seconds(state: Mapping[str, Any] | None, output: Path) -> float:
-    """Seconds that earlier starts took, by the newest file that the last one left: nothing else outlives a `kill -9`."""
+    """Seconds that earlier starts took, up to the newest file: after a `kill -9` nothing else is left to measure by."""
     if state is None or "started" not in state:
         return 0.0
     files = [*output.rglob("*")] if output.is_dir() else files_of(output)
@@ -179,19 +199,54 @@ def _seconds(state: Mapping[str, Any] | None, output: Path) -> float:
 
 
 def differences(state: Mapping[str, Any], config: StageConfig) -> list[str]:
-    """What keeps a stage of this configuration from going on with the output of this state, in words; empty: nothing.
+    """What keeps a stage of this configuration from resuming the output with this state, in words; empty: nothing.
 
-    Keys that decide what is made (not INCIDENTAL ones), and inputs that are not those it was made from.
+    Keys that decide what is made (not INCIDENTAL ones), and inputs that changed. Paths inside a run are compared relative
+    to it, so that a run's folder may be renamed.
     """
-    return changed_keys(state["config"], _dumped(config)) + [
-        f"its input {path} was made anew or removed since"
-        for path, finished in state.get("inputs", {}).items()
-        if (read_state(Path(path)) or {}).get("finished") != finished
-    ]
+    if "unreadable" in state:
+        return [f"its `stage.json` cannot be read ({state['unreadable']})"]
+    now = _dumped(config)
+    state = _moved(state, state["config"].get("output"), now["output"])
+    if "format" in now and now["format"] is None:
+        now["format"] = state["config"].get("format")  # resolved when the stage began
+    return (
+        changed_keys(state["config"], now)
+        + [
+            f"its input {path} was made again or removed since"
+            for path, finished in state.get("inputs", {}).items()
+            if (read_state(Path(path)) or {}).get("finished") != finished
+        ]
+        + [
+            f"its input {path} was edited since"
+            for path, known in state.get("files", {}).items()
+            if os.path.exists(path) and not unchanged(Path(path), known)
+        ]
+    )
+
+
+def _moved(state: Mapping[str, Any], there: str | None, now: str) -> Mapping[str, Any]:
+    """The state with paths below the run's old folder put below its new one; `there`, `now`: the output then and now."""
+    old, new = list(Path(there or now).parts), list(Path(now).parts)
+    while old and new and old[-1] == new[-1]:
+        old.pop()
+        new.pop()
+    if not old or old == new:
+        return state
+    root, here = str(Path(*old)), str(Path(*new))
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, str):
+            return here + value[len(root) :] if value == root or value.startswith(root + os.sep) else value
+        if isinstance(value, dict):
+            return {moved(key): moved(item) for key, item in value.items()}
+        return [moved(item) for item in value] if isinstance(value, list) else value
+
+    return {**state, **{key: moved(state[key]) for key in ("config", "inputs", "files") if key in state}}
 
 
 def changed_keys(there: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The keys of two dumped configurations that differ and decide what a stage makes: `train.x`: 1 there, 2 now."""
+    """The keys in which two dumped configurations differ, except INCIDENTAL ones, as lines: `train.x`: 1 there, 2 now."""
     lines = []
     for key in sorted({*there, *now}):
         name, old, new = prefix + key, there.get(key), now.get(key)
@@ -210,9 +265,9 @@ def _served(students: Any) -> Any:
 
 
 def inputs_of(config: StageConfig) -> dict[str, str]:
-    """Path -> when it was finished, for each complete output of a stage that a key of the configuration names.
+    """Path -> when it was finished, for each complete stage output that the configuration names.
 
-    Also of outputs with a file in them that is named (`quarters/band-1.jsonl`).
+    A file inside an output (`quarters/band-1.jsonl`) counts as that output.
     """
     found = {}
     for text in _texts({key: value for key, value in _dumped(config).items() if key != "output"}):
@@ -222,6 +277,18 @@ def inputs_of(config: StageConfig) -> dict[str, str]:
                 if finished is not None:
                     found[str(path)] = finished
                     break
+    return found
+
+
+def files_read_by(config: StageConfig) -> dict[str, Fingerprint]:
+    """Path -> fingerprint, for each file, and each model or data folder that no stage made, that the configuration names."""
+    found = {}
+    for text in _texts({key: value for key, value in _dumped(config).items() if key not in INCIDENTAL}):
+        path = Path(text)
+        if text and os.path.exists(text) and (path.is_file() or not (read_state(path) or {}).get("finished")):
+            prints = fingerprint(path)
+            if prints:
+                found[text] = prints
     return found
 
 
@@ -243,7 +310,7 @@ def _dumped(config: StageConfig) -> dict[str, Any]:
 
 
 def state_file_of(output: Path) -> Path:
-    """Where the state of the stage with this output stands."""
+    """Path of the `stage.json` of this output."""
     output = Path(output)
     return output.with_name(f"{output.name}.stage.json") if output.suffix in ROW_FILES else output / "stage.json"
 
@@ -258,7 +325,7 @@ def _folder_of(output: Path) -> Path:
 
 
 def files_of(output: Path) -> list[Path]:
-    """What has to be removed to start over: the folder, or the file with what stands beside it."""
+    """What to remove to start over: the folder, or the file with its state, lock and partial rows."""
     output = Path(output)
     if output.suffix not in ROW_FILES:
         return [output] if output.exists() else []
@@ -277,27 +344,53 @@ def remove_output(output: Path) -> None:
 
 
 def read_state(output: Path) -> dict[str, Any] | None:
-    """`stage.json` of a stage's output; None where there is none, or where a complete output is gone but its state left."""
+    """`stage.json` of a stage's output; None where there is none, or where a complete output is gone but its state left.
+
+    A garbled one counts as incomplete, with the reason under `unreadable`: `begin` refuses it, `--restart` removes it.
+    """
     path = state_file_of(output)
     if not path.is_file():
         return None
-    state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        return {"complete": False, "config": {}, "unreadable": str(error) or type(error).__name__}
+    if not isinstance(state, dict) or not {"complete", "config", "stage"} <= state.keys():
+        return {"complete": False, "config": {}, "unreadable": "not a stage's state"}
     return state if Path(output).exists() or not state["complete"] else None
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Errors of writing below `path` (full disk, read-only), those of safetensors and torch.save too, as a RunError."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except RltError:
+        raise
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(word in str(error) for word in _TORCH_SAVE):
+            raise
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        raise RunError(
+            f"{path}: cannot be written ({reason}). Make room or fix the permissions; the same command resumes."
+        ) from error
 
 
 # -- one writer --------------------------------------------------------------------------------------------------------
 
 
 def check_free(output: Path) -> None:
-    """Raises RunError, naming the process, where another process is writing this output."""
+    """Raise RunError, naming the process, if another process is writing this output."""
     if _lock_file_of(output).exists():
         _release(_hold(Path(output)))
 
 
 def _hold(output: Path) -> IO[str] | None:
-    """The output's lock file, locked until it is released or this process ends, however it ends.
+    """The output's lock file, locked until it is released or this process ends in any way.
 
-    A record lock: processes forked off this one do not hold it, so that none of them keeps an output locked.
+    It is a record lock, which forked processes do not inherit, so a surviving worker cannot keep an output locked.
     """
     if fcntl is None:
         return None
@@ -337,7 +430,7 @@ def _release(lock: IO[str] | None) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of rlt, Python and the libraries that decide results, of those that are installed."""
+    """Versions of rlt, Python and the installed libraries that decide results."""
     from rlt import __version__
 
     found = {"rlt": __version__, "python": platform.python_version()}
@@ -350,6 +443,6 @@ def versions() -> dict[str, str]:
 
 
 def complete_before(stage: str, config: StageConfig) -> Result | None:
-    """The stage's Result where it is complete already, so that nothing has to be read again; else None."""
+    """The stage's Result if it is already complete, before any input is read; else None."""
     state = read_state(config.output)
     return begin(stage, config).result if state is not None and state.get("complete") else None

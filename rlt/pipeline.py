@@ -1,37 +1,47 @@
-"""Running steps: one after another in this process, or side by side in processes of one thread each.
+"""Running steps: one after another in this process, or in parallel in processes of one thread each.
 
-Steps meet only through files. What is complete is skipped, what was cut off goes on, and each step prints one line when
-it begins and one when it ends.
+Steps meet only through files. Complete steps are skipped, interrupted ones resume, and each step prints one line when it
+starts and one when it ends.
 """
 
 from __future__ import annotations
 
 import importlib
+import io
 import multiprocessing
 import os
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rlt import timing
 from rlt.allocator import keep_freed_memory
+from rlt.checking import check_steps
 from rlt.config import ReportConfig, StageConfig
 from rlt.data.rows import write_text
-from rlt.errors import RunError
+from rlt.errors import ProblemsFound, RunError
 from rlt.outputs import Result, check_free, differences, read_state, remove_output
-from rlt.recipe import ONCE, Recipe, Step, recipe_of_run
+from rlt.provenance import date_of, prepared
+from rlt.recipe import ONCE, Recipe, RecipeHead, Step, recipe_of_run
+from rlt.text.clock import pin_date
+from rlt.timing import TimeLeft
 
-HEARTBEAT = 20.0  # seconds without a line after which it is said what runs side by side
+HEARTBEAT = 20.0  # seconds without a line after which it is said what runs
 SHOWN = 6  # differences that an error lists
+MOST_TOLD = 20  # complete steps whose numbers are repeated where others are still to be run
+SILENT = ("problems", "select")  # stages that show no progress of their own
 
 
 def run_stage(stage: str, config: StageConfig) -> Result:
     """The Result of one stage, run in this process, or under `accelerate launch` where its `launch` says so."""
+    config = prepared(stage, config)
     if getattr(config, "launch", None) and "LOCAL_RANK" not in os.environ:
         from rlt.launching import launch_stage
 
@@ -43,28 +53,38 @@ def run_stage(stage: str, config: StageConfig) -> Result:
 def run_recipe(recipe: Recipe, *, restart: bool = False, only: str | None = None) -> int:
     """Exit status after running the recipe's steps (`only`: that step, its variants, or that stage).
 
-    Complete steps are not run, and need nothing that they were made from. `restart` first removes what the steps left,
-    and what later steps made from it. Raises RunError when the run's folder belongs to something else or to another
-    recipe of this name, when an input is missing, or when another process is at work on one of the steps.
+    Complete steps are not run, and need nothing that they were made from. All others are checked before the first of them
+    begins: ProblemsFound lists what is wrong. `restart` first removes the results of the steps, and of later steps made
+    from them. Raises RunError if the run's folder belongs to something else or to another recipe of this name, if an
+    input is missing, or if another process is writing one of the steps.
     """
     steps = [step for step in recipe.steps if only is None or _is(step, only)]
     if not steps:
         names = dict.fromkeys(step.name.split("/")[0] for step in recipe.steps)
-        raise RunError(f"{recipe.head.name}: no step `{only}`; steps are {', '.join(names)}.")
+        raise RunError(f"{recipe.head.name}: unknown step `{only}`; steps are {', '.join(names)}.")
     once = [step for step in steps if step.stage in ONCE]
     rest = [step for step in steps if step.stage not in ONCE]
     todo = [step for step in rest if restart or not _complete(step)]
     if recipe.head.needs_gpu and todo:
         _check_gpu(recipe)
+    _check(recipe, [*todo, *once])
     _claim(recipe, rest, todo, restart, whole=only is None)
-    print(f"{recipe.head.name}: {recipe.head.description or len(steps)}", flush=True)
+    pin_date(date_of(step.config.output for step in recipe.steps))
+    seeds = len(recipe.head.seeds)
+    print(f"{recipe.head.name}: {recipe.head.description}".rstrip(": "), flush=True)
     print(
-        f"  {len(steps)} steps, {len(recipe.head.seeds)} seed(s), {recipe.head.jobs} at a time -> {recipe.folder}"
+        f"  {len(steps)} steps, {seeds} seed{'s' * (seeds > 1)}, {recipe.head.jobs} at a time -> {recipe.folder}"
         + (f"; {len(rest) - len(todo)} complete before" if len(rest) > len(todo) else ""),
         flush=True,
     )
-    statuses = [_status((read_state(step.config.output) or {}).get("metrics", {})) for step in rest if step not in todo]
-    progress = Progress(len(todo) + len(once))
+    statuses = []
+    for step in rest:
+        if step not in todo:
+            metrics = (read_state(step.config.output) or {}).get("metrics", {})
+            statuses.append(_status(metrics))
+            if len(rest) - len(todo) <= MOST_TOLD or not todo:
+                print(f"  complete before: {step.key}: {summary(Result(step.config.output, metrics))}", flush=True)
+    progress = Progress([*todo, *once], recipe)
     seed_done = _seed_reporter(recipe, once, progress)
     if recipe.head.jobs > 1 and len(todo) > 1:
         statuses += _side_by_side(todo, recipe, progress, seed_done)
@@ -72,6 +92,22 @@ def run_recipe(recipe: Recipe, *, restart: bool = False, only: str | None = None
         statuses += _one_by_one(todo, progress, seed_done)
     statuses += _one_by_one(once, progress, lambda seed: None)
     return max(statuses, default=0)
+
+
+def _check(recipe: Recipe, steps: Sequence[Step]) -> None:
+    """Raises ProblemsFound with everything that would stop one of these steps, as far as it can be known now."""
+    problems = check_steps(recipe, steps, connect=True).problems
+    if problems:
+        raise ProblemsFound(recipe.head.name, problems)
+
+
+def check_stage(stage: str, config: StageConfig) -> None:
+    """Raises ProblemsFound with everything that would stop this stage, unless it is complete."""
+    step = Step(stage, stage, None, config, ())
+    if not _complete(step):
+        found = check_steps(Recipe(RecipeHead(name=stage), (step,), {}), [step], connect=True).problems
+        if found:
+            raise ProblemsFound(f"rlt {stage}", [problem.removeprefix(f"step `{stage}`: ") for problem in found])
 
 
 def _is(step: Step, only: str) -> bool:
@@ -90,10 +126,12 @@ def _complete(step: Step) -> bool:
 
 
 def _claim(recipe: Recipe, steps: list[Step], todo: list[Step], restart: bool, *, whole: bool) -> None:
-    """Refuse what cannot go on, remove what is to be made anew, and only then write `recipe.yaml`."""
+    """Refuse what cannot resume, remove what starts over, and only then write `recipe.yaml`."""
     folder, written = recipe.folder, recipe.folder / "recipe.yaml"
     if folder.exists() and not written.exists() and any(folder.iterdir()):
-        raise RunError(f"{folder}: holds files that are no run of rlt. Choose another `--name`, or move them away.")
+        raise RunError(
+            f"{folder}: contains files that are not a run of rlt. Choose another `--name`, or move them away."
+        )
     made = [step for step in (recipe_of_run(folder).steps if written.exists() else ()) if step.stage not in ONCE]
     outputs = {step.config.output for step in recipe.steps}
     orphans = [step for step in made if step.config.output not in outputs and read_state(step.config.output)]
@@ -111,12 +149,12 @@ def _claim(recipe: Recipe, steps: list[Step], todo: list[Step], restart: bool, *
         print(f"removed: {', '.join(dict.fromkeys(step.name for step in removed))}", flush=True)
         later = dict.fromkeys(step.name for step in removed if step not in steps and not whole)
         if later:
-            print(f"  made from it, so made anew by the next `rlt run`: {', '.join(later)}", flush=True)
+            print(f"  made from it, so run again by the next `rlt run`: {', '.join(later)}", flush=True)
     write_text(written, recipe.dump())
 
 
 def _with_dependants(recipe: Recipe, steps: Iterable[Step]) -> list[Step]:
-    """These steps and all that were made from what they make."""
+    """These steps and all later ones that use their results."""
     names = {(step.seed, step.name) for step in steps}
     for step in recipe.steps:  # each after those it waits for
         if step.stage not in ONCE and any((step.seed, name) in names for name in step.after):
@@ -125,7 +163,7 @@ def _with_dependants(recipe: Recipe, steps: Iterable[Step]) -> list[Step]:
 
 
 def _refuse_changes(recipe: Recipe, made: list[Step], orphans: list[Step], removed: list[Step]) -> None:
-    """Raises RunError where any step, to be run or not, is not what this recipe would make: `recipe.yaml` is of them all."""
+    """Raises RunError if any step, to be run or not, differs from what this recipe would make: they share `recipe.yaml`."""
     changes = []
     seeds = [*dict.fromkeys(step.seed for step in made)]
     if orphans and seeds != recipe.head.seeds:
@@ -143,8 +181,8 @@ def _refuse_changes(recipe: Recipe, made: list[Step], orphans: list[Step], remov
         more = f"; and {len(changes) - SHOWN} more" if len(changes) > SHOWN else ""
         raise RunError(
             f"{recipe.folder}: made with another recipe: {'; '.join(changes[:SHOWN])}{more}. Keep it and write elsewhere: "
-            f"rlt run RECIPE --name {recipe.head.name}-2. Or start over: rlt run RECIPE --restart (and `--only STEP`: that "
-            "step and what was made from it)."
+            f"rlt run RECIPE --name {recipe.head.name}-2. Or start over: rlt run RECIPE --restart (with `--only STEP`: that "
+            "step and everything made from it)."
         )
 
 
@@ -160,33 +198,76 @@ def _refuse_missing_inputs(recipe: Recipe, todo: list[Step]) -> None:
 
 
 def _check_gpu(recipe: Recipe) -> None:
+    if not _has_gpu():
+        raise RunError(
+            f"{recipe.head.name}: this recipe needs a GPU, and none was found. `rlt run recipes/quickstart/recipe.yaml` "
+            "shows the method on a CPU; `--needs-gpu false` runs this one anyway."
+        )
+
+
+def _has_gpu() -> bool:
+    devices = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # CUDA, ROCm, WSL: without one of them torch need not be asked
+    if sys.platform == "linux" and not any(map(os.path.exists, devices)):
+        return False
     import torch
 
-    if not torch.cuda.is_available():
-        raise RunError(
-            f"{recipe.head.name}: this recipe needs a GPU and there is none here. `rlt run recipes/quickstart/recipe.yaml` "
-            "shows the method on a CPU; `--needs-gpu false` runs this one all the same."
-        )
+    return torch.cuda.is_available()
 
 
 # -- running -----------------------------------------------------------------------------------------------------------
 
 
 class Progress:
-    """Lines with the time since the start, steps done of all, and about how long the rest will take."""
+    """Prints lines with the time since the start, the steps done of all, and, once it is known, the time left."""
 
-    def __init__(self, total: int) -> None:
-        self.started, self.done, self.total = time.monotonic(), 0, total
+    def __init__(self, steps: Sequence[Step], recipe: Recipe) -> None:
+        self.started, self.done, self.total = time.monotonic(), 0, len(steps)
+        self.time_left = TimeLeft(steps, recipe.head.jobs, recipe.timings)
 
     def say(self, text: str) -> None:
-        elapsed, left = time.monotonic() - self.started, ""
-        if 2 < self.done < self.total and elapsed > 5:
-            left = f", about {clock(elapsed / self.done * (self.total - self.done))} left"
-        print(f"[{clock(elapsed)} {self.done}/{self.total}{left}] {text}", flush=True)
+        now, about = time.monotonic(), ""
+        left = self.time_left.left(now) if now - self.started > 5 and self.done < self.total else None
+        if left is not None:
+            about = f", about {clock(left)} left"
+        print(f"[{clock(now - self.started)} {self.done}/{self.total}{about}] {text}", flush=True)
+
+    def begin(self, step: Step) -> None:
+        self.time_left.begin(step, time.monotonic())
+        self.say(f"{step.key} ...")
 
     def end(self, step: Step, result: Result) -> None:
         self.done += 1
+        self.time_left.end(step, float(result.metrics.get("seconds", 0.0)))
         self.say(f"{step.key}: {summary(result)}")
+
+
+@contextmanager
+def told_while_silent(stage: str, name: str, say: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Says every HEARTBEAT seconds that a stage which shows no progress of its own still runs."""
+    done, begun = threading.Event(), time.monotonic()
+
+    def tell() -> None:
+        while not done.wait(HEARTBEAT):
+            (say or print)(f"running: {name} ({time.monotonic() - begun:.0f} s)")
+
+    if stage in SILENT:
+        threading.Thread(target=tell, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
+def timings(folder: Path) -> dict[str, dict[str, float]]:
+    """What each step of a run took, as a recipe's `seconds.json` has it (see `rlt.timing`). Raises RunError without a run."""
+    if not (folder / "recipe.yaml").is_file():
+        raise RunError(f"{folder}: not the folder of a run (no recipe.yaml in it).")
+
+    def seconds(step: Step) -> float | None:
+        state = read_state(step.config.output) if step.stage not in ONCE else None
+        return float(state["metrics"]["seconds"]) if state and state.get("complete") else None
+
+    return timing.timings(recipe_of_run(folder).steps, seconds)
 
 
 def clock(seconds: float) -> str:
@@ -196,8 +277,9 @@ def clock(seconds: float) -> str:
 def _one_by_one(steps: Sequence[Step], progress: Progress, seed_done: Callable[[int], None]) -> list[int]:
     statuses, left = [], Counter(step.seed for step in steps)
     for step in steps:
-        progress.say(f"{step.key} ...")
-        result = run_stage(step.stage, step.config)
+        progress.begin(step)
+        with told_while_silent(step.stage, step.key, progress.say):
+            result = run_stage(step.stage, step.config)
         progress.end(step, result)
         statuses.append(_status(result.metrics))
         left[step.seed] -= 1
@@ -209,13 +291,11 @@ def _one_by_one(steps: Sequence[Step], progress: Progress, seed_done: Callable[[
 def _side_by_side(
     steps: Sequence[Step], recipe: Recipe, progress: Progress, seed_done: Callable[[int], None]
 ) -> list[int]:
-    """Exit statuses; a step begins when those it waits for are done. What it prints goes to its log.
+    """Exit statuses; a step begins when those it waits for are done, in the order of `queue`. What it prints goes to its log.
 
-    The first seed goes first, so that its table is there early; of the others the step with most steps behind it. When
-    one fails no other begins, those that run are waited for, and its error is raised.
+    When one fails no other begins, those that run are waited for, and its error is raised.
     """
-    behind = _longest_chains(steps)
-    waiting = sorted(steps, key=lambda step: (step.seed != steps[0].seed, -behind[step.seed, step.name]))
+    waiting = timing.queue(steps)
     unfinished = {(step.seed, step.name) for step in steps}
     left = Counter(step.seed for step in steps)
     running: dict[Future[Result], tuple[Step, float]] = {}
@@ -237,7 +317,7 @@ def _side_by_side(
                 ready = [s for s in waiting if failed is None and not any((s.seed, a) in unfinished for a in s.after)]
                 for step in ready[: jobs - len(running)]:
                     waiting.remove(step)
-                    progress.say(f"{step.key} ...")
+                    progress.begin(step)
                     future = pool.submit(_run_logged, step.stage, step.config, log_of(recipe, step))
                     running[future] = (step, time.monotonic())
                 done, _ = wait(running, timeout=HEARTBEAT, return_when=FIRST_COMPLETED)
@@ -249,6 +329,7 @@ def _side_by_side(
                     error = future.exception()
                     if error is not None:
                         failed = failed or error
+                        progress.time_left.drop(step)
                         others = ", ".join(s.key for s, _ in running.values())
                         progress.say(
                             f"{step.key}: failed: {_first_line(error)} (its log: {log_of(recipe, step)})"
@@ -267,8 +348,8 @@ def _side_by_side(
             os.environ.pop(key, None) if value is None else os.environ.__setitem__(key, value)
     if isinstance(failed, BrokenProcessPool):
         raise RunError(
-            f"{recipe.head.name}: a step's process was killed, often for want of memory. The same command goes on where it "
-            f"was; with `--jobs 1` it needs less memory."
+            f"{recipe.head.name}: a step's process was killed, often because memory ran out. The same command resumes; "
+            f"`--jobs 1` needs less memory."
         ) from failed
     if failed is not None:
         raise failed
@@ -279,18 +360,8 @@ def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _longest_chains(steps: Sequence[Step]) -> dict[tuple[int | None, str], int]:
-    """How many steps of the same seed have to follow one another after each step."""
-    chains = {(step.seed, step.name): 0 for step in steps}
-    for step in reversed(steps):  # a recipe names what a step waits for before the step
-        for name in step.after:
-            if (step.seed, name) in chains:
-                chains[step.seed, name] = max(chains[step.seed, name], chains[step.seed, step.name] + 1)
-    return chains
-
-
 def log_of(recipe: Recipe, step: Step) -> Path:
-    """Where what the step prints is kept when steps run side by side."""
+    """The file with everything that the step prints when steps run in parallel."""
     return recipe.folder / "logs" / (step.key.replace(" ", "-").replace("/", "-") + ".log")
 
 
@@ -299,6 +370,9 @@ def _prepare_worker() -> None:
     import torch
     import transformers
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # as in rlt.cli: a locale of ASCII cannot print every question
+            stream.reconfigure(errors="backslashreplace")
     torch.set_num_threads(1)
     keep_freed_memory()
     datasets.disable_progress_bars()
@@ -307,7 +381,7 @@ def _prepare_worker() -> None:
 
 
 def _end_with_parent() -> None:
-    """Ends this worker when `rlt run` is gone (killed, say): it would go on writing outputs that nobody waits for."""
+    """Ends this worker when `rlt run` is gone (killed, say): otherwise it would keep writing outputs nobody waits for."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

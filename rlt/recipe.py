@@ -1,8 +1,8 @@
 """Recipes: one YAML file that configures any number of stages, expanded into steps with checked configurations.
 
     name: my-teacher                 # the run's folder is runs/my-teacher
-    seeds: [0, 1]                    # every step runs once a seed (default: [0])
-    jobs: 2                          # steps that run side by side (default: 1)
+    seeds: [0, 1]                    # every step runs once per seed (default: [0])
+    jobs: 2                          # steps that run in parallel (default: 1)
     defaults: {distill: {...}}       # keys for every step of a stage
     warmup: {model: ..., data: ...}  # a step; its stage is its name, or the key `stage`
     train: {model: "@warmup", ...}   # "@step" is the output of that earlier step, of the same seed
@@ -16,50 +16,74 @@ Imports no torch.
 from __future__ import annotations
 
 import difflib
+import json
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from rlt.config import MOVED, STAGES, Config, ReportConfig, StageConfig, parse_yaml, validate
-from rlt.errors import ConfigError
+from rlt.config import (
+    MOVED,
+    SHORT_FORMS,
+    STAGES,
+    Config,
+    ReportConfig,
+    Seed,
+    StageConfig,
+    parse_yaml,
+    validate,
+    yaml_problem,
+)
+from rlt.errors import ConfigError, ProblemsFound
 from rlt.tasks import load_task
 
-FILE_STAGES = ("problems", "score", "grade")  # their output is one file of rows, not a folder
+FILE_STAGES = tuple(name for name, config in STAGES.items() if config.writes == "file")
 ONCE = ("report",)  # run once, over all seeds
 _REFERENCE = re.compile(r"^@([\w.-]+(?:/[\w.-]+)?)(?::(.+))?$")
+# Names become files of the run's folder: no separators, no `..`, nothing hidden.
+NAME = r"^\w[\w.-]*$"
+TAKEN = ("logs", "recipe.yaml")  # what a run's folder has besides its steps
+SECONDS = "seconds.json"
 
 
 def _as_numbers(value: Any) -> Any:
     return [value] if isinstance(value, int) else value.split(",") if isinstance(value, str) else value
 
 
-class RecipeHead(Config):
-    """The keys of a recipe that are no steps."""
+def _different(seeds: list[int]) -> list[int]:
+    twice = [seed for seed, count in Counter(seeds).items() if count > 1]
+    if twice:
+        raise ValueError(f"seed {twice[0]} is listed twice; the same run would be made twice")
+    return seeds
 
-    name: str = Field(pattern=r"^[\w.-]+$")
+
+class RecipeHead(Config):
+    """The keys of a recipe that are not steps."""
+
+    name: str = Field(pattern=NAME)
     """Name of the run's folder."""
     description: str = ""
-    """What the recipe is for, in one line; shown when it starts and in the report."""
+    """Purpose of the recipe in one line; shown at the start and in the report."""
     folder: Path = Path("runs")
-    """Where runs are kept."""
-    seeds: Annotated[list[int], BeforeValidator(_as_numbers), Field(min_length=1)] = [0]
-    """Every step runs once for each of these."""
+    """Folder that holds all runs."""
+    seeds: Annotated[list[Seed], BeforeValidator(_as_numbers), Field(min_length=1), AfterValidator(_different)] = [0]
+    """Seeds; every step runs once per seed."""
     jobs: int = Field(1, ge=1)
-    """Steps that run side by side, each in a process with one thread."""
+    """Number of steps to run in parallel, each in a process with one thread."""
     needs_gpu: bool = False
-    """The recipe is no use without a GPU; it says so at the start instead of running for weeks."""
+    """Refuse to start without a GPU, because the run would take weeks."""
     defaults: dict[str, dict[str, Any]] = {}
-    """Stage -> keys that every step of that stage starts from."""
+    """Keys for every step of a stage, by stage."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step for one seed (None: over all seeds): its checked configuration and the steps it waits for.
+    """One step for one seed (None: over all seeds), with its checked configuration and the steps it waits for.
 
     `name` is `step` or `step/variant`; `key` is unique in the run.
     """
@@ -75,16 +99,27 @@ class Step:
         return self.name if self.seed is None else f"seed {self.seed} {self.name}"
 
 
+class Timing(Config):
+    """What a step took before."""
+
+    seconds: float = Field(ge=0)
+    """Mean over seeds."""
+    rows: int = Field(0, ge=0)
+    """Rows of metrics that it wrote; 0 for steps that write none."""
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe with every step expanded, in an order in which each stands after those it waits for.
+    """A recipe with every step expanded; each step comes after those it waits for.
 
-    `values` is the YAML's content with overrides applied.
+    `values` is the YAML's content with overrides applied. `timings`: what each step took when the recipe
+    was last measured, by its name.
     """
 
     head: RecipeHead
     steps: tuple[Step, ...]
     values: dict[str, Any]
+    timings: Mapping[str, Timing] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -92,7 +127,7 @@ class Recipe:
         return self.head.folder / self.head.name
 
     def dump(self) -> str:
-        """YAML that repeats this run, in other versions of rlt too: its steps, overrides included, and in `defaults` every
+        """YAML that repeats this run, also in other versions of rlt: its steps with overrides, and under `defaults` every
         default of their stages.
         """
         steps = {key: value for key, value in self.values.items() if key not in RecipeHead.model_fields}
@@ -113,18 +148,29 @@ def _defaults_of(stage: str) -> dict[str, Any]:
 
 
 def recipe_of_run(folder: Path) -> Recipe:
-    """The recipe that a run was made with, for the folder where the run stands now. Raises ConfigError as load_recipe."""
+    """The recipe of an existing run, at the folder's current place. Raises ConfigError as load_recipe does."""
     folder = folder if folder.name else folder.resolve()
     return load_recipe(folder / "recipe.yaml", {"folder": str(folder.parent), "name": folder.name})
 
 
 def load_recipe(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """The recipe in a YAML file, with `overrides` (nested as in the file) laid over it.
+    """The recipe in a YAML file, with `overrides` (nested as in the file) applied.
 
-    Relative paths of a recipe (formats, data files) are tried from the working directory, then beside the recipe. Raises
-    ConfigError that names the recipe, the step and the key.
+    Relative paths in a recipe (formats, data files) are looked up in the working directory, then in the recipe's folder.
+    Raises ProblemsFound with every mistake, each with its step and key.
     """
-    path = Path(path)
+    recipe, problems = read_recipe(path, overrides)
+    if problems:
+        raise ProblemsFound(str(path), problems)
+    return recipe
+
+
+def read_recipe(path: Path | str, overrides: Mapping[str, Any] | None = None) -> tuple[Recipe, list[str]]:
+    """`(recipe, problems)`: the steps without mistakes, and one line per mistake in the others.
+
+    Raises ConfigError where the file or its head cannot be read at all.
+    """
+    path = Path(path).expanduser()
     try:
         values = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -132,67 +178,146 @@ def load_recipe(path: Path | str, overrides: Mapping[str, Any] | None = None) ->
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}).") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+        raise ConfigError(f"{path}: not valid YAML: {yaml_problem(error)}.") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: a recipe is a mapping of steps; see `rlt run --help`.")
-    values = _beside(values, path.parent)
+    values = _beside({str(key): value for key, value in values.items()}, path.parent)
     for key in overrides or {}:
         if key not in RecipeHead.model_fields and key not in values:
-            near = difflib.get_close_matches(key, [*values, *RecipeHead.model_fields], n=2)
-            raise ConfigError(
-                f"--{key}: {path} has no such step{' (did you mean ' + ' or '.join(near) + '?)' if near else ''}."
-            )
-    return build_recipe(deep_merge(values, overrides or {}), str(path))
+            hint = _near(key, [*values, *RecipeHead.model_fields])
+            raise ConfigError(f"--{key}: {path} has no such step{hint}.")
+    return _built(deep_merge(values, overrides or {}), str(path), _timings_beside(path))
 
 
 def build_recipe(values: dict[str, Any], where: str) -> Recipe:
-    """The recipe with this content; `where` names it in errors. Raises ConfigError as load_recipe."""
+    """The recipe with this content; `where` names it in errors. Raises ProblemsFound as load_recipe does."""
+    recipe, problems = _built(values, where, {})
+    if problems:
+        raise ProblemsFound(where, problems)
+    return recipe
+
+
+def _built(values: dict[str, Any], where: str, timings: Mapping[str, Timing]) -> tuple[Recipe, list[str]]:
     head_values = {key: value for key, value in values.items() if key in RecipeHead.model_fields}
     head_values.setdefault("name", Path(where).parent.name or "run")
     head: RecipeHead = validate(RecipeHead, head_values, where)
-    for stage in head.defaults:
-        if stage in MOVED and stage not in STAGES:
-            raise ConfigError(f"{where}: `defaults.{stage}`: {MOVED[stage]}.")
-        if stage not in STAGES:
-            raise ConfigError(f"{where}: `defaults.{stage}`: there is no such stage; stages are {', '.join(STAGES)}.")
-    expanded = _expand(values, head, where)
+    problems = [
+        f"`defaults.{stage}`: "
+        + (
+            f"{MOVED[stage]}."
+            if stage in MOVED
+            else f"unknown stage{_near(stage, STAGES)}; stages are {', '.join(STAGES)}."
+        )
+        for stage in head.defaults
+        if stage not in STAGES
+    ]
+    expanded = _expand(values, head, problems)
+    if not expanded and not problems:
+        problems.append("has no steps. A step is a key with the name of a stage; see `rlt run --help`.")
     steps = []
+    # Mistakes are the same for every seed.
     for seed in head.seeds:
-        steps += [
-            _step(name, raw, head, seed, expanded, where) for name, raw in expanded.items() if raw["stage"] not in ONCE
-        ]
-    steps += [_step(name, raw, head, None, expanded, where) for name, raw in expanded.items() if raw["stage"] in ONCE]
+        for name, raw in expanded.items():
+            if raw["stage"] not in ONCE:
+                steps += _step(name, raw, head, seed, expanded, problems if seed == head.seeds[0] else [])
+    for name, raw in expanded.items():
+        if raw["stage"] in ONCE:
+            steps += _step(name, raw, head, None, expanded, problems)
     for step in steps:
         if isinstance(step.config, ReportConfig):
-            _check_report(step.config, expanded, f"{where}: step `{step.name}`")
-    return Recipe(head, tuple(steps), values)
+            problems += _told(_check_report, step.config, expanded, f"step `{step.name}`")
+    problems += _shared_outputs(steps)
+    return Recipe(head, tuple(steps), values, timings), problems
 
 
-def _expand(values: Mapping[str, Any], head: RecipeHead, where: str) -> dict[str, dict[str, Any]]:
-    """Step name -> its keys with `stage`, variants laid out, in the order of the recipe."""
+def _timings_beside(path: Path) -> dict[str, Timing]:
+    """Step name -> what it took, from the table next to a recipe; empty without such a table."""
+    table = path.with_name(SECONDS)
+    try:
+        read = json.loads(table.read_text(encoding="utf-8"))
+        if not isinstance(read, dict):
+            raise ValueError("not a mapping of steps")
+        return {str(name): validate(Timing, timing, f"`{name}`") for name, timing in read.items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{table}: cannot be read ({error}). `rlt timings RUN` prints such a table.") from error
+
+
+def _told(check: Any, *arguments: Any) -> list[str]:
+    """What `check` refuses, as lines."""
+    try:
+        check(*arguments)
+    except ConfigError as error:
+        return [str(error)]
+    return []
+
+
+def _shared_outputs(steps: list[Step]) -> list[str]:
+    makers: dict[Path, Step] = {}
+    problems = []
+    for step in steps:
+        other = None if step.stage in ONCE else makers.setdefault(step.config.output, step)
+        if other is not None and other is not step:
+            problems.append(f"step `{step.name}`: `output` {step.config.output} is also that of {other.key}.")
+    return problems
+
+
+def _near(word: str, known: Collection[str], cutoff: float = 0.6, prefix: str = "") -> str:
+    near = difflib.get_close_matches(str(word), known, n=2, cutoff=cutoff)
+    return f" (did you mean {' or '.join(prefix + one for one in near)}?)" if near else ""
+
+
+def _expand(values: Mapping[str, Any], head: RecipeHead, problems: list[str]) -> dict[str, dict[str, Any]]:
+    """Step name -> its keys with `stage`, variants expanded, in the order of the recipe; mistakes join `problems`."""
     expanded: dict[str, dict[str, Any]] = {}
     for name, raw in values.items():
         if name in RecipeHead.model_fields:
             continue
-        if not isinstance(raw, dict):
-            raise ConfigError(f"{where}: step `{name}`: must be a mapping of keys, not {type(raw).__name__}.")
-        stage = raw.get("stage", name)
-        if stage in MOVED and stage not in STAGES:
-            raise ConfigError(f"{where}: step `{name}`: {MOVED[stage]}.")
-        if stage not in STAGES:
-            near = difflib.get_close_matches(str(stage), STAGES, n=1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
-            raise ConfigError(f"{where}: step `{name}`: no stage {stage!r}{hint}; stages are {', '.join(STAGES)}.")
-        keys = {key: value for key, value in raw.items() if key not in ("stage", "each")}
-        common = deep_merge(head.defaults.get(stage, {}), keys)
-        variants = _variants(raw.get("each"), expanded, f"{where}: step `{name}`")
-        if variants is None:
-            expanded[name] = {**common, "stage": stage}
-            continue
-        for variant, special in variants.items():
-            filled = _fill(deep_merge(common, special or {}), {"each": variant})
-            expanded[f"{name}/{variant}"] = {**filled, "stage": stage}
+        try:
+            expanded |= _expanded_step(name, raw, head, expanded)
+        except ConfigError as error:
+            problems.append(str(error))
     return expanded
+
+
+def _expanded_step(name: str, raw: Any, head: RecipeHead, expanded: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    stage = raw.get("stage", name) if isinstance(raw, dict) else name
+    if stage in MOVED and stage not in STAGES:
+        raise ConfigError(f"step `{name}`: {MOVED[stage]}.")
+    if stage not in STAGES and not (isinstance(raw, dict) and "stage" in raw):
+        hint = _near(name, [*STAGES, *RecipeHead.model_fields])
+        if hint or not isinstance(raw, dict):
+            raise ConfigError(f"`{name}`: neither a key of a recipe nor a stage{hint}.")
+    if not isinstance(raw, dict):
+        raise ConfigError(f"step `{name}`: must be a mapping of keys, not {type(raw).__name__}.")
+    _check_name(name, f"step `{name}`")
+    if stage not in STAGES:
+        raise ConfigError(
+            f"step `{name}`: unknown stage {stage!r}{_near(stage, STAGES)}; stages are {', '.join(STAGES)}."
+        )
+    keys = {key: value for key, value in raw.items() if key not in ("stage", "each")}
+    common = deep_merge(head.defaults.get(stage, {}), keys)
+    variants = _variants(raw.get("each"), expanded, f"step `{name}`")
+    if variants is None:
+        return {name: {**common, "stage": stage}}
+    steps = {}
+    for variant, special in variants.items():
+        _check_name(str(variant), f"step `{name}`: variant `{variant}`")
+        if not isinstance(special, dict | None):
+            raise ConfigError(f"step `{name}`: variant `{variant}` must be a mapping of keys.")
+        filled = _fill(deep_merge(common, special or {}), {"each": variant})
+        steps[f"{name}/{variant}"] = {**filled, "stage": stage}
+    return steps
+
+
+def _check_name(name: str, where: str) -> None:
+    if not re.fullmatch(NAME, name):
+        raise ConfigError(
+            f"{where}: a name has letters, digits, `_`, `-` and `.` only, and begins with none of the last two."
+        )
+    if name in TAKEN:
+        raise ConfigError(f"{where}: the run's folder has a `{name}` of its own. Choose another name.")
 
 
 def _variants(each: Any, expanded: Mapping[str, Any], where: str) -> dict[str, Any] | None:
@@ -204,53 +329,64 @@ def _variants(each: Any, expanded: Mapping[str, Any], where: str) -> dict[str, A
         if not names:
             raise ConfigError(f"{where}: `each: {each}`: no earlier step of that name has variants.")
         return dict.fromkeys(names)
-    if isinstance(each, list):
+    if isinstance(each, list) and each:
         return dict.fromkeys(map(str, each))
-    if isinstance(each, dict):
-        return each
-    raise ConfigError(f"{where}: `each` is a mapping, a list, or the name of a step with variants.")
+    if isinstance(each, dict) and each:
+        return {str(variant): special for variant, special in each.items()}
+    raise ConfigError(f"{where}: `each` must be a mapping, a list, or the name of a step with variants.")
 
 
 def _step(
-    name: str, raw: dict[str, Any], head: RecipeHead, seed: int | None, expanded: Mapping[str, Any], where: str
-) -> Step:
+    name: str,
+    raw: dict[str, Any],
+    head: RecipeHead,
+    seed: int | None,
+    expanded: Mapping[str, Any],
+    problems: list[str],
+) -> list[Step]:
+    """The step, in a list; an empty one where it has mistakes, which join `problems`."""
     stage = raw["stage"]
     after: list[str] = []
-
     names = list(expanded)
     earlier, stages = names[: names.index(name)], {one: its["stage"] for one, its in expanded.items()}
 
     def path_of(other: str, part: str | None) -> str:
         known = [one for one in names if (one == other or one.startswith(f"{other}/")) and stages[one] not in ONCE]
-        if not known or other == name:
-            near = difflib.get_close_matches(other, expanded, n=2)
-            hint = f" (did you mean {' or '.join('@' + n for n in near)}?)" if near else ""
-            raise ConfigError(f"{where}: step `{name}`: @{other} is no other step of this recipe{hint}.")
+        if other == name:
+            raise ConfigError(f"step `{name}`: @{other} is this step itself. Name an earlier one.")
+        if stages.get(other) in ONCE:
+            raise ConfigError(f"step `{name}`: @{other} is a report, which no step can use.")
+        if not known:
+            raise ConfigError(f"step `{name}`: @{other}: no such step{_near(other, expanded, prefix='@')}.")
         if not set(known) <= set(earlier):
             raise ConfigError(
-                f"{where}: step `{name}`: @{other} is a later step. Steps run in order: write `{other}` before `{name}`."
+                f"step `{name}`: @{other} is a later step. Steps run in order: write `{other}` before `{name}`."
             )
         after.extend(known)
         path = output_of(head, other, expanded.get(other, {}).get("stage"), seed)
         return str(path / part) if part else str(path)
 
-    values = _resolve(_fill({k: v for k, v in raw.items() if k != "stage"}, {"seed": seed}), path_of)
-    values.setdefault("output", str(output_of(head, name, stage, seed)))
-    values.setdefault("seed", 0 if seed is None else seed)
-    config = validate(STAGES[stage], values, f"{where}: step `{name}`")
+    try:
+        values = _resolve(_fill({k: v for k, v in raw.items() if k != "stage"}, {"seed": seed}), path_of)
+        values.setdefault("output", str(output_of(head, name, stage, seed)))
+        values.setdefault("seed", 0 if seed is None else seed)
+        config = validate(STAGES[stage], values, f"step `{name}`")
+    except ConfigError as error:
+        problems.append(str(error))
+        return []
     if stage in ONCE:
         after = [other for other, its in expanded.items() if its["stage"] not in ONCE]
-    return Step(name, stage, seed, config, tuple(one for one in names if one in after))
+    return [Step(name, stage, seed, config, tuple(one for one in names if one in after))]
 
 
 def _check_report(config: ReportConfig, expanded: Mapping[str, dict[str, Any]], where: str) -> None:
-    """Raises ConfigError for a name in a report that is no step, variant or arm: it would be missing without a word."""
+    """Raises ConfigError for a name in a report that no step, variant or arm has: it would silently be left out."""
 
     def check(key: str, name: str, known: Collection[str]) -> None:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
             hint = f" Did you mean {near[0]}?" if near else f" There are: {', '.join(known) or 'none'}."
-            raise ConfigError(f"{where}: `{key}`: {name!r} is no step or variant of that kind.{hint}")
+            raise ConfigError(f"{where}: `{key}`: unknown step or variant {name!r}.{hint}")
 
     def of_stage(stage: str) -> dict[str, None]:
         return dict.fromkeys(name for name, raw in expanded.items() if raw["stage"] == stage)
@@ -321,7 +457,7 @@ def _fill(value: Any, names: Mapping[str, Any]) -> Any:
 
 
 def _beside(value: Any, folder: Path) -> Any:
-    """Texts that name a file beside the recipe, but none from here, become paths to it (`./format.yaml`)."""
+    """Paths such as `./format.yaml` that exist in the recipe's folder, but not here, become paths to the former."""
     if (
         isinstance(value, str)
         and value.startswith(("./", "../"))
@@ -337,9 +473,15 @@ def _beside(value: Any, folder: Path) -> Any:
 
 
 def deep_merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`under` with `over` laid on top; mappings are merged, everything else is replaced."""
+    """`under` with `over` laid on top; mappings are merged, everything else is replaced.
+
+    `data: FILE` under `data: {on_invalid: skip}` is merged as `data: {path: FILE}`.
+    """
     merged = dict(under)
     for key, value in over.items():
-        both = isinstance(merged.get(key), dict) and isinstance(value, Mapping)
-        merged[key] = deep_merge(merged[key], value) if both else value
+        before = merged.get(key)
+        if isinstance(value, Mapping) and isinstance(before, str) and key in SHORT_FORMS:
+            before = {SHORT_FORMS[key]: before}
+        both = isinstance(before, dict) and isinstance(value, Mapping)
+        merged[key] = deep_merge(before, value) if both else value  # type: ignore[arg-type]
     return merged

@@ -69,13 +69,16 @@ def leaks(configs: Sequence[StageConfig]) -> Iterator[str]:
     Reads the files that exist; evaluation itself checks again what was made since.
     """
     made = {str(config.output): config.model_dump(mode="json") for config in configs}
+    seen: set[str] = set()
     for config in configs:
         if not isinstance(config, EvaluateConfig) or config.allow_overlap:
             continue
         for name in [config.data] if config.data else config.benchmark:
             for data in training_data(config.model, made.get) if Path(name).exists() else ():
-                if both := overlap(data, DataConfig(path=name, limit=config.limit)):
+                pair = f"{name} {config.limit} {data}"  # many steps of a recipe evaluate on the same file
+                if pair not in seen and (both := overlap(data, DataConfig(path=name, limit=config.limit))):
                     yield said(both, name, data)
+                seen.add(pair)
 
 
 def refuse(both: Sequence[tuple[str, str]], name: str, data: DataConfig) -> None:

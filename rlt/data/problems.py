@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import overload
 
 from rlt.config import DataConfig
-from rlt.data.rows import read_rows
+from rlt.data.rows import ROW_FILES, read_rows
 from rlt.errors import DataError
 from rlt.text.formats import Format, check_problem
 from rlt.types import JsonRow, Problem
@@ -209,10 +209,16 @@ def _stratos(row: JsonRow, where: str) -> JsonRow:
 # -- where rows come from ----------------------------------------------------------------------------------------------------
 
 
+def names_a_file(path: str) -> bool:
+    """Whether the path of data is that of a file or folder; otherwise it is the name of a dataset on the hub."""
+    there = Path(path).expanduser()
+    return there.exists() or there.suffix in ROW_FILES or path.startswith((".", "/", "~"))
+
+
 def rows_of(data: DataConfig) -> Iterable[tuple[str, JsonRow]]:
     """`(where, row)` of each row that `data` names: of a file, a folder or a hub dataset; raises DataError."""
     path = Path(data.path).expanduser()
-    if path.exists() or path.suffix in (".jsonl", ".json", ".parquet") or data.path.startswith((".", "/", "~")):
+    if names_a_file(data.path):
         split = path / data.split
         return read_rows(split if path.is_dir() and split.is_dir() else path)
     return _hub_rows(data)

@@ -1,25 +1,27 @@
-"""Loading models and tokenizers, with errors that say what is wrong before any weights are read."""
+"""Loading models and tokenizers. What cannot be used is refused in one line, before weights are read where possible."""
 
 from __future__ import annotations
 
+import logging
 import os
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rlt.errors import ConfigError, ModelError
+from rlt.models.hub import check_can_be_had, is_folder_name
 
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+SHOWN = 3  # weights that an error names
+
 
 def load_config(model: str, trust_remote_code: bool = False) -> PretrainedConfig:
-    """The configuration of a model folder or hub name; raises ModelError for what is not a model."""
+    """The configuration of a model folder or hub name; raises ModelError where there is none."""
     from transformers import AutoConfig
 
-    if _looks_local(model) and not (Path(model) / "config.json").is_file():
-        what = "no such folder" if not Path(model).exists() else "no config.json in it"
-        raise ModelError(f"{model}: not a model folder ({what}).")
+    check_can_be_had(model)
     try:
         return AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
@@ -30,6 +32,8 @@ def load_tokenizer(model: str, trust_remote_code: bool = False) -> PreTrainedTok
     """The tokenizer of a model folder or hub name, with a padding token; raises ModelError where there is none."""
     from transformers import AutoTokenizer
 
+    if not is_folder_name(model):
+        check_can_be_had(model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
@@ -48,30 +52,86 @@ def load_model(
 ) -> PreTrainedModel:
     """The causal language model of a folder or hub name, from safetensors only, in evaluation mode, on `device`.
 
-    `dtype` `auto` is float32 where the device is a CPU and the checkpoint's own type elsewhere; `device` None is the
-    first GPU, or the CPU where there is none. Raises ModelError, and ConfigError for a GPU that is not there.
+    `dtype` `auto` is float32 on a CPU and the checkpoint's own type elsewhere; `device` None is the first GPU, or the CPU
+    where there is none. Raises ModelError for missing, misshapen, corrupt or non-finite weights, and ConfigError for a GPU
+    that is not there.
     """
     import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()  # a bar for each file of weights says nothing
     load_config(model, trust_remote_code)
     place = torch.device(device) if device is not None else default_device()
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"{model}: is to be placed on {place}, and this machine has {torch.cuda.device_count()} GPUs."
-        )
+        raise ConfigError(f"{model}: cannot be placed on {place}: this machine has {torch.cuda.device_count()} GPUs.")
     kind: Any = "auto" if dtype == "auto" else getattr(torch, dtype)
     if dtype == "auto" and place.type == "cpu":
         kind = torch.float32
+    loaded = _weights_of(model, dtype=kind, trust_remote_code=trust_remote_code, **options).to(place).eval()  # type: ignore[arg-type]
+    check_finite(loaded, model)
+    return loaded
+
+
+def check_weights(model: str, trust_remote_code: bool = False) -> None:
+    """Raise ModelError if a model's safetensors files cannot be read or lack weights; reads their headers only.
+
+    transformers would give missing weights random values and warn.
+    """
+    load_config(model, trust_remote_code)
+    _weights_of(model, device_map="meta", trust_remote_code=trust_remote_code)
+
+
+def check_finite(model: torch.nn.Module, name: str) -> None:
+    """Raise ModelError, naming the weight, if any of this process's weights is NaN or infinite."""
+    import torch
+    from torch.distributed.tensor import DTensor
+
+    for key, parameter in model.named_parameters():
+        weight = parameter.to_local() if isinstance(parameter, DTensor) else parameter.detach()
+        if not weight.is_floating_point() or weight.element_size() == 1 or not weight.numel():
+            continue
+        # Both are NaN where any value is; no copy of the weight is made.
+        if not torch.stack(weight.aminmax()).isfinite().all():
+            raise ModelError(f"{name}: the weight {key} has NaN or infinite values. Use another checkpoint.")
+
+
+def _weights_of(model: str, **options: Any) -> PreTrainedModel:
+    """transformers' model, each weight of it from the checkpoint; raises ModelError in one line otherwise."""
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    logger = logging.getLogger("transformers.modeling_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # its table of weights: what matters of it is refused below
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(
-            model, dtype=kind, use_safetensors=True, trust_remote_code=trust_remote_code, **options
+        answer: Any = AutoModelForCausalLM.from_pretrained(
+            model, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
+    except SafetensorError as error:
+        raise ModelError(
+            f"{model}: a safetensors file is truncated or corrupt ({_first_line(error)}). Copy or download it again."
+        ) from error
     except (OSError, ValueError) as error:
         raise ModelError(f"{model}: weights cannot be loaded (safetensors only): {_first_line(error)}") from error
-    return loaded.to(place).eval()  # type: ignore[arg-type]
+    finally:
+        logger.setLevel(level)
+    loaded: PreTrainedModel = answer[0]
+    _refuse_random(model, answer[1])
+    return loaded
+
+
+def _refuse_random(model: str, found: Mapping[str, Any]) -> None:
+    """Raise ModelError for weights to which transformers gave random values; `found` is its loading info."""
+    shapes = sorted(
+        f"{name} {list(there)} instead of {list(needed)}" for name, there, needed in found["mismatched_keys"]
+    )
+    for problem, names in (("lacks", sorted(found["missing_keys"])), ("has the wrong shape for", shapes)):
+        if names:
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            raise ModelError(
+                f"{model}: its checkpoint {problem} {len(names)} weight{'s' if len(names) > 1 else ''}: "
+                f"{', '.join(names[:SHOWN])}{more}. Copy or download it again, or check `config.json`."
+            )
 
 
 def default_device() -> torch.device:
@@ -95,8 +155,8 @@ def shard(model: PreTrainedModel) -> None:
 
     if not dist.is_initialized() or dist.get_world_size() == 1:
         raise ConfigError(
-            "`student_placement: sharded` spreads the student over several processes, and there is one. Use `same` or "
-            "`offload`, or start several (`launch: ddp`)."
+            "`student_placement: sharded` needs several processes, and there is one. Use `same` or `offload`, or start "
+            "several (`launch: ddp`)."
         )
     mesh = init_device_mesh(default_device().type, (dist.get_world_size(),))
     for module in model.modules():
@@ -108,12 +168,8 @@ def shard(model: PreTrainedModel) -> None:
 
 
 def context_length(config: PretrainedConfig) -> int | None:
-    """Tokens that a text may have for this model, or None where its configuration does not say."""
+    """The most tokens of a text for this model, or None where its configuration does not say."""
     return getattr(config.get_text_config(), "max_position_embeddings", None)
-
-
-def _looks_local(model: str) -> bool:
-    return Path(model).exists() or model.startswith((".", "/", "~")) or model.count("/") > 1
 
 
 def _first_line(error: Exception) -> str:

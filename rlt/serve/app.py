@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import hmac
 import json
 import threading
@@ -28,6 +29,8 @@ from rlt.types import Explanation, JsonRow, RewardParts
 
 # Bytes of a request besides its rows' characters, which take up to 6 bytes each in JSON.
 OVERHEAD = 2**20
+# A request this many times too large is cut off before its end.
+DRAINED = 8
 # Seconds between two looks whether a client is still there.
 LOOK_EVERY = 0.5
 
@@ -42,6 +45,12 @@ class Service:
     queue: RewardQueue
     info: JsonRow
     close: Callable[[], None] = lambda: None
+
+    @property
+    def name(self) -> str:
+        """A hash of what decides the rewards: format, options, students and teacher with their weights."""
+        decides = {key: value for key, value in self.info.items() if key not in ("version", "versions")}
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass
@@ -82,7 +91,7 @@ def build_app(config: ServeConfig, load: Callable[[Metrics], Service], token: st
 
     app = FastAPI(title="rlt serve", lifespan=lifespan, docs_url=None, redoc_url=None)
 
-    app.add_middleware(_Guard, token=token, metrics=metrics)
+    app.add_middleware(_Guard, token=token, metrics=metrics, state=state)
 
     @app.exception_handler(RltError)
     async def told(request: Request, error: RltError) -> JSONResponse:
@@ -164,8 +173,8 @@ def build_app(config: ServeConfig, load: Callable[[Metrics], Service], token: st
 class _Guard:
     """Asks for the bearer token, except of `/health`, and counts. Plain ASGI: starlette's own hides that a client left."""
 
-    def __init__(self, app: ASGIApp, token: str | None, metrics: Metrics) -> None:
-        self.app, self.token, self.metrics = app, token, metrics
+    def __init__(self, app: ASGIApp, token: str | None, metrics: Metrics, state: _State) -> None:
+        self.app, self.token, self.metrics, self.state = app, token, metrics, state
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -175,6 +184,9 @@ class _Guard:
         async def watched(message: Message) -> None:
             if message["type"] == "http.response.start":
                 statuses.append(message["status"])
+                if self.state.service is not None:
+                    # By which a client notices that it talks to another service than it began with.
+                    message["headers"] = [*message["headers"], (b"rlt-service", self.state.service.name.encode())]
             await send(message)
 
         sent = Headers(scope=scope).get("authorization", "")
@@ -219,12 +231,17 @@ class _State:
     async def body(self, request: Request) -> dict[str, Any]:
         """The JSON object of a request of bounded size."""
         self.ready()
-        limit = 6 * self.config.max_characters + OVERHEAD
+        limit, sent = 6 * self.config.max_characters + OVERHEAD, 0
         data = bytearray()
         async for piece in request.stream():
-            data += piece
-            if len(data) > limit:
-                raise HTTPException(413, f"the request has more than {limit} bytes; send fewer rows at once")
+            sent += len(piece)
+            if sent <= limit:
+                data += piece
+            elif sent > DRAINED * limit:
+                break
+        if sent > limit:
+            # What is read and dropped lets a client that is still sending see the answer instead of a closed connection.
+            raise HTTPException(413, f"the request has more than {limit} bytes; send fewer rows at once")
         try:
             body = json.loads(data)
         except (ValueError, RecursionError) as error:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from rlt import __version__
 from rlt.config import ServeConfig
 from rlt.errors import ConfigError, DependencyError
+from rlt.provenance import format_for
 from rlt.text.formats import load_format
 from rlt.types import JsonRow
 
@@ -73,7 +74,7 @@ def check_models(config: ServeConfig) -> None:
     """Raise what can be known of students, teacher and format before weights are read."""
     from rlt.reward.students import checked_tokenizer, close_students, open_students
 
-    fmt = load_format(config.format)
+    fmt = load_format(format_for("serve", config))
     teacher = None if config.teacher is None else checked_tokenizer(config.teacher, fmt, config)
     close_students(open_students(fmt, config, config, config, teacher).values())
 
@@ -113,7 +114,7 @@ def load_service(config: ServeConfig, metrics: Metrics) -> Service:
     from rlt.serve.queue import RewardQueue
     from rlt.serve.rows import Reader
 
-    fmt = load_format(config.format)
+    fmt = load_format(format_for("serve", config))
     teacher_tokenizer = None if config.teacher is None else checked_tokenizer(config.teacher, fmt, config)
     students = load_students(open_students(fmt, config, config, config, teacher_tokenizer), config, config)
     teacher = None

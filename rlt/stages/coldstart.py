@@ -21,8 +21,7 @@ from rlt.training.examples import end_ids, fit_prompts, read_text
 from rlt.training.loop import MetricsFile, ResumablePrompts, run_trainer
 from rlt.training.lora import peft_config
 
-# The paper's settings for this stage are not known (PAPER.md, section 6); these are those of its teacher RL but for the
-# group size, TRL's own.
+# The paper does not give settings for this stage; these are those of its teacher RL, with TRL's group size.
 DEFAULTS: dict[str, Any] = {
     "learning_rate": 1e-6, "lr_scheduler_type": "constant", "max_steps": 125, "temperature": 0.7, "top_k": 0,
     "max_completion_length": 16384, "beta": 0.0, "loss_type": "grpo", "logging_steps": 1, "save_strategy": "steps",
@@ -31,7 +30,7 @@ DEFAULTS: dict[str, Any] = {
 
 
 def run(config: ColdstartConfig) -> Result:
-    """The student's model folder after RL; `metrics.jsonl` has the reward, the shares of right and of unreadable responses."""
+    """The student's model folder after RL; `metrics.jsonl` has the reward and the shares of correct and unreadable ones."""
     done = complete_before("coldstart", config)
     if done is not None:
         return done
@@ -80,9 +79,9 @@ def run(config: ColdstartConfig) -> Result:
 
 
 class CorrectnessReward:
-    """A TRL reward function: one number for a response without a readable answer, one for a wrong, one for a right one.
+    """A TRL reward function: `rewards` are those of an unreadable, a wrong and a correct response.
 
-    `ends`: ids of the tokens that end a response; they are no part of its text.
+    `ends`: ids of the tokens that end a response; they do not belong to its text.
     """
 
     def __init__(
@@ -105,7 +104,7 @@ class CorrectnessReward:
         log_metric: Any = None,
         **others: Any,
     ) -> list[float]:
-        # Decoded here: TRL drops special tokens, and tags may be such.
+        # Decoded here: TRL drops special tokens, and tags may be special tokens.
         texts = [decode(self.tokenizer, [i for i in ids if i not in self.ends]) for ids in completion_ids]
         verdicts = self.graders.grade(list(zip(texts, answer, question, strict=True)), self.fmt)
         unreadable, wrong, right = self.rewards

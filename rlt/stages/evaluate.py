@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+UNREADABLE = 0.95  # share of responses without a readable answer above which the format is questioned
+
+
 class Preset(NamedTuple):
     """How benchmarks are asked."""
 
@@ -367,6 +370,7 @@ def _metrics(config: EvaluateConfig, asked: _Asked, rows: Rows) -> JsonRow:
             "fingerprint": fingerprint(part.benchmark, part.questions),
         }
         benchmarks[part.benchmark.name] = {**numbers(mine, part.benchmark.task), "seed": config.seed, **known}
+        _warn_unreadable(config, part.benchmark.name, benchmarks[part.benchmark.name]["unreadable"])
     sampling = asked.sampling
     return {
         "benchmarks": benchmarks,
@@ -399,6 +403,15 @@ def numbers(rows: Sequence[JsonRow], task: str) -> JsonRow:
         "unreadable": fmean(row["extracted"] is None and row["error"] is None for row in rows),
         "not_graded": sum(row["error"] is not None for row in rows),
     }
+
+
+def _warn_unreadable(config: EvaluateConfig, name: str, share: float) -> None:
+    if share >= UNREADABLE:
+        print(
+            f"evaluate: {name}: no answer can be read in {share:.0%} of the responses. Is `{config.format}` the format that "
+            f"{config.model} was trained with (`--format`), and is `--max-tokens` large enough?",
+            flush=True,
+        )
 
 
 def _by_question(rows: Sequence[JsonRow]) -> tuple[list[list[bool]], list[list[str | None]]]:

@@ -28,7 +28,7 @@ def run(config: TrainConfig) -> Result:
     """The RL-trained teacher's model folder, with `metrics.jsonl` (each part of the reward, placebos, lengths, shares) and
     `samples.jsonl` (explanations with their parts).
 
-    The teacher starts from `model`, which should be warmed up in the same format. Goes on from the last checkpoint.
+    The teacher starts from `model`, which should be warmed up in the same format. Resumes from the last checkpoint.
     """
     if not config.student:
         raise ConfigError("train: `student` is missing: the model whose understanding is the reward.")

@@ -17,11 +17,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from rlt.errors import ConfigError, DataError, ModelError
+from rlt.text.clock import strftime_now
 from rlt.types import Explanation, Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+DEFAULT_FORMAT = "stratos"
 SHIPPED_FORMATS = resources.files("rlt") / "shipped" / "formats"
 
 
@@ -146,11 +148,12 @@ def shipped_formats() -> list[str]:
 
 
 @lru_cache
-def load_format(name_or_path: str) -> Format:
-    """The format of that name (`stratos`, `r1`) or in that YAML file.
+def load_format(name_or_path: str | None) -> Format:
+    """The format of that name (`stratos`, `r1`) or in that YAML file; None: DEFAULT_FORMAT.
 
     Raises ConfigError, naming the file and the key, when there is none or it is not a format.
     """
+    name_or_path = name_or_path or DEFAULT_FORMAT
     path = Path(name_or_path)
     if name_or_path in shipped_formats():
         text = (SHIPPED_FORMATS / f"{name_or_path}.yaml").read_text(encoding="utf-8")
@@ -259,7 +262,7 @@ def _applied(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]])
     from jinja2 import TemplateError
 
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False))
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, strftime_now=strftime_now))
     except TemplateError as error:
         raise ModelError(
             f"the chat template of {_name(tokenizer)} refuses these messages ({error}). Where it knows no system role, use a "

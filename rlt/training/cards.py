@@ -1,4 +1,4 @@
-"""What stands beside a finished model: its card, with recipe, data, numbers and paper, and where asked its copy on the hub."""
+"""A finished model's card (configuration, data, metrics, paper) and its upload to the hub."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 
 from rlt.data.rows import write_text
 from rlt.errors import RunError
-from rlt.outputs import Result, StageFolder, is_main_process, versions
+from rlt.outputs import Result, StageFolder, is_main_process, versions, writing
+from rlt.text.formats import DEFAULT_FORMAT
 
 PAPER = "https://arxiv.org/abs/2506.08388"
 _WHAT = {
@@ -19,23 +20,24 @@ _WHAT = {
     "student understands that solution. It is not meant to solve problems by itself.",
     "distill": "A student trained on explanations: it answers a question with a thought and a solution.",
     "coldstart": "A student after reinforcement learning with a verifiable reward.",
-    "base": "A small model made from nothing on one synthetic task, for tests and demonstrations.",
+    "pretrain": "A small model pretrained from scratch on one synthetic task, for tests and demonstrations.",
 }
 # Options of `trainer` that rlt acts on itself: transformers' own upload saves the model again and replaces its card.
 UPLOAD = ("push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision", "hub_strategy")
-# What a run needs and a reader does not, or should not get: states, pickles, the problems' own texts.
+# Not uploaded: the run's state, pickles, and the texts of the problems.
 _PRIVATE = ["checkpoint-*", ".*", "*.bin", "*.pt", "samples.jsonl", "stage.json"]
 
 
 def finish_model(folder: StageFolder, base: str | None, data: str | None, metrics: Mapping[str, Any]) -> Result:
-    """The stage's Result, after its card was written and, with `trainer.push_to_hub`, its folder uploaded."""
-    write_model_card(folder, base, data, metrics)
+    """The stage's Result, once its card is written and, with `trainer.push_to_hub`, its folder uploaded."""
+    with writing(folder.path):
+        write_model_card(folder, base, data, metrics)
     upload(folder)
     return folder.finish(metrics)
 
 
 def upload(folder: StageFolder) -> None:
-    """Copy the folder to its repository on the hub where `trainer.push_to_hub` asks for that; the main process does it.
+    """Upload the folder to its repository on the hub if `trainer.push_to_hub` says so; only the main process does.
 
     The token is the environment's (HF_TOKEN, or what `hf auth login` left). Raises RunError where that fails.
     """
@@ -53,7 +55,7 @@ def upload(folder: StageFolder) -> None:
 
 
 def open_repository(folder: StageFolder) -> str | None:
-    """Id of the repository on the hub for this model, made if need be; None without `push_to_hub` and on other processes."""
+    """Id of this model's repository on the hub, created if needed; None without `push_to_hub` and on other processes."""
     options: dict[str, Any] = getattr(folder.config, "trainer", {})
     if not options.get("push_to_hub") or not is_main_process():
         return None
@@ -74,7 +76,7 @@ def _hub_errors(folder: StageFolder, repository: str) -> Iterator[None]:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise RunError(
             f"{folder.stage}: `trainer.push_to_hub`: {repository} cannot be written ({reason}). Set HF_TOKEN to a token with "
-            "write permission; the same command goes on."
+            "write permission and run the same command again; it resumes."
         ) from error
 
 
@@ -100,6 +102,7 @@ def write_model_card(folder: StageFolder, base: str | None, data: str | None, me
 - Stage: `{folder.stage}` of rlt
 - Started from: `{base or "random weights"}`
 - Data: `{data or "generated"}`
+- Format: `{getattr(folder.config, "format", None) or DEFAULT_FORMAT}`
 
 | metric | value |
 |---|---|

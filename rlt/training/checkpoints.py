@@ -1,4 +1,4 @@
-"""Checkpoints that can be trusted after `kill -9`: one is complete when, last of all, its marker was written."""
+"""Checkpoints that survive `kill -9`: a checkpoint is complete once its marker, written last, is there."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlt.data.rows import write_text
+from rlt.outputs import writing
 
 if TYPE_CHECKING:
+    import torch
     from transformers import Trainer as _Trainer
 else:
     _Trainer = object
@@ -20,24 +22,35 @@ MARKER = "complete.json"
 class WholeCheckpoints(_Trainer):
     """Mixin before a Trainer of transformers: checkpoints end with a marker, and old ones go only after that.
 
-    transformers writes a checkpoint's files one by one in place, deletes old ones on the way, and takes the highest
-    number for the last checkpoint, whatever is in it. The marker also holds TRL's count of tokens trained on, which TRL
-    starts at zero again when a run goes on.
+    transformers writes a checkpoint's files one by one in place, deletes old ones on the way, and takes the highest number
+    for the last checkpoint, whatever is in it. The marker also holds what a resumed trainer would start at zero: TRL's
+    count of tokens, and the sums behind the means that are logged next.
     """
+
+    _running: dict[str, Any] | None = None
+    _metrics: dict[str, Any]  # TRL's
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         limit, self.args.save_total_limit = self.args.save_total_limit, None
+        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
         try:
-            super()._save_checkpoint(model, trial)
+            with writing(folder):
+                super()._save_checkpoint(model, trial)
+                self._save_more(folder)
         finally:
             self.args.save_total_limit = limit
-        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-        self._save_more(folder)
-        self.accelerator.wait_for_everyone()  # ranks write files of their own
+        # The loss of each rank; the gather is also the barrier after which every rank has written its files.
+        losses = self.accelerator.gather(self._tr_loss.detach().reshape(1)).tolist()
         if self.args.should_save:
             from transformers.trainer_utils import rotate_checkpoints
 
-            write_text(folder / MARKER, json.dumps({"trained_tokens": getattr(self, "_total_train_tokens", 0)}))
+            running = {
+                "loss": losses, "total_loss": self._total_loss_scalar, "last_logged": self._globalstep_last_logged,
+                "metrics": getattr(self, "_metrics", {}).get("train", {}),
+            }  # fmt: skip
+            marker = {"trained_tokens": getattr(self, "_total_train_tokens", 0), "running": running}
+            with writing(folder):
+                write_text(folder / MARKER, json.dumps(marker))
             rotate_checkpoints(str(folder.parent), limit, self.state.best_model_checkpoint)
 
     def _save_more(self, folder: Path) -> None:
@@ -46,7 +59,26 @@ class WholeCheckpoints(_Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            self._total_train_tokens = json.loads((Path(checkpoint) / MARKER).read_text())["trained_tokens"]
+            marker = json.loads((Path(checkpoint) / MARKER).read_text())
+            self._total_train_tokens = marker["trained_tokens"]
+            self._running = marker.get("running")
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if self._running is not None:
+            self._resume_means(self._running)
+            self._running = None
+        return super().training_step(*args, **kwargs)
+
+    def _resume_means(self, running: dict[str, Any]) -> None:
+        # Only here: transformers zeroes them after it has loaded the checkpoint.
+        losses, rank = running["loss"], self.accelerator.process_index
+        # On another number of ranks each gets the mean: what is logged is the mean over ranks.
+        ranks = self.accelerator.num_processes
+        self._tr_loss += losses[rank] if len(losses) == ranks else sum(losses) / len(losses)
+        self._total_loss_scalar, self._globalstep_last_logged = running["total_loss"], running["last_logged"]
+        self._initial_global_step = 0  # the mean loss at the end is that of all steps, as the sum is
+        for name, values in running["metrics"].items():
+            self._metrics["train"][name] = [*values, *self._metrics["train"][name]]
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -56,7 +88,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def discard_incomplete(folder: Path) -> list[Path]:
-    """The checkpoints that were cut off while they were written; they are removed."""
+    """The incomplete checkpoints in a stage's folder, which are removed."""
     incomplete = [path for path in _checkpoints(folder) if not (path / MARKER).is_file()]
     for path in incomplete:
         shutil.rmtree(path)

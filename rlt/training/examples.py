@@ -1,4 +1,4 @@
-"""What training stages read before any weights: their problems as tokens of their model, what of it is learned, what fits."""
+"""Problems as token ids of a stage's model: which tokens are learned, and which rows fit its context."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from rlt.config import ColdstartConfig, DataConfig, DistillConfig, TrainConfig, WarmupConfig
 from rlt.data.problems import Problems, load_problems
 from rlt.errors import DataError, ModelError
-from rlt.models.loading import context_length, load_config, load_tokenizer
+from rlt.models.loading import check_weights, context_length, load_config, load_tokenizer
 from rlt.text.formats import Format, Rendered, check_template, load_format, render_student
 from rlt.text.tokens import tokenize
 from rlt.types import Explanation, Problem
@@ -22,13 +22,13 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Text:
-    """What a stage reads before any weights: its problems, and how they become tokens of its model."""
+    """A stage's problems and how they become token ids of its model; read before any weights."""
 
     fmt: Format
     problems: Problems
     tokenizer: PreTrainedTokenizerBase
     context: int | None
-    """Tokens that a text may have for the model; None where its configuration does not say."""
+    """The most tokens of a text for the model; None where its configuration does not say."""
     turn_end: int
     """Id of the token with which the chat template closes the assistant's turn."""
 
@@ -36,20 +36,21 @@ class Text:
 def read_text(
     stage: str, config: WarmupConfig | TrainConfig | DistillConfig | ColdstartConfig, need: tuple[str, ...] = ()
 ) -> Text:
-    """The stage's Text; says in one line how many problems there are. Raises DataError, ModelError or ConfigError."""
+    """The stage's Text; prints how many problems there are. Raises DataError, ModelError or ConfigError."""
     fmt = load_format(config.format)
     problems = load_problems(config.data, fmt, need=need)
     print(f"{stage}: {config.data.path}: {problems.summary()}", flush=True)
     context = context_length(load_config(config.model, config.trust_remote_code))
     tokenizer = load_tokenizer(config.model, config.trust_remote_code)
     check_template(fmt, tokenizer)
+    check_weights(config.model, config.trust_remote_code)
     return Text(fmt, problems, tokenizer, context, turn_end(fmt, tokenizer))
 
 
 def turn_end(fmt: Format, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Id of the token that closes the assistant's turn in the tokenizer's chat template, often but not always its eos.
+    """Id of the token that closes the assistant's turn in the chat template; often, but not always, the eos token.
 
-    Raises ModelError where nothing but text closes it: a model could not learn to stop.
+    Raises ModelError where no special token closes it: the model could not learn to stop.
     """
     probe = render_student(
         fmt, tokenizer, Problem(id="probe", question="2 + 3?", solution="5."), fmt.as_written("Add.")
@@ -63,15 +64,15 @@ def turn_end(fmt: Format, tokenizer: PreTrainedTokenizerBase) -> int:
         if start >= end and probe.text[start:stop].strip():
             break
     raise ModelError(
-        f"{tokenizer.name_or_path}: its chat template closes the assistant's turn with {probe.text[end:]!r}, in which no "
-        "special token comes first; a model could not learn to stop. Use a template that ends a turn with the eos token."
+        f"{tokenizer.name_or_path}: its chat template ends the assistant's turn with {probe.text[end:]!r}, which does not "
+        "begin with a special token, so a model could not learn to stop. Use a template that ends a turn with the eos token."
     )
 
 
 def end_ids(config: TrainConfig | ColdstartConfig, text: Text) -> set[int]:
-    """Ids of the tokens at which sampling stops: the model's generation configuration's, and the tokenizer's eos.
+    """Ids of the tokens at which sampling stops: those of the model's generation configuration, and the tokenizer's eos.
 
-    Raises ModelError where the end of a turn is not among them: every completion would run into the length limit.
+    Raises ModelError if the end of a turn is not one of them: every completion would run into the length limit.
     """
     from transformers import GenerationConfig
 
@@ -91,7 +92,7 @@ def end_ids(config: TrainConfig | ColdstartConfig, text: Text) -> set[int]:
 
 
 def listed(ids: int | list[int] | None) -> list[int]:
-    """Token ids as a configuration has them: none, one, or several."""
+    """Token ids as a list; a configuration has none, one, or several."""
     return [] if ids is None else ids if isinstance(ids, list) else [ids]
 
 
@@ -100,12 +101,12 @@ def listed(ids: int | list[int] | None) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """Token ids `(T,)` of one text and the positions whose tokens are learned; all others are context."""
+    """Token ids `(T,)` of one text, and the positions that are learned; the others are context."""
 
     ids: list[int]
     learned: range
     explanation_tokens: int = 0
-    """How many of the tokens are the explanation's."""
+    """Number of tokens of the explanation."""
 
     def labels(self) -> list[int]:
         """`(T,)` ids at learned positions, -100 elsewhere."""
@@ -118,7 +119,7 @@ def examples_of(
     learned: Sequence[tuple[int, int]],
     turn_end: int,
 ) -> list[Example]:
-    """One example a text, in order; `learned` are the characters to learn, and the turn's end after them is learned too."""
+    """One example per text, in order. `learned`: the characters to learn; the end of turn after them is learned too."""
     return [
         Example(tokens.ids, learned_span(tokens.ids, tokens.offsets, *span, turn_end), len(tokens.spans["explanation"]))
         for tokens, span in zip(tokenize(tokenizer, texts), learned, strict=True)
@@ -158,7 +159,7 @@ def taught_to_teacher(fmt: Format, text: Rendered) -> tuple[int, int]:
 
 
 def taught_to_student(fmt: Format, text: Rendered) -> tuple[int, int]:
-    """The characters that a student learns: its whole response, from the thought's opening tag to the solution's closing."""
+    """The characters that a student learns: its whole response, from the opening thought tag to the closing solution tag."""
     return (
         text.spans["explanation"][0] - len(fmt.tags.thought.open + fmt.padding),
         text.spans["solution"][1] + len(fmt.tags.solution.close),
@@ -166,9 +167,9 @@ def taught_to_student(fmt: Format, text: Rendered) -> tuple[int, int]:
 
 
 def learned_span(ids: Sequence[int], offsets: Sequence[tuple[int, int]], start: int, end: int, turn_end: int) -> range:
-    """Positions of the tokens that cover any character of `[start, end)`, and on to the `turn_end` token that follows.
+    """Positions of the tokens that cover any character of `[start, end)`, up to and including the next `turn_end` token.
 
-    Without that token a model never learns to stop. A template may have white space before it, which is learned too.
+    Without that token a model never learns to stop. White space that a template puts before it is learned too.
     """
     first = next(i for i, (_, stop) in enumerate(offsets) if stop > start)
     last = max(i for i, (begin, _) in enumerate(offsets) if begin < end)
@@ -187,33 +188,33 @@ def fit_prompts(
     context: int | None,
     data: DataConfig,
 ) -> tuple[list[int], list[str]]:
-    """`(kept, dropped)`: indices of the problems whose prompt leaves room for `completion` tokens, and a line for each other.
+    """`(kept, dropped)`: indices of the problems whose prompt leaves room for `completion` tokens, and a line per other one.
 
-    `context`: tokens that prompt and completion may have together (None: any number). Raises DataError at the first
-    problem without room unless `data.on_invalid` is `skip`, and if none is left.
+    `context`: the most tokens of prompt and completion together (None: no limit). Raises DataError at the first problem
+    that does not fit, unless `data.on_invalid` is `skip`, and if none fits.
     """
     encoded = tokenizer(list(prompts), add_special_tokens=False, verbose=False)["input_ids"]
     items = ((problem.id, len(ids), i) for i, (problem, ids) in enumerate(zip(problems, encoded, strict=True)))
     return _keep_short(
         items, None if context is None else context - completion, data,
-        lambda length: f"its prompt has {length} tokens, with {completion} of completion over the context of {context}",
-        "allow fewer tokens of completion",
+        lambda length: f"its prompt of {length} tokens and {completion} of completion exceed the context of {context}",
+        "lower the completion length",
     )  # fmt: skip
 
 
 def fit(
     problems: Sequence[Problem], examples: Sequence[Example], limit: int | None, data: DataConfig
 ) -> tuple[list[Example], list[str]]:
-    """`(kept, dropped)`: the problems' examples of at most `limit` tokens, and a line for each longer one, which is never cut.
+    """`(kept, dropped)`: the examples of at most `limit` tokens, and a line per longer one. No example is truncated.
 
-    Raises DataError at the first too long one unless `data.on_invalid` is `skip`, and if none is left.
+    Raises DataError at the first one that is too long, unless `data.on_invalid` is `skip`, and if none is left.
     """
     items = ((problem.id, len(example.ids), example) for problem, example in zip(problems, examples, strict=True))
     return _keep_short(
         items,
         limit,
         data,
-        lambda length: f"its text has {length} tokens, over the limit of {limit}",
+        lambda length: f"its text of {length} tokens exceeds the limit of {limit}",
         "raise `max_length`",
     )
 
@@ -221,7 +222,7 @@ def fit(
 def _keep_short(
     items: Iterable[tuple[str, int, Item]], limit: int | None, data: DataConfig, line: Callable[[int], str], fix: str
 ) -> tuple[list[Item], list[str]]:
-    """Of items with the id of their problem in `data` and a length: those within `limit`, and a line for each other one."""
+    """Of `(problem id, length, item)`: the items within `limit`, and a line per other one."""
     kept: list[Item] = []
     dropped: list[str] = []
     for name, length, item in items:
@@ -230,10 +231,10 @@ def _keep_short(
             continue
         dropped.append(f"{data.path}: problem {name}: {line(length)}")
         if data.on_invalid == "error":
-            raise DataError(f"{dropped[0]}. Set `data.on_invalid: skip` to leave it out, or {fix}.")
+            raise DataError(f"{dropped[0]}. Set `data.on_invalid: skip` to drop it, or {fix}.")
     if not kept:
         raise DataError(
-            f"{data.path}: no problem is short enough; the first: {dropped[0] if dropped else 'there is none'}"
+            f"{data.path}: no problem is short enough; the first: {dropped[0] if dropped else 'there are no problems'}"
         )
     if dropped:
         print(

@@ -1,8 +1,9 @@
-"""What the training stages share: TRL's arguments, metrics.jsonl, running and resuming."""
+"""Running and resuming TRL's trainers, and what they log: metrics.jsonl and the progress bar."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,9 @@ from transformers import TrainerCallback
 
 from rlt.config import DistillConfig, WarmupConfig
 from rlt.data.rows import JsonlWriter, read_rows, write_rows
-from rlt.outputs import StageFolder
+from rlt.errors import RunError
+from rlt.models.loading import check_finite
+from rlt.outputs import StageFolder, writing
 from rlt.training.cards import open_repository
 from rlt.training.checkpoints import WholeCheckpoints, discard_incomplete, last_checkpoint
 from rlt.training.examples import Example, Text, listed
@@ -22,16 +25,13 @@ if TYPE_CHECKING:
 METRICS_FILE = "metrics.jsonl"
 
 
-# -- arguments ---------------------------------------------------------------------------------------------------------------
-
-
 def train_supervised(
     folder: StageFolder, config: WarmupConfig | DistillConfig, arguments: Any, text: Text, examples: Sequence[Example]
 ) -> dict[str, Any]:
-    """Metrics after TRL's SFTTrainer learned the examples' learned positions; goes on from the last checkpoint.
+    """Metrics after TRL's SFTTrainer has learned the examples' learned positions; resumes from the last checkpoint.
 
-    The final model lies in the stage's folder. Its generation configuration names the end of a turn, so that every engine
-    stops where the model has learned to.
+    The final model is saved in the stage's folder. Its generation configuration names the end of a turn, so that every
+    engine stops where the model has learned to.
     """
     from datasets import Dataset
     from trl import SFTTrainer
@@ -53,44 +53,40 @@ def train_supervised(
 
 
 def run_trainer(trainer: Trainer, folder: StageFolder, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Numbers of the finished training; from the last complete checkpoint in the stage's folder where there is one."""
+    """Metrics of the finished training; resumes from the last complete checkpoint in the stage's folder.
+
+    Raises ModelError for NaN or infinite weights before the first step, and RunError for a full disk.
+    """
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-    open_repository(folder)  # where the model cannot be uploaded, that is said before it is trained
+    open_repository(folder)  # a model that cannot be uploaded is refused before it is trained
+    model: Any = trainer.model
+    check_finite(model, str(getattr(folder.config, "model", folder.path)))
     trainer.remove_callback(PrinterCallback)
     if not trainer.args.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(_Progress)
     if trainer.is_world_process_zero():
         for path in discard_incomplete(folder.path):
-            print(f"{path}: was cut off while it was written, and is removed.", flush=True)
+            print(f"{path}: incomplete (the run was stopped while it was written); removed.", flush=True)
     checkpoint = last_checkpoint(folder.path)
     outcome = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    save_whole(trainer)
-    if trainer.is_world_process_zero():
-        tokenizer.save_pretrained(folder.path)
-    loss = _mean_loss(trainer.state.log_history, float(outcome.training_loss))
-    return {"steps": trainer.state.global_step, "loss": round(loss, 6)}
-
-
-def _mean_loss(history: Sequence[Mapping[str, Any]], of_this_start: float) -> float:
-    """Mean loss of all logged steps, also those before the run was cut off; transformers has that of the last start's."""
-    total, last = 0.0, 0
-    for row in history:
-        if "loss" in row:
-            total, last = total + row["loss"] * (row["step"] - last), row["step"]
-    return total / last if last else of_this_start
+    with writing(folder.path):
+        saved = save_whole(trainer, getattr(folder.config, "merge_dtype", None))
+        if trainer.is_world_process_zero():
+            tokenizer.save_pretrained(folder.path)
+    return {"steps": trainer.state.global_step, "loss": round(float(outcome.training_loss), 6), **saved}
 
 
 class ResumablePrompts:
-    """Mixed into GRPOTrainer: rendered prompts stay as they are, and their order can be resumed in any epoch.
+    """Mixin before GRPOTrainer: prompts are tokenized as rendered, and their order can be resumed in any epoch.
 
-    TRL's sampler draws one permutation after another from its generator; a run that goes on in its third epoch would get
+    TRL's sampler draws one permutation after another from its generator; a run that resumes in its third epoch would get
     the first permutation again. Here each epoch has its own seed.
     """
 
     def _tokenize_prompts(self, prompts: list[str]) -> Any:
-        # A rendered prompt already has every special token in it; adding them again would put a second BOS in front.
+        # A rendered prompt already has its special tokens; adding them again would put a second BOS in front.
         return self.processing_class(text=prompts, add_special_tokens=False)["input_ids"], None, {}  # type: ignore[attr-defined]
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
@@ -98,10 +94,10 @@ class ResumablePrompts:
 
 
 class _OrderOfEpoch:
-    """A RepeatSampler whose permutation depends on the seed and the epoch alone."""
+    """A RepeatSampler whose permutation depends only on the seed and the epoch."""
 
     def __init__(self, sampler: Any, trainer: Any) -> None:
-        self.sampler, self.trainer = sampler, trainer  # not its state: that is another object after a resume
+        self.sampler, self.trainer = sampler, trainer  # not trainer.state: resuming replaces that object
 
     def __iter__(self) -> Iterator[int]:
         if self.sampler.shuffle:
@@ -113,10 +109,10 @@ class _OrderOfEpoch:
 
 
 class MetricsFile(TrainerCallback):
-    """Writes what the trainer logs to `metrics.jsonl`, one row a log, with the step.
+    """Writes what the trainer logs to `metrics.jsonl`, one row per log, with the step; raises RunError for a NaN loss.
 
-    When a run goes on from a checkpoint, rows of later steps are dropped first (from `also`, too): the files read as if
-    the run had never been cut off.
+    A run that resumes from a checkpoint first drops the rows of later steps, also from the files named in `also`, so that
+    the files equal those of an uninterrupted run.
     """
 
     def __init__(self, folder: Path, also: Sequence[str] = ()) -> None:
@@ -129,21 +125,26 @@ class MetricsFile(TrainerCallback):
         if not state.is_world_process_zero:
             return
         for path in self.files:
-            # `metrics.jsonl` counts steps done, samples are written before their step is done.
+            # Metrics are written after their step, samples during it.
             last = state.global_step if path == self.path else state.global_step - 1
-            JsonlWriter(path).close()  # cuts off a line that was being written
+            JsonlWriter(path).close()  # removes a half-written last line
             write_rows(path, (row for _, row in read_rows(path) if row["step"] <= last))
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
     ) -> None:
+        if logs and not math.isfinite(float(logs.get("loss", 0.0))):
+            raise RunError(
+                f"step {state.global_step}: the loss is {float(logs['loss'])}; from here on the weights are lost. Lower "
+                "`trainer.learning_rate`, or set `dtype: float32`."
+            )
         if state.is_world_process_zero and logs:
             with JsonlWriter(self.path) as file:
                 file.write([{"step": state.global_step, **logs}])
 
 
 class _Progress(TrainerCallback):
-    """A bar with time left and the two numbers one watches, instead of a dictionary a log."""
+    """A bar with the time left, the loss and the reward."""
 
     def __init__(self) -> None:
         self.bar: Any = None

@@ -168,7 +168,7 @@ def test_a_full_disk_is_a_clear_error_and_what_was_written_stays(model, tmp_path
 def test_a_folder_that_cannot_be_written_is_a_clear_error(model, tmp_path):
     (tmp_path / "file").write_text("")
     made = config(tmp_path / "out", model).model_copy(update={"output": tmp_path / "file" / "out"})
-    with pytest.raises(RltError, match=r"cannot be made \(Not a directory\)"):
+    with pytest.raises(RltError, match=r"cannot be created \(Not a directory\)"):
         collect.run(made)
 
 
@@ -184,7 +184,7 @@ def test_changed_problems_are_refused(model, tmp_path, monkeypatch):
     cut = config(tmp_path / "out", model)
     data = Path(cut.data.path)
     data.write_text(data.read_text().replace("What is 7?", "What is 77?"))
-    with pytest.raises(RunError, match="begun with other problems"):
+    with pytest.raises(RunError, match="was edited since"):
         collect.run(cut)
 
 

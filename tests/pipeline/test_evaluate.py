@@ -212,6 +212,11 @@ def test_changed_data_is_refused_on_resume(model: str, with_engine: Any, tmp_pat
         evaluate.run(config(model, tmp_path / "e", benchmark=str(data), task="arithmetic"))
     data.write_text("".join(json.dumps({"question": q, "answer": ANSWERS[q]}) + "\n" for q in questions[5:10]))
     with_engine(Coin(1.0))
+    with pytest.raises(RunError, match=r"its input .*q\.jsonl was edited since"):
+        evaluate.run(config(model, tmp_path / "e", benchmark=str(data), task="arithmetic"))
+    # A dataset of the hub has no file to compare; its responses have.
+    state = json.loads((tmp_path / "e" / "stage.json").read_text())
+    (tmp_path / "e" / "stage.json").write_text(json.dumps({**state, "files": {}}))
     with pytest.raises(RunError, match="answers another prompt than the data gives now"):
         evaluate.run(config(model, tmp_path / "e", benchmark=str(data), task="arithmetic"))
 
@@ -312,3 +317,11 @@ def test_an_overlap_with_a_public_benchmark_is_told_and_does_not_end_the_evaluat
     with_engine(Coin(1.0))
     evaluate.run(config(str(taught[0]), tmp_path / "e", limit=4))
     assert "evaluate: 2 of 4 questions of arithmetic are in the training data" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("unreadable", "warned"), [(1.0, True), (0.9, False)])
+def test_a_format_in_which_nothing_can_be_read_is_questioned(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], unreadable: float, warned: bool
+) -> None:
+    evaluate._warn_unreadable(config(model, tmp_path / "e"), "arithmetic", unreadable)
+    assert ("no answer can be read in 100% of the responses" in capsys.readouterr().out) is warned

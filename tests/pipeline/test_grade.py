@@ -59,5 +59,5 @@ def test_unknown_tasks_and_endings_are_told(tmp_path: Path) -> None:
     data = write(tmp_path / "r.jsonl", {"response": "5", "answer": "5"})
     with pytest.raises(ConfigError, match="did you mean math"):
         grade.run(GradeConfig(data=data, output=tmp_path / "out.jsonl", task="maths"))
-    with pytest.raises(ConfigError, match=r"must be a \.jsonl or \.parquet file"):
-        grade.run(GradeConfig(data=data, output=tmp_path / "out.csv"))
+    with pytest.raises(ValueError, match=r"must be a \.jsonl or \.parquet file"):
+        GradeConfig(data=data, output=tmp_path / "out.csv")

@@ -45,14 +45,16 @@ def test_steps_side_by_side_run_once_print_to_their_logs_and_are_told_while_they
 @pytest.mark.slow
 def test_a_failure_is_told_at_once_and_what_runs_is_waited_for(tmp_path, capsys):
     """Both begin together: one fails at once, the other has some work to do; what waits for it does not begin."""
-    steps = {"bad": {"stage": "grade", "data": str(tmp_path / "none.jsonl")}, "long": {**PROBLEMS, "count": 20000},
+    rows = [{"response": "4", "answer": "4"}, {"response": "4", "answer": ""}]  # only the first is looked at before
+    (tmp_path / "bad.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    steps = {"bad": {"stage": "grade", "data": str(tmp_path / "bad.jsonl")}, "long": {**PROBLEMS, "count": 20000},
              "last": {**PROBLEMS, "exclude": ["@long"]}}  # fmt: skip
-    with pytest.raises(DataError, match=r"none\.jsonl"):
+    with pytest.raises(DataError, match=r"bad\.jsonl line 2: column `answer` is empty"):
         run_recipe(recipe(tmp_path, steps))
     said = capsys.readouterr().out
     failed = next(line for line in said.splitlines() if "failed" in line)
     assert "seed 0 bad: failed: " in failed
-    assert "none.jsonl" in failed
+    assert "bad.jsonl line 2" in failed
     assert "logs/seed-0-bad.log" in failed
     assert "seed 0 long: done" in said
     assert "seed 0 last ..." not in said

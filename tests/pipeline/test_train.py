@@ -222,7 +222,7 @@ def test_a_prompt_without_room_for_the_completion_is_an_error_or_dropped(world, 
     rows[3] = {**rows[3], "id": "q3", "question": " ".join(["then"] * 500)}
     write_rows(data, rows)
     with pytest.raises(
-        DataError, match=r"long\.jsonl: problem q3: its prompt has \d+ tokens, with 8 of completion over"
+        DataError, match=r"long\.jsonl: problem q3: its prompt of \d+ tokens and 8 of completion exceed"
     ):
         train({**world, "data": str(data)}, tmp_path / "run")
     # The same command with the advice taken: nothing was begun.
@@ -232,7 +232,7 @@ def test_a_prompt_without_room_for_the_completion_is_an_error_or_dropped(world, 
 
 
 def test_a_mistake_in_the_options_leaves_nothing_behind(world, tmp_path):
-    with pytest.raises(ConfigError, match=r"`trainer.max_step` is no option of GRPOConfig \(did you mean max_steps"):
+    with pytest.raises(ConfigError, match=r"`trainer.max_step`: unknown option of GRPOConfig \(did you mean max_steps"):
         train(world, tmp_path / "run", {"max_step": 3})
     assert not (tmp_path / "run").exists()
 

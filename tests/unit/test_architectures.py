@@ -54,7 +54,15 @@ FAMILIES = [
     ("qwen3_next", EXPERTS),
     (
         "deepseek_v3",
-        {"n_routed_experts": 8, "n_group": 2, "topk_group": 1, "num_key_value_heads": 4, "qk_rope_head_dim": 8, "kv_lora_rank": 8, **EXPERTS},
+        {
+            "n_routed_experts": 8,
+            "n_group": 2,
+            "topk_group": 1,
+            "num_key_value_heads": 4,
+            "qk_rope_head_dim": 8,
+            "kv_lora_rank": 8,
+            **EXPERTS,
+        },
     ),
     ("afmoe", EXPERTS),
 ]

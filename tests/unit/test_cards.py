@@ -47,6 +47,7 @@ def test_the_finished_folder_is_uploaded_with_its_card(tmp_path: Path, hub: Any)
     assert uploaded == "upload"
     assert upload["repo_id"] == "me/teacher"
     assert "| loss | 0.25 |" in upload["card"]
+    assert "- Format: `stratos`" in upload["card"]
     assert {"checkpoint-*", "stage.json", "samples.jsonl"} <= set(upload["ignore_patterns"])
     assert result.metrics["loss"] == 0.25
 

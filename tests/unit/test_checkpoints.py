@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from rlt.training.checkpoints import MARKER, WholeCheckpoints, discard_incomplete, last_checkpoint
 
@@ -40,7 +42,9 @@ class Saving:
         self.folder = folder
         self.args = SimpleNamespace(save_total_limit=limit, should_save=True)
         self.state = SimpleNamespace(global_step=0, best_model_checkpoint=None)
-        self.accelerator = SimpleNamespace(wait_for_everyone=lambda: None)
+        self.accelerator = SimpleNamespace(gather=lambda loss: loss, process_index=0, num_processes=1)
+        self._tr_loss, self._total_loss_scalar, self._globalstep_last_logged = torch.tensor(0.0), 0.0, 0
+        self._metrics = {"train": defaultdict(list)}
         self._total_train_tokens = 0
 
     def _get_output_dir(self, trial: Any = None) -> str:
@@ -52,6 +56,10 @@ class Saving:
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         pass
+
+    def training_step(self, loss: float) -> None:
+        self._tr_loss += loss
+        self._metrics["train"]["entropy"].append(loss)
 
 
 class Whole(WholeCheckpoints, Saving):  # type: ignore[misc]
@@ -81,9 +89,23 @@ def test_old_checkpoints_go_when_the_new_one_is_complete_and_not_before(tmp_path
     assert trainer.args.save_total_limit == 1
 
 
-def test_the_count_of_tokens_goes_on(tmp_path: Path) -> None:
+def test_the_count_of_tokens_resumes(tmp_path: Path) -> None:
     trainer: Any = Whole(tmp_path, limit=2)
     save(trainer, 5, tokens=700)
     resumed: Any = Whole(tmp_path, limit=2)
     resumed._load_optimizer_and_scheduler(str(tmp_path / "checkpoint-5"))
     assert resumed._total_train_tokens == 700
+
+
+def test_the_means_that_are_logged_next_resume(tmp_path: Path) -> None:
+    trainer: Any = Whole(tmp_path, limit=2)
+    trainer._total_loss_scalar, trainer._globalstep_last_logged = 8.0, 4
+    trainer.training_step(2.0)
+    save(trainer, 5)
+    resumed: Any = Whole(tmp_path, limit=2)
+    resumed._load_optimizer_and_scheduler(str(tmp_path / "checkpoint-5"))
+    resumed.training_step(1.0)
+    resumed.training_step(0.5)
+    assert resumed._tr_loss == 3.5
+    assert resumed._metrics["train"]["entropy"] == [2.0, 1.0, 0.5]
+    assert (resumed._total_loss_scalar, resumed._globalstep_last_logged) == (8.0, 4)

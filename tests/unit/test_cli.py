@@ -1,15 +1,19 @@
 """The command: flags, help without torch, one-line errors."""
 
 import json
+import re
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from rlt.cli import main, parse_flags
-from rlt.config import parse_yaml
-from rlt.recipe import load_recipe
+from rlt.cli import SUMMARIES, main, parse_flags
+from rlt.config import STAGES, parse_yaml
+from rlt.planning import PlanConfig
+from rlt.recipe import RecipeHead, load_recipe
+from rlt.text.formats import shipped_formats
 
 
 @pytest.mark.parametrize(
@@ -24,6 +28,8 @@ from rlt.recipe import load_recipe
         (["--placebos"], {"placebos": True}),
         (["--top-k", "null"], {"top_k": None}),
         (["--trainer.max-steps", "3"], {"trainer": {"max_steps": 3}}),
+        (["--data", "F", "--data.on-invalid", "skip"], {"data": {"path": "F", "on_invalid": "skip"}}),
+        (["--data.on-invalid", "skip", "--data", "F"], {"data": {"path": "F", "on_invalid": "skip"}}),
     ],
 )
 def test_flags_become_keys(words, flags):
@@ -49,6 +55,20 @@ def test_a_switch_does_not_swallow_the_recipe():
         (["score", "--studnet", "x", "--data", "d", "--output", "o"], "did you mean student"),
         (["collect", "thing"], "neither a flag nor a recipe"),
         (["grade", "--data", "none.jsonl", "--output", "graded.jsonl"], "none.jsonl"),
+        (["collect", "--model", "m", "--data", "d", "--output", "x.jsonl"], "`output` x.jsonl must be a folder"),
+        (
+            ["score", "--data", "d.jsonl", "--output", "o.jsonl", "--temperature", ".inf"],
+            "`temperature`: must be a finite",
+        ),
+        (["train", "--model", "m", "--data", "d", "--output", "o", "--kl-coef", ".nan"], "`kl_coef`: must be a finite"),
+        (
+            ["problems", "--task", "arithmetic", "--output", "o.jsonl", "--seed", "-1"],
+            "`seed`: Input should be greater",
+        ),
+        (["grade", "--data", "d", "--output", "o.jsonl", "--workers", "true"], "`workers`: must be a number"),
+        (["score", "--model", "a", "--model.x", "1"], "--model.x: `model` already has a plain value"),
+        (["timings", "nowhere"], "nowhere: not the folder of a run"),
+        (["check"], "usage: rlt check RECIPE"),
     ],
 )
 def test_mistakes_are_one_line_and_status_2(words, message, capsys):
@@ -71,6 +91,76 @@ def test_help_answers_within_a_second_and_imports_no_torch():
         # Of the processor, so that what else this machine does is not counted.
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(seconds) < 1
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize("command", ["", *SUMMARIES])
+def test_help_fits_the_terminal(command, width, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert main([*command.split(), "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 2
+    assert max(map(len, lines)) <= width
+
+
+@pytest.mark.parametrize("command", [*STAGES, "run", "plan"])
+def test_help_has_every_key_the_required_first_and_what_they_may_be(command, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "2000")
+    assert main([command, "--help"]) == 0
+    said = capsys.readouterr().out
+    keys = re.findall(r"^  --([\w.-]+)\n +(.*)$", said, re.MULTILINE)
+    top = [(key, text) for key, text in keys if "." not in key and text.endswith("]")]
+    required = [text.endswith("[required]") for _, text in top]
+    assert required == sorted(required, reverse=True)
+    model = {"run": RecipeHead, "plan": PlanConfig}.get(command) or STAGES[command]
+    assert [key for key, _ in top] == [
+        name.replace("_", "-")
+        for name, field in sorted(model.model_fields.items(), key=lambda item: not item[1].is_required())
+    ]
+    if "format" in model.model_fields:
+        for name in shipped_formats():
+            assert f"`{name}`" in dict(keys)["format"]
+    if command == "train":
+        assert "One of k1, k3, exact. [default: null]" in dict(keys)["estimator"]
+
+
+def test_help_is_80_columns_wide_where_there_is_no_terminal():
+    done = subprocess.run(
+        [sys.executable, "-m", "rlt", "train", "--help"], capture_output=True, text=True, check=True, env={"PATH": ""}
+    )
+    assert 70 < max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_a_locale_of_ascii_is_no_reason_to_fail(tmp_path):
+    (tmp_path / "r.yaml").write_text(
+        "name: r\ndescription: caf\u00e9 \u2192 \u0394\nproblems: {task: arithmetic, count: 2}\n", encoding="utf-8"
+    )
+    environment = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [sys.executable, "-m", "rlt", "run", "r.yaml"], cwd=tmp_path, capture_output=True, check=False,
+        env={"PATH": "", "PYTHONPATH": str(Path(__file__).parents[2]), **environment},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert b"caf\\xe9 \\u2192" in done.stdout
+
+
+def test_a_complete_stage_tells_its_numbers_again(tmp_path, capsys):
+    command = ["problems", "--task", "arithmetic", "--count", "3", "--output", str(tmp_path / "p.jsonl")]
+    assert main(command) == 0
+    capsys.readouterr()
+    assert main(command) == 0
+    assert "problems: complete before: done in 0.0 s (problems 3) -> " in capsys.readouterr().out
+
+
+def test_timings_prints_the_table_of_a_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run_of_two_reports(tmp_path)
+    capsys.readouterr()
+    assert main(["timings", "runs/r"]) == 0
+    table = capsys.readouterr().out
+    assert json.loads(table).keys() == {"problems"}
+    (tmp_path / "seconds.json").write_text(table)
+    assert load_recipe("r.yaml").timings.keys() == {"problems"}
 
 
 @pytest.mark.parametrize(

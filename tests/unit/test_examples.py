@@ -50,7 +50,7 @@ def test_the_end_of_a_turn_is_learned_where_it_is_not_the_eos_and_where_a_space_
 
 def test_a_template_after_which_no_model_could_stop_is_refused():
     tokenizer = byte_tokenizer(template="{% for m in messages %}{{ m['content'] }} [end]\n{% endfor %}")
-    with pytest.raises(ModelError, match=r"closes the assistant's turn with ' \[end\]\\n'"):
+    with pytest.raises(ModelError, match=r"ends the assistant's turn with ' \[end\]\\n'"):
         turn_end(FMT, tokenizer)
 
 
@@ -72,7 +72,7 @@ PROBLEMS = [Problem(id=name, question="what", solution="five") for name in "ab"]
 
 def test_too_long_examples_are_named_or_dropped_and_never_cut():
     examples = [Example([1, 2, 3], range(1, 3)), Example([1, 2], range(1, 2))]
-    with pytest.raises(DataError, match=r"d\.jsonl: problem a: its text has 3 tokens, over the limit of 2"):
+    with pytest.raises(DataError, match=r"d\.jsonl: problem a: its text of 3 tokens exceeds the limit of 2"):
         fit(PROBLEMS, examples, 2, DataConfig(path="d.jsonl"))
     kept, dropped = fit(PROBLEMS, examples, 2, DataConfig(path="d.jsonl", on_invalid="skip"))
     assert kept == [examples[1]]
@@ -90,6 +90,6 @@ def test_a_prompt_needs_room_for_its_completion():
     assert fits(None) == ([0, 1], [])
     assert fits(4, on_invalid="skip")[0] == [1]
     with pytest.raises(
-        DataError, match=r"problem a: its prompt has 2 tokens, with 3 of completion over the context of 4"
+        DataError, match=r"problem a: its prompt of 2 tokens and 3 of completion exceed the context of 4"
     ):
         fits(4)

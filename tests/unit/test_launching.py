@@ -25,9 +25,7 @@ def test_a_launch_that_needs_deepspeed_says_so_first(tmp_path: Path, monkeypatch
         launch_stage("train", config(tmp_path, launch="deepspeed-zero3"))
 
 
-@pytest.mark.parametrize(
-    ("text", "error"), [("a: [", "not valid YAML"), ("- ddp", "not a configuration of accelerate")]
-)
+@pytest.mark.parametrize(("text", "error"), [("a: [", "not valid YAML"), ("- ddp", "not an accelerate configuration")])
 def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, text: str, error: str) -> None:
     (tmp_path / "own.yaml").write_text(text)
     with pytest.raises(ConfigError, match=error):
@@ -37,9 +35,9 @@ def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, text: str, e
 @pytest.mark.parametrize(
     ("checkpoint", "says"),
     [
-        (None, "begins again: no checkpoint was saved"),
-        ("trainer_state.json", "begins again"),
-        ("complete.json", "goes on from checkpoint-25"),
+        (None, "starts from scratch: no checkpoint was saved"),
+        ("trainer_state.json", "starts from scratch"),
+        ("complete.json", "resumes from checkpoint-25"),
     ],
 )
 def test_only_what_was_saved_is_promised(
@@ -49,7 +47,7 @@ def test_only_what_was_saved_is_promised(
         (tmp_path / "out" / "checkpoint-25").mkdir(parents=True)
         (tmp_path / "out" / "checkpoint-25" / checkpoint).touch()
     monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: SimpleNamespace(returncode=1))
-    with pytest.raises(RunError, match=f"ended with status 1. The same command {says}"):
+    with pytest.raises(RunError, match=f"exited with status 1. The same command {says}"):
         launch_stage("train", config(tmp_path, launch="ddp"))
 
 

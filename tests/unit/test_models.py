@@ -1,13 +1,16 @@
-"""Models: where one may be placed is checked before anything is loaded."""
+"""Models: placement is checked before anything is loaded, and no weight is ever random, cut off or NaN."""
+
+from pathlib import Path
 
 import pytest
 import torch
 from byte_models import byte_tokenizer, save, tiny_model
 from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
 
 from rlt.config import StudentOptions
-from rlt.errors import ConfigError
-from rlt.models.loading import load_model
+from rlt.errors import ConfigError, ModelError
+from rlt.models.loading import check_weights, load_model
 
 
 @pytest.mark.parametrize("place", ["same", "offload", "sharded", "cpu", "cuda", "cuda:1"])
@@ -25,5 +28,66 @@ def test_a_gpu_that_is_not_there_is_named(tmp_path, monkeypatch):
     tokenizer = byte_tokenizer()
     folder = save(tmp_path, tiny_model(tokenizer, 0), tokenizer)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(ConfigError, match="cuda:1, and this machine has 1 GPUs"):
+    with pytest.raises(ConfigError, match="cuda:1: this machine has 1 GPUs"):
         load_model(folder, device="cuda:1")
+
+
+# -- weights -----------------------------------------------------------------------------------------------------------
+
+DOWN = "model.layers.0.mlp.down_proj.weight"
+
+
+@pytest.fixture
+def saved(tmp_path):
+    tokenizer = byte_tokenizer()
+    return save(tmp_path, tiny_model(tokenizer, 0), tokenizer)
+
+
+def change(folder, **weights):
+    """Replace weights of a saved model; None removes one."""
+    file = Path(folder) / "model.safetensors"
+    values = {**load_file(file), **weights}
+    save_file({name: value for name, value in values.items() if value is not None}, file, {"format": "pt"})
+
+
+@pytest.mark.parametrize("use", [load_model, check_weights])
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [
+        (None, f"lacks 1 weight: {DOWN}"),
+        (torch.zeros(3, 3), rf"wrong shape for 1 weight: {DOWN} \[3, 3\] instead of \[32, 64\]"),
+    ],
+)
+def test_a_weight_is_never_replaced_by_random_values(saved, use, value, error):
+    change(saved, **{DOWN: value})
+    with pytest.raises(ModelError, match=error) as caught:
+        use(saved)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("use", [load_model, check_weights])
+@pytest.mark.parametrize("content", [b"", b"garbage" * 100, None])
+def test_a_corrupt_safetensors_file_is_refused_in_one_line(saved, use, content):
+    file = Path(saved) / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2] if content is None else content)
+    with pytest.raises(ModelError, match="truncated or corrupt") as caught:
+        use(saved)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_a_weight_that_is_not_finite_is_named(saved, value):
+    weight = torch.zeros(32, 64)
+    weight[3, 5] = value
+    change(saved, **{DOWN: weight})
+    with pytest.raises(ModelError, match=f"the weight {DOWN} has NaN or infinite values"):
+        load_model(saved, device="cpu")
+
+
+def test_tied_weights_are_not_missing(tmp_path):
+    tokenizer = byte_tokenizer()
+    folder = save(tmp_path, tiny_model(tokenizer, 0, tie_word_embeddings=True), tokenizer)
+    assert "lm_head.weight" not in load_file(Path(folder) / "model.safetensors")
+    check_weights(folder)
+    load_model(folder, device="cpu")

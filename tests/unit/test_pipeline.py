@@ -1,12 +1,15 @@
 """Running a recipe: what is complete is skipped, what another recipe made is refused, what was made from it goes with it."""
 
+import dataclasses
+import time
+
 import pytest
 
 from rlt import pipeline
 from rlt.errors import RunError
-from rlt.outputs import begin
+from rlt.outputs import Result, begin
 from rlt.pipeline import run_recipe
-from rlt.recipe import build_recipe
+from rlt.recipe import Timing, build_recipe
 from tests.processes import another_process_writing
 
 STEPS = {
@@ -99,6 +102,28 @@ def test_seeds_may_be_added_to_several(tmp_path, ran):
     assert ran == ["seed-0/heldout.jsonl", "seed-1/heldout.jsonl", "seed-2/heldout.jsonl"]
 
 
+@pytest.mark.parametrize("seeds", [[0], [0, 1]])
+def test_a_run_whose_folder_was_renamed_and_moved_resumes(tmp_path, ran, seeds):
+    run_recipe(recipe(tmp_path, seeds=seeds))
+    (tmp_path / "r" / ("more.jsonl" if len(seeds) == 1 else "seed-0/more.jsonl")).unlink()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "r").rename(tmp_path / "elsewhere" / "s")
+    before = len(ran)
+    again = recipe(tmp_path / "elsewhere", seeds=seeds, name="s")
+    assert run_recipe(again) == 0
+    assert len(ran) == before + 1  # the step whose output was gone
+    changed = recipe(tmp_path / "elsewhere", steps_with("more", count=9), seeds=seeds, name="s")
+    with pytest.raises(RunError, match="more `count`: 3 there, 9 now"):
+        run_recipe(changed)
+
+
+def test_the_numbers_of_complete_steps_are_told_again(tmp_path, capsys):
+    run_recipe(recipe(tmp_path))
+    capsys.readouterr()
+    run_recipe(recipe(tmp_path))
+    assert "complete before: seed 0 corpus: done in 0.0 s (problems 3)" in capsys.readouterr().out
+
+
 # -- another recipe ----------------------------------------------------------------------------------------------------
 
 
@@ -141,7 +166,7 @@ def test_starting_over_removes_what_the_other_recipe_made(tmp_path):
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "mine.txt").write_text("keep")
-    with pytest.raises(RunError, match="no run of rlt"):
+    with pytest.raises(RunError, match="not a run of rlt"):
         run_recipe(recipe(tmp_path), restart=True)
     assert [path.name for path in files(tmp_path)] == ["mine.txt"]
 
@@ -157,7 +182,7 @@ def test_what_was_made_from_a_step_that_starts_over_goes_with_it(tmp_path, ran, 
     assert not (tmp_path / "r" / "more.jsonl.stage.json").exists()
     said = capsys.readouterr().out
     assert "removed: corpus, more" in said
-    assert "made anew by the next `rlt run`: more" in said
+    assert "run again by the next `rlt run`: more" in said
     run_recipe(recipe(tmp_path, steps_with("corpus", count=5)))
     assert ran[3:] == ["corpus.jsonl", "more.jsonl"]
 
@@ -165,7 +190,7 @@ def test_what_was_made_from_a_step_that_starts_over_goes_with_it(tmp_path, ran, 
 def test_what_was_made_from_a_folder_deleted_by_hand_is_refused_before_it_is_made_again(tmp_path, ran):
     run_recipe(recipe(tmp_path))
     (tmp_path / "r" / "corpus.jsonl").unlink()
-    with pytest.raises(RunError, match=r"more its input .*corpus\.jsonl was made anew or removed since.*--only STEP"):
+    with pytest.raises(RunError, match=r"more its input .*corpus\.jsonl was made again or removed since.*--only STEP"):
         run_recipe(recipe(tmp_path))
     run_recipe(recipe(tmp_path), restart=True, only="corpus")
     run_recipe(recipe(tmp_path))
@@ -201,6 +226,26 @@ def test_every_step_says_when_it_begins_and_ends_reports_too(tmp_path, capsys):
         "[0:00 1/2] report ...",
         "[0:00 2/2] report: done",
     ]
+
+
+def test_a_silent_step_says_that_it_still_runs(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(pipeline, "HEARTBEAT", 0.01)
+    monkeypatch.setattr(pipeline, "run_stage", lambda stage, config: time.sleep(0.2) or Result(config.output, {}))
+    run_recipe(recipe(tmp_path, {"heldout": STEPS["heldout"]}))
+    assert "] running: seed 0 heldout (0 s)" in capsys.readouterr().out
+
+
+def test_the_time_left_is_said_with_a_table_and_not_without(tmp_path, capsys, monkeypatch):
+    times = iter(range(0, 1000, 10))
+    monkeypatch.setattr(pipeline.time, "monotonic", lambda: float(next(times)))
+    made = recipe(tmp_path, {"heldout": STEPS["heldout"], "last": {**STEPS["heldout"], "seed": 8}})
+    timings = {"heldout": Timing(seconds=100), "last": Timing(seconds=60)}
+    said = []
+    for table in ({}, timings):
+        progress = pipeline.Progress(made.steps, dataclasses.replace(made, timings=table))
+        progress.begin(made.steps[0])
+        said.append(capsys.readouterr().out)
+    assert said == ["[0:20 0/2] seed 0 heldout ...\n", "[0:20 0/2, about 2:30 left] seed 0 heldout ...\n"]
 
 
 def test_the_recipe_that_a_run_keeps_has_every_default(tmp_path):

@@ -265,7 +265,7 @@ def test_the_command_takes_assumptions_and_keys_of_steps() -> None:
     short = run(paper, {"gpu": "h100", "count": 8, "utilisation": 0.6, "train": {"trainer": {"max_steps": 25}}})
     assert short.steps[1].hours < whole.steps[1].hours / 5
     assert short.steps[0].hours == pytest.approx(whole.steps[0].hours / 2)
-    with pytest.raises(ConfigError, match=r"`utilization`: no such key \(did you mean utilisation\?\)"):
+    with pytest.raises(ConfigError, match=r"`utilization`: unknown key \(did you mean utilisation\?\)"):
         run(paper, {"gpu": "h100", "utilization": 0.6})
 
 

@@ -17,14 +17,14 @@ from pydantic import TypeAdapter
 from trl import GRPOConfig, SFTConfig
 
 from rlt.cli import SUMMARIES
-from rlt.config import STAGES, BaseModelConfig, ProblemsConfig
+from rlt.config import STAGES, PretrainConfig, ProblemsConfig
 from rlt.launching import processes
 from rlt.outputs import changed_keys
 from rlt.planning import PlanConfig, plan
 from rlt.planning.machine import SHIPPED
 from rlt.recipe import Recipe, Step, load_recipe
 from rlt.stages import coldstart, distill, train, warmup
-from rlt.stages.base import Phase
+from rlt.stages.pretrain import Phase
 from rlt.tasks import load_generated_task
 
 FOLDER = Path(__file__).parents[2] / "recipes"
@@ -41,7 +41,7 @@ TRAINERS = {
     "distill": (SFTConfig, distill.DEFAULTS),
     "train": (GRPOConfig, train.DEFAULTS),
     "coldstart": (GRPOConfig, coldstart.DEFAULTS),
-    "base": (SFTConfig, {}),
+    "pretrain": (SFTConfig, {}),
 }
 
 
@@ -67,7 +67,7 @@ def test_there_are_as_many_different_problems_as_a_recipe_asks_for(name: str) ->
             config = step.config
             problems = load_generated_task(config.task).generate(config.count, config.seed, config.options, excluded)
             generated[str(config.output)] = [problem.question for problem in problems]
-        if isinstance(step.config, BaseModelConfig):
+        if isinstance(step.config, PretrainConfig):
             for number, phase in enumerate(step.config.phases):
                 whole = Phase.model_validate(phase)
                 for task, part in {step.config.task: whole, **whole.also}.items():
@@ -147,6 +147,13 @@ def test_the_papers_recipe_has_the_published_numbers() -> None:
         options = steps[student].trainer  # type: ignore[attr-defined]
         assert options["per_device_train_batch_size"] * options["gradient_accumulation_steps"] * 8 == 96
         assert (options["num_train_epochs"], options["learning_rate"]) == (3, 1e-5)
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*/seconds.json")), ids=lambda path: path.parent.name)
+def test_a_table_of_seconds_has_every_step_of_its_recipe(path: Path) -> None:
+    """Where steps changed: `rlt timings runs/NAME > recipes/NAME/seconds.json` after a run."""
+    recipe = load(path.parent.name)
+    assert set(recipe.timings) == {step.name for step in recipe.steps if step.stage != "report"}
 
 
 def test_every_number_of_the_papers_recipe_names_its_source() -> None:

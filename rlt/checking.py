@@ -1,0 +1,415 @@
+"""What can be known to be wrong with a recipe before its first step begins: options, data, models, contexts, extras.
+
+Nothing heavy is imported: TRL's, peft's and vLLM's options are read from their source, a model is its config.json, a data
+file its first rows. What earlier steps make cannot be looked at, and what only the hub has is not downloaded: such models
+and data sets are listed as not verified.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from rlt.config import DataConfig, EngineOptions, StageConfig
+from rlt.data.overlap import leaks
+from rlt.data.problems import names_a_file, problem_of, rows_of
+from rlt.data.rows import read_rows
+from rlt.errors import DataError, ModelError, RltError
+from rlt.launching import launch_file, launch_options
+from rlt.models.hub import check_can_be_had, config_here, is_folder_name, unreachable
+from rlt.recipe import ONCE, Recipe, Step
+from rlt.tasks import GRADERS, load_generated_task, load_task
+from rlt.tasks.benchmarks import load_benchmark, load_questions
+from rlt.text.formats import check_problem, load_format
+from rlt.training.options import (
+    TRAINERS,
+    engine_problems,
+    fields_problems,
+    literal_of,
+    peft_problems,
+    trainer_problems,
+)
+
+LOOKED_AT = 20  # first rows of a file, of which one must be valid where invalid ones are skipped
+NEEDED = {"warmup": ("explanation",), "distill": ("explanation",), "coldstart": ("answer",)}
+"""Stage -> optional columns of its data that every row must have."""
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json", "spiece.model")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """`problems`: what would stop a step, one line each. `unverified`: what only the hub can tell. `notes`: the rest."""
+
+    problems: list[str]
+    unverified: list[str]
+    notes: list[str]
+
+
+def check_steps(recipe: Recipe, steps: Sequence[Step], *, connect: bool = False) -> Checked:
+    """What is wrong with these steps of the recipe, found without running anything.
+
+    `connect`: also look whether the hub can be reached, where something has to come from it (1.5 seconds at most).
+    """
+    check = _Check(recipe, connect)
+    for step in steps:
+        check.step(step)
+    if any(step.stage == "evaluate" for step in steps):
+        check.leaks()
+    return Checked(*(list(dict.fromkeys(lines)) for lines in (check.problems, check.unverified, check.notes)))
+
+
+def table(recipe: Recipe, checked: Checked) -> str:
+    """What `rlt check` prints of a recipe without problems: a line per step, and what could not be verified."""
+    variants: dict[str, list[Step]] = {}
+    for step in recipe.steps:
+        if step.seed in (recipe.head.seeds[0], None):
+            variants.setdefault(step.name.split("/")[0], []).append(step)
+    width = max(map(len, variants), default=0)
+    seeds = len(recipe.head.seeds)
+    lines = [f"{recipe.head.name}: {len(recipe.steps)} steps, {seeds} seed{'s' * (seeds > 1)}: no problem found"]
+    for name, steps in variants.items():
+        count = f", {len(steps)} variants" if len(steps) > 1 else ""
+        lines.append(f"  {name:<{width}}  ok ({steps[0].stage}{count})")
+    if checked.unverified:
+        lines += ["not verified offline:", *(f"  {line}" for line in checked.unverified)]
+    return "\n".join([*lines, *checked.notes])
+
+
+class _Check:
+    def __init__(self, recipe: Recipe, connect: bool) -> None:
+        self.recipe, self.connect = recipe, connect
+        self.makers = {step.config.output.absolute(): step for step in recipe.steps if step.stage not in ONCE}
+        self.found: dict[str, list[str]] = {}  # problem -> steps
+        self.unverified: list[str] = []
+        self.notes: list[str] = []
+        self.name = ""
+        self._opened: dict[str, dict[str, Any] | None] = {}
+        self._looked: set[str] = set()
+
+    def leaks(self) -> None:
+        """Held-out questions that a model is trained on."""
+        self.name = "evaluate"
+        self._say(leaks([step.config for step in self.recipe.steps]))
+
+    def step(self, step: Step) -> None:
+        config: Any = step.config
+        self.name = step.name
+        with_trainer = getattr(config, "trainer", None)
+        if step.stage == "report":
+            self._report()
+        if hasattr(config, "format"):
+            self._try(load_format, config.format)
+        self._tasks(step)
+        if with_trainer:
+            self._say(trainer_problems(with_trainer, *TRAINERS[step.stage]))
+        if getattr(config, "peft", None) is not None:
+            self._extra("peft", "peft", "LoRA")
+            self._say(peft_problems(config.peft))
+        if getattr(config, "launch", None):
+            self._try(self._launch, config.launch)
+        if with_trainer and with_trainer.get("use_vllm"):
+            self._extra("vllm", "vllm", "`trainer.use_vllm`")
+        if getattr(config, "ray", None) is not None:
+            self._extra("ray", "ray", "`ray`")
+        if isinstance(config, EngineOptions):
+            self._engine(config)
+        for key in ("api_key_env", "student_api_key_env"):
+            name = getattr(config, key, None)
+            if name is not None and name not in os.environ:
+                self._say([f"`{key}`: the environment has no variable {name}. Set it to the server's key."])
+        for key, model in _models(config):
+            self._try(self._model, key, model, getattr(config, "engine", "") == "openai")
+        self._data(step)
+        self._context(step)
+
+    # -- what is found -------------------------------------------------------------------------------------------------
+
+    def _say(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            steps = self.found.setdefault(line, [])
+            if self.name not in steps:
+                steps.append(self.name)
+
+    @property
+    def problems(self) -> list[str]:
+        return [f"{_listed(steps)}: {line}" for line, steps in self.found.items()]
+
+    def _try(self, check: Callable[..., object], *arguments: Any) -> None:
+        try:
+            check(*arguments)
+        except RltError as error:
+            self._say([str(error)])
+
+    def _made(self, path: str | Path) -> bool:
+        """Whether a step of this recipe makes the file or folder."""
+        absolute = Path(path).absolute()
+        return any(place in self.makers for place in (absolute, *absolute.parents))
+
+    def _extra(self, package: str, extra: str, user: str) -> None:
+        if not _is_installed(package):
+            self._say([f"{user} needs {package}: pip install 'rlt[{extra}]'"])
+
+    def _report(self) -> None:
+        if not _is_installed("matplotlib"):
+            self.notes.append("note: no matplotlib, so reports have no pictures: pip install 'rlt[report]'")
+
+    # -- options -------------------------------------------------------------------------------------------------------
+
+    def _tasks(self, step: Step) -> None:
+        config: Any = step.config
+        if (step.stage == "problems" and config.task is not None) or isinstance(getattr(config, "phases", None), list):
+            self._try(self._generated, step)
+            return
+        accuracy = getattr(config, "accuracy", None)
+        for name in (getattr(config, "task", None), accuracy.task if accuracy else None):
+            if name is not None and name not in GRADERS:  # a task that is known need not be imported
+                self._try(load_task, name)
+
+    def _generated(self, step: Step) -> None:
+        config: Any = step.config
+        task = load_generated_task(config.task)
+        experts = [getattr(config, "experts", None)]
+        for number, phase in enumerate(getattr(config, "phases", [])):
+            module = f"rlt.stages.{step.stage}"
+            self._say(fields_problems(f"phases[{number}]", phase, module, "Phase"))
+            experts.append(phase.get("experts"))
+        for name in experts:
+            if name is not None and name not in task.MIXTURES:
+                self._say([f"`experts`: unknown mixture {name!r}; expected one of {', '.join(task.MIXTURES)}."])
+
+    def _launch(self, name: str) -> None:
+        options = launch_options(launch_file(name))
+        if options.get("distributed_type") == "DEEPSPEED":
+            self._extra("deepspeed", "deepspeed", f"`launch: {name}`")
+
+    def _engine(self, config: EngineOptions) -> None:
+        conflict = config.conflict()
+        if conflict is not None:
+            self._say([conflict])
+        if config.engine == "vllm":
+            self._extra("vllm", "vllm", "engine `vllm`")
+        if config.engine_options:
+            model: str = config.model  # type: ignore[attr-defined]
+            self._say(engine_problems(config.engine, config.engine_options, self._open(model)))
+
+    # -- models --------------------------------------------------------------------------------------------------------
+
+    def _open(self, model: str) -> dict[str, Any] | None:
+        """The model's config.json, where it is here."""
+        if self._made(model):
+            return None
+        if model not in self._opened:
+            try:
+                self._opened[model] = config_here(model)
+            except ModelError:
+                self._opened[model] = None
+        return self._opened[model]
+
+    def _model(self, key: str, name: str, tokenizer_only: bool) -> None:
+        served = name.startswith(("http://", "https://"))
+        name, tokenizer_only = (name.partition("#")[2], True) if served else (name, tokenizer_only)
+        if not name or self._made(name):
+            return
+        if is_folder_name(name):
+            problem = _folder_problem(Path(name), tokenizer_only)
+            if problem is not None:
+                raise ModelError(f"`{key}`: {name}: {problem}")
+        if not tokenizer_only or not is_folder_name(name):
+            if config_here(name) is None:
+                self.unverified.append(f"model {name} (not in the hub's cache)")
+            if self.connect:
+                check_can_be_had(name)
+
+    # -- data ----------------------------------------------------------------------------------------------------------
+
+    def _data(self, step: Step) -> None:
+        config: Any = step.config
+        data = getattr(config, "data", None)
+        if step.stage == "evaluate":
+            self._try(self._benchmarks, config)
+        elif isinstance(data, DataConfig):
+            accuracy = getattr(config, "accuracy", None)
+            need = NEEDED.get(step.stage, ()) + (("answer",) if accuracy else ())
+            self._try(self._problems, config, data, need)
+        elif isinstance(data, Path) and not self._made(data):
+            if step.stage == "score":  # rows that cannot be scored get an error each, and the others are scored
+                self._try(self._rows, data, _needs_of_score, LOOKED_AT)
+            else:
+                self._try(self._rows, data, _needs_of_grade)
+        for path in getattr(config, "exclude", []):
+            if not self._made(path):
+                self._try(self._rows, path, _column("question"))
+        scores = getattr(config, "scores", None)
+        if scores is not None and not self._made(scores):
+            self._try(self._rows, scores, _column(config.by))
+        budget = getattr(config, "token_budget", None)
+        if isinstance(budget, str) and not self._made(budget) and not Path(budget).exists():
+            self._say([f"`token_budget`: {budget!r} is neither a number nor a file of explanations."])
+        if step.stage in ("train", "score") and not config.student:
+            self._say(["`student` is missing: the model whose understanding is the reward."])
+
+    def _problems(self, config: Any, data: DataConfig, need: tuple[str, ...]) -> None:
+        if self._made(data.path):
+            return
+        if not names_a_file(data.path):
+            self.unverified.append(f"data set {data.path} (on the hub)")
+            if self.connect and not _is_cached(data.path) and unreachable():
+                raise DataError(f"`data`: {data.path}: no such file, not in the hub's cache, and {unreachable()}.")
+            return
+        fmt = load_format(config.format) if hasattr(config, "format") else None
+        errors = []
+        for where, row in self._first(data, rows_of(data)):
+            try:
+                problem = problem_of(row, where, "0", data.columns)
+                missing = [column for column in need if getattr(problem, column) is None]
+                if missing:
+                    raise DataError(f"{where}: column `{missing[0]}` is missing, and this stage needs it.")
+                if fmt is not None:
+                    check_problem(fmt, problem, where)
+                return
+            except DataError as error:
+                errors.append(error)
+                if data.on_invalid == "error":
+                    break
+        raise errors[0] if errors else DataError(f"{data.path}: has no rows.")
+
+    def _first(
+        self, data: DataConfig, rows: Iterable[tuple[str, dict[str, Any]]]
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        return islice(iter(rows), data.skip, data.skip + LOOKED_AT)
+
+    def _rows(self, path: Path, check: Callable[[str, Mapping[str, Any]], None], looked_at: int = 1) -> None:
+        """Raises DataError where none of the first rows passes the check."""
+        errors = []
+        for where, row in islice(read_rows(path), looked_at):
+            try:
+                return check(where, row)
+            except DataError as error:
+                errors.append(error)
+        raise errors[0] if errors else DataError(f"{path}: has no rows.")
+
+    def _benchmarks(self, config: Any) -> None:
+        names = config.benchmark or ([config.data] if config.data else [])
+        if not names:
+            self._say(["nothing to evaluate on: give `benchmark`, names or files, or `data`, a file."])
+        prompt = config.system_prompt
+        if prompt not in ("format", "none") and not Path(prompt).is_file():
+            self._say([f"`system_prompt`: {prompt!r} is neither `format`, `none` nor a text file."])
+        for name in names:
+            if self._made(name) or f"{name} {config.data} {config.task}" in self._looked:
+                continue
+            self._looked.add(f"{name} {config.data} {config.task}")
+            benchmark, path = load_benchmark(name, config.task)
+            source = path or config.data
+            if source is not None and not self._made(source):
+                load_questions(benchmark, source, limit=1)
+            elif source is None and benchmark.hub is not None:
+                self.unverified.append(f"benchmark {name} ({benchmark.hub.path} on the hub)")
+
+    # -- contexts ------------------------------------------------------------------------------------------------------
+
+    def _context(self, step: Step) -> None:
+        config: Any = step.config
+        model = getattr(config, "model", None)
+        context = self._context_of(model) if isinstance(model, str) else None
+        wanted, key = _tokens(step)
+        trainer = getattr(config, "trainer", {})
+        if trainer.get("use_vllm") and isinstance(trainer.get("vllm_max_model_length"), int):
+            context = min(trainer["vllm_max_model_length"], context or trainer["vllm_max_model_length"])
+        if context is None or wanted is None:
+            return
+        room = 0 if key == "max_length" else 1  # a prompt has a token at least
+        if wanted + room > context:
+            self._say([f"`{key}` {wanted} does not fit into the context of {context} tokens of {model}. Lower it."])
+
+    def _context_of(self, model: str) -> int | None:
+        """Tokens that the model's texts may have; for a model that a step makes, those of the model it starts from."""
+        maker = self.makers.get(Path(model).absolute())
+        if maker is not None:
+            start: Any = getattr(maker.config, "model", None)
+            if isinstance(start, dict):
+                shape = {**(literal_of("rlt.models.tiny", "DEFAULT_SHAPE") or {}), **start}
+                return shape.get("max_position_embeddings")
+            return self._context_of(start) if isinstance(start, str) else None
+        config = self._open(model) or {}
+        length = (config.get("text_config") or config).get("max_position_embeddings")
+        return length if isinstance(length, int) else None
+
+
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def _listed(steps: list[str]) -> str:
+    shown = ", ".join(f"`{name}`" for name in steps[:3])
+    return f"step{'s' * (len(steps) > 1)} {shown}" + (f" and {len(steps) - 3} more" if len(steps) > 3 else "")
+
+
+def _models(config: StageConfig) -> Iterator[tuple[str, str]]:
+    """`(key, name)` of each model that a configuration names."""
+    for key in ("model", "teacher"):
+        name = getattr(config, key, None)
+        if isinstance(name, str):
+            yield key, name
+    for name in getattr(config, "student", []):
+        yield "student", name
+
+
+def _tokens(step: Step) -> tuple[int | None, str]:
+    """Tokens that a step needs to fit a context, and the key that says so; None where it takes what there is."""
+    config: Any = step.config
+    if step.stage in ("train", "coldstart"):
+        defaults = literal_of(f"rlt.stages.{step.stage}", "DEFAULTS") or {}
+        wanted = config.trainer.get("max_completion_length", defaults.get("max_completion_length"))
+        return wanted if isinstance(wanted, int) else None, "trainer.max_completion_length"
+    if step.stage == "evaluate" and config.engine != "openai":
+        return config.max_tokens, "max_tokens"
+    return getattr(config, "max_length", None), "max_length"
+
+
+def _folder_problem(folder: Path, tokenizer_only: bool) -> str | None:
+    if not folder.exists():
+        return "not a model folder (no such folder)."
+    if not folder.is_dir():
+        return "not a model folder, but a file."
+    if not tokenizer_only and not (folder / "config.json").is_file():
+        return "not a model folder (no config.json in it)."
+    if not any((folder / name).exists() for name in TOKENIZERS):
+        return "has no tokenizer. Save the model's tokenizer into its folder."
+    if not tokenizer_only and not any(folder.glob("*.safetensors")):
+        return "has no weights (safetensors only)."
+    return None
+
+
+def _is_cached(dataset: str) -> bool:
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    prepared = Path(os.environ.get("HF_DATASETS_CACHE") or home / "datasets") / dataset.replace("/", "___").lower()
+    hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub") / f"datasets--{dataset.replace('/', '--')}"
+    return prepared.exists() or hub.exists()
+
+
+# -- what the first row must have -----------------------------------------------------------------------------------------
+
+
+def _column(name: str) -> Callable[[str, Mapping[str, Any]], None]:
+    def check(where: str, row: Mapping[str, Any]) -> None:
+        if name not in row:
+            raise DataError(f"{where}: column `{name}` is missing; the row has {', '.join(sorted(row))}.")
+
+    return check
+
+
+def _needs_of_grade(where: str, row: Mapping[str, Any]) -> None:
+    for name in ("response", "answer"):
+        _column(name)(where, row)
+
+
+def _needs_of_score(where: str, row: Mapping[str, Any]) -> None:
+    problem_of(dict(row), where, "0")
+    if row.get("explanation") is None and row.get("completion") is None and "conversations" not in row:
+        raise DataError(f"{where}: has neither `explanation` nor `completion`; scoring needs one of them.")

@@ -1,0 +1,69 @@
+"""What a stage inherits from the models it starts from: their format, and the date that chat templates print."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from rlt.config import Config, StageConfig
+from rlt.errors import ConfigError
+from rlt.outputs import inputs_of, read_state
+from rlt.text.clock import VARIABLE, pin_date, pinned_date
+from rlt.text.formats import DEFAULT_FORMAT, load_format
+
+
+def prepared(stage: str, config: StageConfig) -> StageConfig:
+    """The configuration as a stage runs it: its format resolved; and pins the date that chat templates print.
+
+    The date is that of the output if it has begun, else that of the run, else that of the model it starts from, else today.
+    Raises ConfigError if a model was trained with another format than the one given.
+    """
+    pin_date(date_of([config.output], os.environ.get(VARIABLE), [*map(Path, inputs_of(config))]))
+    if "format" in type(config).model_fields:
+        return config.model_copy(update={"format": format_for(stage, config)})
+    return config
+
+
+def date_of(outputs: Iterable[Path], run: str | None = None, inputs: Iterable[Path] = ()) -> str:
+    """The pinned date of the first of these outputs that has begun, else `run`, else that of `inputs`, else today's."""
+
+    def dates(paths: Iterable[Path]) -> Iterator[str]:
+        return (state["date"] for state in map(read_state, paths) if state and state.get("date"))
+
+    return next(dates(outputs), None) or run or next(dates(inputs), None) or pinned_date()
+
+
+def format_of(model: str) -> str | None:
+    """Name or file of the format with which the stage that made this model folder ran; None where no stage made it."""
+    name = (read_state(Path(model.rpartition("#")[2])) or {}).get("config", {}).get("format")
+    return None if name is None else str(name)
+
+
+def format_for(stage: str, config: Config) -> str:
+    """The stage's format: the one given, else the one that its models were trained with, else DEFAULT_FORMAT.
+
+    Raises ConfigError where those differ, except in the stages that teach a format (`warmup`, `distill`).
+    """
+    models = [
+        getattr(config, "model", None),
+        getattr(config, "teacher", None),
+        *(getattr(config, "student", None) or []),
+    ]
+    trained = {model: name for model in models if isinstance(model, str) and (name := format_of(model)) is not None}
+    given: str | None = getattr(config, "format", None)
+    name = given or next(iter(trained.values()), DEFAULT_FORMAT)
+    for model, other in trained.items():
+        if not _same_format(other, name) and not (given and stage in ("warmup", "distill")):
+            fix = f"Leave `format` out, or set it to `{other}`" if given else "Use models of one format"
+            raise ConfigError(
+                f"{stage}: {model} was trained with the format `{other}`, not `{name}`, so its text could not be read. {fix}."
+            )
+    return name
+
+
+def _same_format(one: str, other: str) -> bool:
+    try:
+        return one == other or load_format(one) == load_format(other)
+    except ConfigError:
+        return False
