@@ -109,10 +109,14 @@ class Box:
 def check_available() -> None:
     """Raise DependencyError, with the fix, where this machine cannot make the sandbox."""
     if sys.platform != "linux":
-        raise DependencyError(f"code cannot be graded on this machine: its sandbox needs Linux, and this is {sys.platform}.")
+        raise DependencyError(
+            f"code cannot be graded on this machine: its sandbox needs Linux, and this is {sys.platform}."
+        )
     with Box() as box:
         if box.run("print(6 * 7)", "", 10.0) != {"status": 0, "output": "42\n"}:
-            raise DependencyError("code cannot be graded on this machine: the sandbox does not run a program of one line.")
+            raise DependencyError(
+                "code cannot be graded on this machine: the sandbox does not run a program of one line."
+            )
 
 
 def tests_pass(solution: str, setup: str, tests: str, entry_point: str | None, seconds: float) -> bool:

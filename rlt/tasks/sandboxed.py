@@ -14,12 +14,12 @@ A job is `{"kind", "code", "stdin", "seconds"}`; the kinds:
 
 from __future__ import annotations
 
-import ast
 import builtins
 import collections
+import contextlib
 import ctypes
 import errno
-import glob
+import importlib
 import json
 import os
 import resource
@@ -29,8 +29,6 @@ import sys
 import time
 import types
 from collections.abc import Iterator
-from decimal import Decimal
-from fractions import Fraction
 from typing import Any, NoReturn
 
 MEMORY = 1 << 30  # bytes of address space per process
@@ -117,8 +115,10 @@ def _enter_root(user: int) -> None:
             _bind(folder, root + folder)
             bound.append(folder)
     for folder in bound:  # installed packages may hold tests and their answers
-        for packages in glob.glob(f"{root}{folder}/python3*/*-packages"):
-            _mount("tmpfs", packages, "tmpfs", _MS_RDONLY | _MS_NOSUID | _MS_NODEV, "mode=755,size=4k")
+        for place in (entry.path for entry in os.scandir(root + folder) if entry.name.startswith("python3")):
+            for packages in (f"{place}/site-packages", f"{place}/dist-packages"):
+                if os.path.isdir(packages):
+                    _mount("tmpfs", packages, "tmpfs", _MS_RDONLY | _MS_NOSUID | _MS_NODEV, "mode=755,size=4k")
     os.mkdir(f"{root}/dev")
     for device in ("null", "zero", "random", "urandom"):
         open(f"{root}/dev/{device}", "w").close()
@@ -187,15 +187,11 @@ def _job(job: dict[str, Any], user: int, calls: int) -> dict[str, Any]:
         os.close(number)  # the other end of the calls must see when the job's process ends
     status, output = _watch(child, reading, time.monotonic() + job["seconds"])
     os.close(reading)
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(-1, signal.SIGKILL)  # from PID 1: everything else in the namespace
-    except ProcessLookupError:
-        pass
-    try:
+    with contextlib.suppress(ChildProcessError):
         while True:
             os.waitpid(-1, 0)
-    except ChildProcessError:
-        pass
     _empty_scratch(user)
     return {"status": status, "output": output.decode("latin-1")}
 
@@ -295,10 +291,10 @@ class Reference:
         return self._caller.request({"attribute": name, "of": {"reference": self._key}})
 
 
-_WHOLE = {
-    "deque": collections.deque, "Counter": collections.Counter, "OrderedDict": collections.OrderedDict,
-    "Decimal": Decimal, "Fraction": Fraction, "range": range,
+_DICTS = {
+    "Counter": collections.Counter, "OrderedDict": collections.OrderedDict,
 }  # fmt: skip
+_EXACT = {"Decimal": "decimal", "Fraction": "fractions"}  # imported where they are met: a box starts sooner
 
 
 class Wire:
@@ -318,7 +314,7 @@ class Wire:
             return float(value)
         if isinstance(value, str):
             return str(value)
-        if type(value) in (Decimal, Fraction):
+        if _EXACT.get(type(value).__name__) == type(value).__module__:
             return [type(value).__name__, str(value)]
         if isinstance(value, complex):
             return ["complex", value.real, value.imag]
@@ -327,14 +323,14 @@ class Wire:
         if isinstance(value, range):
             return ["range", value.start, value.stop, value.step]
         if isinstance(value, dict):
-            kind = type(value).__name__ if type(value).__name__ in _WHOLE else "dict"
+            kind = type(value).__name__ if type(value).__name__ in _DICTS else "dict"
             return [kind, [[self.encode(key), self.encode(item)] for key, item in value.items()]]
-        for types, kind in (
+        for classes, kind in (
             (list, "list"), (tuple, "tuple"), (set, "set"), (frozenset, "frozenset"), (collections.deque, "deque"),
             ((type({}.keys()), type({}.values()), type({}.items()), Iterator), "iterator"),
         ):  # fmt: skip
-            if isinstance(value, types):  # type: ignore[arg-type]
-                return [kind, [self.encode(item) for item in value]]
+            if isinstance(value, classes):  # type: ignore[arg-type]
+                return [kind, [self.encode(each) for each in value]]
         if isinstance(value, Reference):
             return ["own", value._key]
         self.kept.append(value)
@@ -346,8 +342,8 @@ class Wire:
         kind, *rest = value
         if kind == "int":
             return int(rest[0], 16)
-        if kind in ("Decimal", "Fraction"):
-            return _WHOLE[kind](rest[0])
+        if kind in _EXACT:
+            return getattr(importlib.import_module(_EXACT[kind]), kind)(rest[0])
         if kind == "complex":
             return complex(rest[0], rest[1])
         if kind in ("bytes", "bytearray"):
@@ -356,7 +352,7 @@ class Wire:
             return range(*rest)
         if kind in ("dict", "Counter", "OrderedDict"):
             pairs = {self.decode(key): self.decode(item) for key, item in rest[0]}
-            return pairs if kind == "dict" else _WHOLE[kind](pairs)
+            return pairs if kind == "dict" else _DICTS[kind](pairs)
         if kind == "reference":
             assert self.caller is not None  # only the solution's process, which gets none, has no caller
             return Reference(rest[0], self.caller)
@@ -443,6 +439,8 @@ def _serve(job: dict[str, Any]) -> None:
 
 
 def _check(job: dict[str, Any]) -> None:
+    import ast
+
     stream, write = _lines(CALLS)
 
     def send(request: bytes) -> bytes:
@@ -478,7 +476,10 @@ def _check(job: dict[str, Any]) -> None:
 
 def _unknown_names(tests: str, namespace: dict[str, Any]) -> list[str]:
     """Names that the tests read, and neither they nor their setup nor Python define: those of the solution."""
-    read, defined = set(), {*namespace, *dir(builtins)}
+    import ast
+
+    read: set[str] = set()
+    defined = {*namespace, *dir(builtins)}
     for node in ast.walk(ast.parse(tests)):
         if isinstance(node, ast.Name):
             (read if isinstance(node.ctx, ast.Load) else defined).add(node.id)
