@@ -45,6 +45,7 @@ _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE =
 _MNT_DETACH = 2
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 
+_LIBRARY = os.path.dirname(os.__file__)
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p]
 
@@ -105,9 +106,9 @@ def _enter_root(user: int) -> None:
     root = "/sys"  # a folder that exists and is not needed
     _mount("none", "/", "", _MS_REC | _MS_PRIVATE)
     _mount("tmpfs", root, "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=755,size=1m")
-    library = os.path.dirname(os.path.dirname(os.__file__))
+    shared = f"/usr/lib/{os.uname().machine}-linux-gnu"  # Debian's; elsewhere all of /usr/lib
     bound: list[str] = []
-    for folder in ("/usr/lib", "/usr/lib64", "/lib", "/lib64", library):
+    for folder in (shared if os.path.isdir(shared) else "/usr/lib", "/usr/lib64", "/lib", "/lib64", _LIBRARY):
         if os.path.islink(folder):
             os.symlink(os.readlink(folder), root + folder)
         elif os.path.isdir(folder) and not any(f"{folder}/".startswith(f"{other}/") for other in bound):
@@ -115,10 +116,10 @@ def _enter_root(user: int) -> None:
             _bind(folder, root + folder)
             bound.append(folder)
     for folder in bound:  # installed packages may hold tests and their answers
-        for place in (entry.path for entry in os.scandir(root + folder) if entry.name.startswith("python3")):
-            for packages in (f"{place}/site-packages", f"{place}/dist-packages"):
-                if os.path.isdir(packages):
-                    _mount("tmpfs", packages, "tmpfs", _MS_RDONLY | _MS_NOSUID | _MS_NODEV, "mode=755,size=4k")
+        pythons = [folder, *(f"{folder}/{name}" for name in os.listdir(folder) if name.startswith("python3"))]
+        for packages in (f"{root}{python}/{kind}-packages" for python in pythons for kind in ("site", "dist")):
+            if os.path.isdir(packages):
+                _mount("tmpfs", packages, "tmpfs", _MS_RDONLY | _MS_NOSUID | _MS_NODEV, "mode=755,size=4k")
     os.mkdir(f"{root}/dev")
     for device in ("null", "zero", "random", "urandom"):
         open(f"{root}/dev/{device}", "w").close()
