@@ -273,7 +273,8 @@ ALWAYS = "class Always:\n    def __eq__(self, other): return True\n    def __has
         "__debug__\nimport builtins, sys\nbuiltins.abs = builtins.all = lambda *a: True\n"
         "def check(f): pass\ndef add(a, b): return 7",
         "import sys\nsys.modules['__main__'].check = lambda f: None\nsys.settrace(lambda *a: None)\ndef add(a, b): return 7",
-        "import os\nfor fd in range(64):\n    try: os.write(fd, b'{\"value\": true}\\n')\n    except OSError: pass\ndef add(a, b): return 7",
+        "import os\nfor fd in range(64):\n    try: os.write(fd, b'{\"value\": true}\\n')\n    except OSError: pass\n"
+        "def add(a, b): return 7",
         'import os\nos.write(3, b\'{"value": ["list", [3, ["list", []]]]}\\n\' * 2)\nos._exit(0)',
         "import gc\ndef add(a, b):\n    return next((o for o in gc.get_objects() if isinstance(o, str) and 'assert' in o), 7)",
         "def add(a, b):\n    import inspect\n    return str([f.frame.f_locals for f in inspect.stack()])",
