@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlt.config import (
-    BaseModelConfig,
     ColdstartConfig,
     CollectConfig,
     DataConfig,
     DistillConfig,
     EvaluateConfig,
     ModelOptions,
+    PretrainConfig,
     ProblemsConfig,
     ScoreConfig,
     SelectConfig,
@@ -91,7 +91,7 @@ class Planner:
             planned = self._evaluate(step, config)
         elif isinstance(config, ScoreConfig):
             planned = self._score(step, config)
-        elif isinstance(config, BaseModelConfig):
+        elif isinstance(config, PretrainConfig):
             planned = self._base(step, config)
         else:
             return StepPlan(step.name, step.stage, notes=("runs on the CPU",))
@@ -264,7 +264,7 @@ class Planner:
             )
         return trainers
 
-    def _base(self, step: Step, config: BaseModelConfig) -> StepPlan:
+    def _base(self, step: Step, config: PretrainConfig) -> StepPlan:
         shape = self.shape(str(config.output))
         rows = sum(phase.get("max_steps", 1000) * phase.get("batch_size", 64) for phase in config.phases)
         flops = rows * shape.forward_flops((shape.context or 512) / 4) * 3
@@ -440,7 +440,7 @@ class Planner:
         step = self._step_of(model)
         if step is None:
             return _load_shape(model)
-        if isinstance(step.config, BaseModelConfig):
+        if isinstance(step.config, PretrainConfig):
             from rlt.models.tiny import DEFAULT_SHAPE
 
             config = {"model_type": "llama", "vocab_size": 100, **DEFAULT_SHAPE, **step.config.model}

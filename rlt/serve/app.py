@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import hmac
 import json
 import threading
@@ -45,6 +46,12 @@ class Service:
     info: JsonRow
     close: Callable[[], None] = lambda: None
 
+    @property
+    def name(self) -> str:
+        """A hash of what decides the rewards: format, options, students and teacher with their weights."""
+        decides = {key: value for key, value in self.info.items() if key not in ("version", "versions")}
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+
 
 @dataclass
 class Metrics:
@@ -84,7 +91,7 @@ def build_app(config: ServeConfig, load: Callable[[Metrics], Service], token: st
 
     app = FastAPI(title="rlt serve", lifespan=lifespan, docs_url=None, redoc_url=None)
 
-    app.add_middleware(_Guard, token=token, metrics=metrics)
+    app.add_middleware(_Guard, token=token, metrics=metrics, state=state)
 
     @app.exception_handler(RltError)
     async def told(request: Request, error: RltError) -> JSONResponse:
@@ -166,8 +173,8 @@ def build_app(config: ServeConfig, load: Callable[[Metrics], Service], token: st
 class _Guard:
     """Asks for the bearer token, except of `/health`, and counts. Plain ASGI: starlette's own hides that a client left."""
 
-    def __init__(self, app: ASGIApp, token: str | None, metrics: Metrics) -> None:
-        self.app, self.token, self.metrics = app, token, metrics
+    def __init__(self, app: ASGIApp, token: str | None, metrics: Metrics, state: _State) -> None:
+        self.app, self.token, self.metrics, self.state = app, token, metrics, state
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -177,6 +184,9 @@ class _Guard:
         async def watched(message: Message) -> None:
             if message["type"] == "http.response.start":
                 statuses.append(message["status"])
+                if self.state.service is not None:
+                    # By which a client notices that it talks to another service than it began with.
+                    message["headers"] = [*message["headers"], (b"rlt-service", self.state.service.name.encode())]
             await send(message)
 
         sent = Headers(scope=scope).get("authorization", "")

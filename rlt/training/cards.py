@@ -20,7 +20,7 @@ _WHAT = {
     "student understands that solution. It is not meant to solve problems by itself.",
     "distill": "A student trained on explanations: it answers a question with a thought and a solution.",
     "coldstart": "A student after reinforcement learning with a verifiable reward.",
-    "base": "A small model pretrained from scratch on one synthetic task, for tests and demonstrations.",
+    "pretrain": "A small model pretrained from scratch on one synthetic task, for tests and demonstrations.",
 }
 # Options of `trainer` that rlt acts on itself: transformers' own upload saves the model again and replaces its card.
 UPLOAD = ("push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision", "hub_strategy")

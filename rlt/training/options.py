@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 TRAINERS = {
-    "base": ("transformers.training_args", "TrainingArguments"),
+    "pretrain": ("transformers.training_args", "TrainingArguments"),
     "warmup": ("trl.trainer.sft_config", "SFTConfig"),
     "distill": ("trl.trainer.sft_config", "SFTConfig"),
     "train": ("trl.trainer.grpo_config", "GRPOConfig"),
@@ -79,7 +79,7 @@ REFUSED_IN_GENERATION = {
     "stop_strings": "a completion ends with its end of turn",
 }
 # What transformers' from_pretrained takes besides its parameters and what it pops from its keywords.
-ENGINE_EXTRAS = ("attn_implementation", "continuous_batching")
+ENGINE_EXTRAS = ("attn_implementation",)
 
 
 def trainer_problems(options: Mapping[str, Any], module: str, kind: str) -> list[str]:

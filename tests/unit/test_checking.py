@@ -139,7 +139,7 @@ def test_what_is_wrong_with_a_stage_is_told(model, data, tmp_path, stage, step, 
 
 
 def test_a_pretrained_models_phases_are_checked():
-    stage = next(name for name in ("base", "pretrain") if name in checking.TRAINERS)
+    stage = "pretrain"
     lines = problems(tiny={"stage": stage, "task": "arithmetic", "phases": [{"until_los": 0.1, "experts": "loud"}]})
     assert lines == [
         "step `tiny`: `phases[0].until_los`: unknown option of Phase (did you mean until_loss?).",

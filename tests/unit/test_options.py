@@ -16,7 +16,7 @@ from trl import GRPOConfig, SFTConfig
 from rlt.training import options
 from rlt.training.options import engine_problems, fields_of, literal_of, parameters_of, peft_problems, trainer_problems
 
-CLASSES = [(TrainingArguments, "base"), (SFTConfig, "warmup"), (GRPOConfig, "train")]
+CLASSES = [(TrainingArguments, "pretrain"), (SFTConfig, "warmup"), (GRPOConfig, "train")]
 
 
 @pytest.mark.parametrize(("kind", "stage"), CLASSES)
@@ -75,8 +75,8 @@ def test_every_wrong_option_is_told():
 def test_right_options_pass():
     given = {"learning_rate": 1, "lr_scheduler_type": "cosine", "save_strategy": "no", "report_to": "none",
              "max_steps": 3, "optim": "adamw_torch", "model_init_kwargs": {"attn_implementation": "sdpa"}}  # fmt: skip
-    for stage in ("base", "warmup", "train"):
-        known = {key: value for key, value in given.items() if stage != "base" or key != "model_init_kwargs"}
+    for stage in ("pretrain", "warmup", "train"):
+        known = {key: value for key, value in given.items() if stage != "pretrain" or key != "model_init_kwargs"}
         assert trainer_problems(known, *options.TRAINERS[stage]) == []
 
 

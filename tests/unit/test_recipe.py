@@ -81,12 +81,12 @@ def test_merging_replaces_everything_but_mappings():
         ({"warmup": {"modle": "m", "data": "d"}}, "`modle`: unknown key (did you mean model"),
         ({"warm": {"model": "m"}}, "`warm`: neither a key of a recipe nor a stage (did you mean warmup?)"),
         (
-            {"warmup": {"model": "@bace", "data": "d"}, "base": {"task": "arithmetic"}},
+            {"warmup": {"model": "@bace", "data": "d"}, "base": {"stage": "pretrain", "task": "arithmetic"}},
             "@bace: no such step (did you mean @base?)",
         ),
         ({"warmup": {"model": "@warmup", "data": "d"}}, "@warmup is this step itself"),
         (
-            {"warmup": {"model": "@base", "data": "d"}, "base": {"task": "arithmetic"}},
+            {"warmup": {"model": "@base", "data": "d"}, "base": {"stage": "pretrain", "task": "arithmetic"}},
             "step `warmup`: @base is a later step. Steps run in order: write `base` before `warmup`.",
         ),
         (
@@ -146,7 +146,7 @@ REPORT = {"arms": ["original", "evaluate/rlt"], "bands": ["rlt"], "teachers": ["
 
 
 def test_a_report_names_steps_and_variants_of_the_recipe():
-    assert recipe(**STUDIED, report=REPORT).steps[-1].config.arms == ["original", "evaluate/rlt"]
+    assert recipe(**STUDIED, report=REPORT).steps[-1].config.arms == {"original": None, "evaluate/rlt": None}
 
 
 @pytest.mark.parametrize(
@@ -271,6 +271,8 @@ def test_the_table_of_timings_is_read_from_the_recipes_folder(tmp_path):
         ({"rank": {"data": "d.jsonl", "scores": "s.jsonl"}}, "step `rank`: `rank` is part of `select`: write"),
         ({"quarters": {"stage": "rank", "data": "d.jsonl"}}, "step `quarters`: `rank` is part of `select`: write"),
         ({"defaults": {"rank": {"by": "r_ss"}}}, "`defaults.rank`: `rank` is part of `select`: write"),
+        ({"base": {"task": "arithmetic"}}, "step `base`: stage `base` is now `pretrain`: write `stage: pretrain`"),
+        ({"defaults": {"base": {}}}, "`defaults.base`: stage `base` is now `pretrain`"),
         *(
             (
                 {"collect": {"model": "m", "data": "d.jsonl", key: value}},

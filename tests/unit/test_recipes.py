@@ -17,14 +17,14 @@ from pydantic import TypeAdapter
 from trl import GRPOConfig, SFTConfig
 
 from rlt.cli import SUMMARIES
-from rlt.config import STAGES, BaseModelConfig, ProblemsConfig
+from rlt.config import STAGES, PretrainConfig, ProblemsConfig
 from rlt.launching import processes
 from rlt.outputs import changed_keys
 from rlt.planning import PlanConfig, plan
 from rlt.planning.machine import SHIPPED
 from rlt.recipe import Recipe, Step, load_recipe
 from rlt.stages import coldstart, distill, train, warmup
-from rlt.stages.base import Phase
+from rlt.stages.pretrain import Phase
 from rlt.tasks import load_generated_task
 
 FOLDER = Path(__file__).parents[2] / "recipes"
@@ -41,7 +41,7 @@ TRAINERS = {
     "distill": (SFTConfig, distill.DEFAULTS),
     "train": (GRPOConfig, train.DEFAULTS),
     "coldstart": (GRPOConfig, coldstart.DEFAULTS),
-    "base": (SFTConfig, {}),
+    "pretrain": (SFTConfig, {}),
 }
 
 
@@ -67,7 +67,7 @@ def test_there_are_as_many_different_problems_as_a_recipe_asks_for(name: str) ->
             config = step.config
             problems = load_generated_task(config.task).generate(config.count, config.seed, config.options, excluded)
             generated[str(config.output)] = [problem.question for problem in problems]
-        if isinstance(step.config, BaseModelConfig):
+        if isinstance(step.config, PretrainConfig):
             for number, phase in enumerate(step.config.phases):
                 whole = Phase.model_validate(phase)
                 for task, part in {step.config.task: whole, **whole.also}.items():

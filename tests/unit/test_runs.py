@@ -106,12 +106,12 @@ def test_a_complete_file_that_was_removed_is_made_again_with_any_configuration(t
 
 def test_an_output_whose_input_was_made_anew_is_refused(tmp_path):
     (tmp_path / "base").mkdir()
-    begin("base", config(tmp_path / "base")).finish({})
+    begin("pretrain", config(tmp_path / "base")).finish({})
     taught = EvaluateConfig(output=tmp_path / "e", model=str(tmp_path / "base"), benchmark="math500")
     begin("evaluate", taught).finish({})
     assert begin("evaluate", taught).result is not None
     (tmp_path / "base" / "stage.json").unlink()
-    begin("base", config(tmp_path / "base")).finish({})
+    begin("pretrain", config(tmp_path / "base")).finish({})
     with pytest.raises(RunError, match=r"its input .*base was made again or removed since"):
         begin("evaluate", taught)
 
@@ -202,7 +202,7 @@ def test_a_renamed_run_resumes(tmp_path):
         return TrainConfig(output=tmp_path / run / "train", model=str(tmp_path / run / "base"), data="d", student="s")
 
     (tmp_path / "old" / "base").mkdir(parents=True)
-    begin("base", config(tmp_path / "old" / "base")).finish({})
+    begin("pretrain", config(tmp_path / "old" / "base")).finish({})
     begin("train", train("old")).finish({})
     (tmp_path / "old").rename(tmp_path / "new")
     assert begin("train", train("new")).result is not None

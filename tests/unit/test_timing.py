@@ -75,7 +75,7 @@ def test_it_counts_steps_that_run_in_parallel(jobs):
     assert worst(estimates(steps, table, seconds, jobs)) < 1.5
 
 
-@pytest.mark.parametrize("stage", ["base", "train", "distill", "evaluate"])
+@pytest.mark.parametrize("stage", ["pretrain", "train", "distill", "evaluate"])
 @pytest.mark.parametrize("slower", [1.8, 0.5])
 def test_it_stays_near_when_one_kind_of_step_is_slower_than_the_others(stage, slower):
     steps, table, seconds = recorded()
@@ -147,10 +147,10 @@ def test_nothing_is_left_at_the_end():
 
 def test_a_table_is_made_of_the_means_over_seeds(tmp_path):
     values = {"name": "r", "folder": str(tmp_path), "seeds": [0, 1], "problems": {"task": "arithmetic"},
-              "base": {"task": "arithmetic"}}  # fmt: skip
+              "base": {"stage": "pretrain", "task": "arithmetic"}}  # fmt: skip
     recipe = build_recipe(values, "r.yaml")
     for one in recipe.steps:
-        if one.stage == "base":
+        if one.stage == "pretrain":
             part = one.config.output / "phase-1"
             part.mkdir(parents=True)
             (part / "metrics.jsonl").write_text("{}\n" * (2 + 2 * one.seed))

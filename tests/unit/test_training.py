@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from trl import GRPOConfig
 
-from rlt.config import BaseModelConfig, TrainConfig, WarmupConfig
+from rlt.config import PretrainConfig, TrainConfig, WarmupConfig
 from rlt.data.rows import read_rows
 from rlt.errors import ConfigError, RunError
 from rlt.training.arguments import check_saving, loading, sampling_context, supervised_arguments, trainer_arguments
@@ -128,7 +128,7 @@ def test_checkpoints_lie_between_generations(options, fine):
 
 
 def test_the_base_model_takes_no_lora_and_no_launch():
-    assert not {"peft", "launch"} & set(BaseModelConfig.model_fields)
+    assert not {"peft", "launch"} & set(PretrainConfig.model_fields)
 
 
 # -- metrics.jsonl -------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A small model that can do a task's clean problems, made from nothing: what a pretrained model is elsewhere."""
+"""Pretrain: a tiny model trained from scratch on a synthetic task."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from transformers import TrainerCallback
 
-from rlt.config import BaseModelConfig, Config, validate
+from rlt.config import Config, PretrainConfig, validate
 from rlt.data.rows import read_rows
 from rlt.models.loading import load_tokenizer
 from rlt.models.tiny import tiny_llama, word_tokenizer
@@ -51,13 +51,13 @@ class Phase(Part):
     """Stop after so many steps in any case."""
 
 
-def run(config: BaseModelConfig) -> Result:
+def run(config: PretrainConfig) -> Result:
     """The model's folder; its metrics name the loss and steps of each phase."""
     fmt = load_format(config.format)
     task = load_generated_task(config.task)
     phases = [validate(Phase, values, f"phases[{i}]") for i, values in enumerate(config.phases)]
     tasks = {name: load_generated_task(name) for phase in phases for name in phase.also} | {config.task: task}
-    folder = begin("base", config)
+    folder = begin("pretrain", config)
     if folder.result:
         return folder.result
     excluded = [row["question"] for path in config.exclude for _, row in read_rows(path)]
@@ -91,7 +91,7 @@ def _words(task: GeneratedTask, others: dict[str, GeneratedTask]) -> list[str]:
 
 
 def _learn(
-    folder: Path, config: BaseModelConfig, model: Any, examples: list[Example], phase: Phase, stop: StopAtLoss
+    folder: Path, config: PretrainConfig, model: Any, examples: list[Example], phase: Phase, stop: StopAtLoss
 ) -> None:
     """One phase by transformers' plain Trainer: for a vocabulary of some dozens TRL's chunked loss costs a third more."""
     from transformers import Trainer, TrainingArguments
@@ -103,7 +103,7 @@ def _learn(
         "logging_steps": 20, "save_strategy": "no", "remove_unused_columns": False,
     }  # fmt: skip
     config = config.model_copy(update={"output": folder})
-    arguments = trainer_arguments(TrainingArguments, "base", config, config.trainer, defaults)
+    arguments = trainer_arguments(TrainingArguments, "pretrain", config, config.trainer, defaults)
     rows = [{"input_ids": example.ids, "labels": example.labels()} for example in examples]
     trainer = Trainer(
         model, arguments, train_dataset=rows, data_collator=_collate, callbacks=[MetricsFile(folder), stop]
