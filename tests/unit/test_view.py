@@ -65,7 +65,9 @@ def test_texts_come_from_the_file_that_was_scored_in_its_order(tmp_path):
         tmp_path / "data.jsonl", [{"id": i, "question": f"q{i}", "solution": "s", "explanation": "e"} for i in (1, 2)]
     )
     write_rows(tmp_path / "scores.jsonl", [{"id": 1, "reward": 0.5}, {"id": 3, "reward": 0.2}])
-    (tmp_path / "scores.jsonl.stage.json").write_text(json.dumps({"complete": True, "config": {"data": "data.jsonl"}}))
+    (tmp_path / "scores.jsonl.stage.json").write_text(
+        json.dumps({"stage": "score", "complete": True, "config": {"data": "data.jsonl"}})
+    )
     found = list(Source(tmp_path / "scores.jsonl"))
     assert [row.get("question") for row in found] == ["q1", None]  # the second is not the row that was scored
 
