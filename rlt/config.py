@@ -162,6 +162,15 @@ def _as_list(value: Any) -> Any:
 Names = Annotated[list[str], BeforeValidator(_as_list)]
 
 
+def _as_described(value: Any) -> Any:
+    """A mapping of names to descriptions from such a mapping, a list of names, or one name."""
+    value = _as_list(value)
+    return dict.fromkeys(value) if isinstance(value, list) else value
+
+
+Described = Annotated[dict[str, str | None], BeforeValidator(_as_described)]
+
+
 class DataConfig(Config):
     """Where problems come from."""
 
@@ -289,7 +298,7 @@ class EngineOptions(RayOptions):
     """Number of prompts per batch of the `transformers` engine."""
     engine_options: dict[str, Any] = {}
     """Passed through: to `vllm.LLM(...)` (tensor_parallel_size, gpu_memory_utilization, ...) or to transformers'
-    `from_pretrained(...)`, with `continuous_batching` (true, or options of transformers' ContinuousBatchingConfig)."""
+    `from_pretrained(...)`."""
 
     def conflict(self) -> str | None:
         """Which of these options contradict each other, and the fix; None where none do."""
@@ -681,7 +690,7 @@ class GradeConfig(StageConfig, FormatOptions):
 
 
 class ReportConfig(StageConfig):
-    """Report a run: tables on the terminal, results.json and report.html."""
+    """Report a run: tables and three sentences on the terminal, results.json and report.html."""
 
     suffix: str = Field("", pattern=r"^[\w.-]*$")
     """Ending of both file names, for recipes with several reports: `-transfer` writes results-transfer.json."""
@@ -690,8 +699,9 @@ class ReportConfig(StageConfig):
     """Heading of the report; null: the run's name."""
     note: str | None = None
     """Text under the heading: what a reader must know about these results."""
-    arms: Names = []
-    """Variants of the evaluate steps to compare, in table order; empty: one row per evaluate step."""
+    arms: Described = {}
+    """Variants of the evaluate steps to compare, in table order: a list, or a mapping of each to a short description of
+    what its student learned from. Empty: one row per evaluate step."""
     sampled: str = "evaluate"
     """Evaluate step whose variants are sampled."""
     greedy: str | None = None

@@ -1,4 +1,4 @@
-"""Work spread over a Ray cluster: one actor a replica, each with a bounded part of the work, a dead one's part done again."""
+"""Spread work over a Ray cluster: one actor per replica; the share of a dead actor is redone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import queue
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -16,9 +16,9 @@ from rlt.errors import ConfigError, DependencyError, RltError, RunError
 
 Job = TypeVar("Job")
 Answer = TypeVar("Answer")
-# Jobs that wait at an actor while it works on one, so that it never waits for the driver.
+# Jobs queued at an actor while it works on one, so that it never waits for the driver.
 QUEUED = 1
-# Actors that may die one after another without anything done in between before the run gives up.
+# Deaths of actors in a row, with no job done in between, after which the run gives up.
 DEATHS = 4
 
 
@@ -30,13 +30,13 @@ def spread(
     workers: int,
     gpus: float = 0.0,
 ) -> Iterator[tuple[int, Answer]]:
-    """`(number, answer)` of each job, as they are done, in any order; jobs are drawn as actors become free.
+    """`(number, answer)` of each job as it is done, in any order; jobs are drawn as actors become free.
 
-    Each of `workers` actors calls `make()` once and the function it returns for each job; it asks for `gpus` where the
-    cluster has any. When an actor dies (its process, or its machine) another takes its place and its jobs are done
-    again; a job is answered once. `address` is a cluster's, or `local` for one of this machine that ends with the work
-    and listens on 127.0.0.1. Raises DependencyError without Ray, RunError when actors die without doing any job, and,
-    after what is under way, what a job raises.
+    Each of `workers` actors calls `make()` once, then the function it returns once per job. An actor asks for `gpus` GPUs
+    if the cluster has any. When an actor dies, another replaces it and redoes its unanswered jobs; every job is answered
+    once. `address` is a cluster's, or `local`: a cluster on this machine that ends with the work and listens on 127.0.0.1.
+    Raises DependencyError without Ray, RunError when actors keep dying without doing a job, and what a job raises, after
+    the jobs in flight.
     """
     ray = import_ray()
     with cluster(ray, address, workers):
@@ -53,7 +53,7 @@ def _one_by_one(make: Callable[[], Callable[[Job], Answer]]) -> _Work:
 
 
 def in_order(answers: Iterable[tuple[int, Answer]]) -> Iterator[Answer]:
-    """The answers of `spread` in the order of their jobs; those that come early wait."""
+    """The answers of `spread` in the order of their jobs; early ones wait."""
     early: dict[int, Answer] = {}
     due = 0
     for number, answer in answers:
@@ -65,38 +65,41 @@ def in_order(answers: Iterable[tuple[int, Answer]]) -> Iterator[Answer]:
 
 # -- actors ------------------------------------------------------------------------------------------------------------
 
-# From items with their keys, drawn as they come, to answers with those keys, in any order; and further arguments.
-_Work = Callable[..., Iterator[tuple[Any, Any]]]
+# Ray has no types for actors and references.
+Ray = Any
+Item = tuple[Any, Any]  # a key, and a job or its answer
+# From an iterator of items, drawn as needed, and further arguments to answers with the same keys, in any order.
+_Work = Callable[..., Iterator[Item]]
 
 
 class _Worker:
-    """What lives in an actor of two threads: one works in `run`, the other takes what it is given meanwhile."""
+    """What lives in an actor of two threads: one works in `run`, the other takes new items meanwhile."""
 
     def __init__(self, make: Callable[[], _Work]) -> None:
         self.make, self.work, self.making = make, None, threading.Lock()
-        self.given: queue.SimpleQueue[tuple[Any, Any] | None] = queue.SimpleQueue()
+        self.given: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
 
-    def give(self, items: list[tuple[Any, Any] | None]) -> None:
+    def give(self, items: list[Item | None]) -> None:
         """More items; None after the last one."""
         for item in items:
             self.given.put(item)
 
     def end(self) -> None:
-        """Take back what was given and not begun."""
+        """Take back the items that were not begun."""
         with contextlib.suppress(queue.Empty):
             while True:
                 self.given.get_nowait()
         self.given.put(None)
 
     def about(self) -> Any:
-        """What the work says of itself, once it is made."""
+        """The work's `about`, once the work is made; or the error that prevented it."""
         try:
             return self._made().about  # type: ignore[attr-defined]
         except RltError as error:
             return error
 
-    def run(self, *arguments: Any) -> Iterator[Any]:
-        """`(key, answer)` of each item as it is done; an RltError ends it, as the last answer."""
+    def run(self, *arguments: object) -> Iterator[Item | RltError]:
+        """`(key, answer)` of each item as it is done; an RltError is the last answer."""
         try:
             # Not `yield from`: Ray sends values into its generators, which other iterators cannot take.
             for answer in self._made()(iter(self.given.get, None), *arguments):  # noqa: UP028
@@ -112,28 +115,28 @@ class _Worker:
 
 @dataclass(eq=False)
 class _Member:
-    """One actor, its stream of answers, and the items that it has and has not answered."""
+    """One actor, its stream of answers, and the items it was given and has not answered."""
 
-    actor: Any
-    stream: Any
-    held: dict[Any, Any] = field(default_factory=dict)
+    actor: Ray
+    stream: Ray
+    held: dict[Hashable, Any] = field(default_factory=dict)
     ended: bool = False
 
 
 class Pool:
-    """Actors that keep what they loaded from one `run` to the next, until `close`."""
+    """Actors that keep what they loaded across runs, until `close`."""
 
-    def __init__(self, ray: Any, make: Callable[[], _Work], workers: int, gpus: float) -> None:
+    def __init__(self, ray: Ray, make: Callable[[], _Work], workers: int, gpus: float) -> None:
         self.ray, self.workers, self.deaths = ray, workers, 0
         share, warning = resources(ray.cluster_resources(), workers, gpus)
         if warning:
             print(warning, file=sys.stderr)
         actor_of = ray.remote(num_cpus=1, num_gpus=share, max_restarts=0, max_concurrency=2)(_Worker)
         self._start = lambda: actor_of.remote(make)
-        self.actors: list[Any] = []
+        self.actors: list[Ray] = []
 
     def about(self) -> Any:
-        """What the first actor that is ready says of its work; raises what kept it from being made."""
+        """The `about` of the first actor that is ready; raises what kept its work from being made."""
         self._fill()
         asked = {actor.about.remote(): actor for actor in self.actors}
         while True:
@@ -149,17 +152,15 @@ class Pool:
                 raise answer
             return answer
 
-    def run(
-        self, groups: Iterator[list[tuple[Any, Any]]], drawn: int, reserve: int, *arguments: Any
-    ) -> Iterator[tuple[Any, Any]]:
-        """`(key, answer)` of every item. Items of a group go to one actor.
+    def run(self, groups: Iterator[list[Item]], drawn: int, reserve: int, *arguments: object) -> Iterator[Item]:
+        """`(key, answer)` of every item. The items of a group go to one actor.
 
-        An actor has up to `drawn` items, which its work may draw before the first answer, and a `reserve`, so that it
-        does not wait for the driver. After a run that did not go through, the next one begins with new actors.
+        An actor holds up to `drawn` items, which its work may draw before its first answer, and a `reserve`, so that it
+        does not wait for the driver. After a run that failed, the next one starts new actors.
         """
         self._fill()
         members = [self._member(actor, arguments) for actor in self.actors]
-        again: list[list[tuple[Any, Any]]] = []
+        again: list[list[Item]] = []
         failure: Exception | None = None
         try:
             while members:
@@ -207,10 +208,10 @@ class Pool:
     def _fill(self) -> None:
         self.actors += [self._start() for _ in range(self.workers - len(self.actors))]
 
-    def _member(self, actor: Any, arguments: tuple[Any, ...]) -> _Member:
+    def _member(self, actor: Ray, arguments: tuple[object, ...]) -> _Member:
         return _Member(actor, actor.run.options(num_returns="streaming").remote(*arguments))
 
-    def _replace(self, actor: Any, error: Exception) -> Any:
+    def _replace(self, actor: Ray, error: Exception) -> Ray:
         """Another actor in the place of a dead one."""
         self.deaths += 1
         if self.deaths > DEATHS:
@@ -224,14 +225,14 @@ class Pool:
 
 def _deal(
     members: list[_Member],
-    groups: Iterator[list[tuple[Any, Any]]],
-    again: list[list[tuple[Any, Any]]],
+    groups: Iterator[list[Item]],
+    again: list[list[Item]],
     drawn: int,
     reserve: int,
 ) -> None:
-    """Fill up, in turns so that each gets its part of what is left, the actors that have used half of their reserve."""
+    """Refill the actors that have used half of their reserve, in turns, so that each gets its share of what is left."""
     hungry = [m for m in members if not m.ended and 2 * (len(m.held) - drawn) <= reserve]
-    new: dict[_Member, list[tuple[Any, Any] | None]] = {member: [] for member in hungry}
+    new: dict[_Member, list[Item | None]] = {member: [] for member in hungry}
     while hungry:
         for member in hungry:
             group = again.pop() if again else next(groups, None)
@@ -247,24 +248,24 @@ def _deal(
 
 
 def resources(cluster: Mapping[str, float], workers: int, gpus: float) -> tuple[float, str | None]:
-    """GPUs that each worker asks for (none where the cluster has none), and a warning where some will have to wait."""
+    """GPUs per worker (0 if the cluster has none), and a warning if some workers will have to wait."""
     share = gpus if cluster.get("GPU") else 0.0
     short = [
-        f"{workers * wanted:g} {what}s of {cluster.get(what, 0):g}"
+        f"{workers * wanted:g} {what}s, of {cluster.get(what, 0):g}"
         for what, wanted in (("CPU", 1.0), ("GPU", share))
         if workers * wanted > cluster.get(what, 0)
     ]
     if not short:
         return share, None
     return share, (
-        f"Ray: `ray_workers` {workers} ask for {' and '.join(short)} that the cluster has; some wait until it has more."
+        f"Ray: `ray_workers: {workers}` needs {' and '.join(short)} in the cluster; some workers wait until it has more."
     )
 
 
 # -- an engine on a cluster --------------------------------------------------------------------------------------------
 
 
-def import_ray() -> Any:
+def import_ray() -> Ray:
     try:
         import ray
     except ImportError as error:
@@ -273,11 +274,11 @@ def import_ray() -> Any:
 
 
 @contextlib.contextmanager
-def _on_loopback(ray: Any) -> Iterator[None]:
-    """While open, a cluster that is started takes 127.0.0.1 as its address, and therefore listens on nothing else.
+def _on_loopback(ray: Ray) -> Iterator[None]:
+    """While open, a cluster that is started takes 127.0.0.1 as its address and listens on no other.
 
-    Ray has no option for that on Linux (`_node_ip_address="127.0.0.1"` is replaced by the outer address); this is what
-    it does on a desktop, where a cluster of several machines is off.
+    Ray has no option for that on Linux: `_node_ip_address="127.0.0.1"` is replaced by the outer address. It does so on
+    desktop systems, where clusters of several machines are off.
     """
     constants = ray._private.ray_constants
     name, before = constants.ENABLE_RAY_CLUSTERS_ENV_VAR, constants.ENABLE_RAY_CLUSTER
@@ -291,12 +292,12 @@ def _on_loopback(ray: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def cluster(ray: Any, address: str, workers: int) -> Iterator[None]:
-    """A connection to the cluster; `local` starts one with room for the workers, and ends it."""
+def cluster(ray: Ray, address: str, workers: int) -> Iterator[None]:
+    """A connection to the cluster while open; `local` starts one with room for the workers, and ends it."""
     if address.startswith("ray://"):
         raise ConfigError(
             f"`ray`: {address!r} is for Ray's client, which cannot stream. Run the command on a machine of the cluster with "
-            "`ray: auto`, or hand it in with `ray job submit`."
+            "`ray: auto`, or submit it with `ray job submit`."
         )
     if ray.is_initialized():
         yield

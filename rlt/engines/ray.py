@@ -16,11 +16,11 @@ from rlt.errors import ConfigError
 
 
 class RayEngine:
-    """An engine whose replicas are actors on a Ray cluster, `options.ray_workers` of them, loaded once, until `close`.
+    """`options.ray_workers` replicas of an engine, actors on a Ray cluster that stay loaded until `close`.
 
-    Completions come as they are finished. Requests with one prompt go to one replica. Their seeds travel along, so that
-    the completions are those of one engine on one machine wherever that engine is repeatable. `max_in_flight` is shared
-    out. A server's key is read from each worker's own environment, so that it is in no message of Ray's.
+    Completions come as they finish. Requests with the same prompt go to the same replica. Seeds travel with them, so
+    where one engine is repeatable, the completions are those of one engine on one machine. `max_in_flight` is divided
+    among the replicas. Each worker reads a server's key from its own environment, so no message of Ray's contains it.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class RayEngine:
         dtype: str = "auto",
         trust_remote_code: bool = False,
     ) -> None:
-        ray = import_ray()  # what is missing is told before anything is loaded
+        ray = import_ray()  # first: a missing package is reported before anything is loaded
         parallel = options.engine_options.get("tensor_parallel_size", 1)
         gpus = 0.0 if options.engine == "openai" else float(parallel)
         self._stack = contextlib.ExitStack()
@@ -57,7 +57,7 @@ class RayEngine:
 
 
 def of_replica(options: EngineOptions) -> EngineOptions:
-    """The options of one replica: no cluster, and its share of the requests under way."""
+    """The options of one replica: no cluster, and its share of the requests in flight."""
     values = {key: getattr(options, key) for key in EngineOptions.model_fields}
     shared = max(1, options.max_in_flight // options.ray_workers)
     return EngineOptions.model_validate({**values, "ray": None, "max_in_flight": shared})
@@ -72,8 +72,8 @@ class _Replica:
         variable = options.api_key_env
         if variable is not None and not os.environ.get(variable):
             raise ConfigError(
-                f"`api_key_env`: {variable} is not set for the Ray worker on {socket.gethostname()}. Workers read the key "
-                "themselves, so that it is in no message: set it where `ray start` runs on each machine."
+                f"`api_key_env`: {variable} is not set for the Ray worker on {socket.gethostname()}. Each worker reads the key "
+                "itself, so that no message contains it: set it where `ray start` runs on each machine."
             )
         self.engine = build(options, model, dtype=dtype, trust_remote_code=trust_remote_code)
         self.about = (self.engine.name, self.engine.context_length, self.engine.window)
@@ -84,5 +84,5 @@ class _Replica:
 
 
 def by_problem(requests: Iterable[Request]) -> Iterator[list[Request]]:
-    """Neighbours with the same prompt together."""
+    """Consecutive requests with the same prompt, grouped."""
     return (list(group) for _, group in groupby(requests, key=lambda request: request.prompt))

@@ -1,33 +1,43 @@
-"""Log-probabilities of chosen tokens: batched by length, in float32, never the logits of all positions.
+"""Log-probabilities of chosen tokens: batched by length, float32, without the logits of all positions.
 
-The model's `forward` is given a second way of being called (`rlt_rows=...`), so that what wraps a model (DDP, FSDP2,
-ZeRO-3, PEFT) sees an ordinary forward pass. Only the hidden states that predict a wanted token reach the output
-layer, and TRL's chunked kernel projects those tile by tile. That this agrees with the model's own logits is checked once
-per model, on two short rows.
+A forward pass is an ordinary call of the model, so DDP, FSDP2, ZeRO-3, PEFT and autocast work as in training. A hook on
+the transformer's body, attached for that call alone, keeps the hidden states that predict a wanted token and drops the
+others before the output layer sees them. A plain output layer is then projected tile by tile by TRL's chunked kernel;
+any other (LoRA on `lm_head`, layers before it, quantized) runs as the model's own code. Before a model is first used,
+one probe batch is compared with the model's own logits.
 """
 
 from __future__ import annotations
 
-import types
-from collections.abc import Callable, Sequence
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from rlt.errors import ModelError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 # On a CPU, small enough that activations of a small model stay in its caches.
 DEFAULT_BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
 # (positions, vocabulary) projected together. On a CPU, a tile that stays in its caches: folding it then costs little
-# beside the matrix product. On a GPU, what TRL uses.
+# compared with the matrix product. On a GPU, what TRL uses.
 TILES = {"cpu": (1024, 1024), "cuda": (4096, 32768)}
+# Logits held at once (positions times vocabulary) where the model's own output layer computes them.
+OWN_LOGITS = 2**26
 
 Progress = Callable[[int, int], None]
+Want = Literal["logprobs", "hidden"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +49,7 @@ class Row:
 
     @property
     def kept(self) -> int:
+        """How many log-probs are wanted."""
         return sum(len(span) for span in self.keep)
 
     @property
@@ -54,28 +65,38 @@ def token_logprobs(
     temperature: float = 1.0,
     batch_tokens: int | None = None,
     progress: Progress | None = None,
-) -> list[torch.Tensor]:
+) -> list[Float[Tensor, " kept"]]:
     """For each row `(n_kept,)` float32 log-probs, in nats, of its kept tokens given all tokens before them.
 
-    `log softmax(logits / temperature)` of `model`, on the CPU, in the order of `rows`; no gradient. The logits are the
-    model's own, in its type (bfloat16 weights give bfloat16 logits); all arithmetic on them is float32. A row's numbers
-    do not depend on the rows beside it (to float tolerance). `batch_tokens`: padded tokens in one forward pass.
-    `progress` is called after each batch with its numbers of rows and tokens. Where the model is sharded, every rank must
-    call this, with any number of rows. Raises ModelError for a model whose own logits say something else.
+    `log softmax(logits / temperature)` of `model`, on the CPU, in the order of `rows`; no gradient, no dropout. The logits
+    are the model's own, in the type it computes in (bfloat16 weights or autocast give bfloat16 logits); all arithmetic on
+    them is float32. A row's numbers do not depend on the other rows (to rounding). `batch_tokens`: tokens in one forward
+    pass, padding included. `progress` is called after each batch with its numbers of rows and tokens. If the model is
+    sharded, every rank must call this, with any number of rows.
+    Raises ModelError if the numbers differ from the model's own logits by more than rounding (see `_verified_plan`).
     """
     columns = _over_batches(model, rows, "logprobs", temperature, batch_tokens, progress)
     return [column.float().cpu() for column in columns]
 
 
-def hidden_states(model: nn.Module, rows: Sequence[Row], *, batch_tokens: int | None = None) -> list[torch.Tensor]:
-    """For each row the `(n_kept, H)` hidden states from which its kept tokens are predicted, on the model's device."""
+def hidden_states(
+    model: nn.Module, rows: Sequence[Row], *, batch_tokens: int | None = None
+) -> list[Float[Tensor, "kept hidden"]]:
+    """For each row the `(n_kept, H)` hidden states from which its kept tokens are predicted, on the model's device.
+
+    In the type in which the output layer multiplies them. Raises ModelError if that layer is not a plain one.
+    """
     return _over_batches(model, rows, "hidden", 1.0, batch_tokens, None)
 
 
 @torch.no_grad()
 def exact_kl(
-    teacher: Head, teacher_hidden: torch.Tensor, student: Head, student_hidden: torch.Tensor, temperature: float
-) -> torch.Tensor:
+    teacher: Head,
+    teacher_hidden: Float[Tensor, "n teacher_hidden"],
+    student: Head,
+    student_hidden: Float[Tensor, "n student_hidden"],
+    temperature: float,
+) -> Float[Tensor, " n"]:
     """`(N,)` KL(teacher || student), in nats, of whole next-token distributions, projected tile by tile.
 
     From `(N, H)` hidden states of both models at the same N places in a text (`hidden_states`) and both output layers
@@ -123,99 +144,69 @@ def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
 def _over_batches(
     model: nn.Module,
     rows: Sequence[Row],
-    want: str,
+    want: Want,
     temperature: float,
     batch_tokens: int | None,
     progress: Progress | None,
-) -> list[torch.Tensor]:
-    for number, row in enumerate(rows):
-        if any(span.start < 1 or span.stop > len(row.ids) for span in row.keep if len(span)):
-            raise ValueError(
-                f"row {number}: kept positions must lie in 1..{len(row.ids) - 1}; nothing predicts the first token"
-            )
-    device = _device(model)
-    limit = batch_tokens or DEFAULT_BATCH_TOKENS.get(device.type, DEFAULT_BATCH_TOKENS["cpu"])
-    batches = plan_batches([row.read for row in rows], limit)
-    results: list[torch.Tensor] = [torch.zeros(0)] * len(rows)
-    was_training = model.training
-    model.eval()
-    missing = _missing_batches(model, len(batches), device)  # asked first: no rank may be in a forward pass by then
-    try:
-        add_scoring_forward(model)
-        _check_once(model, device)
+) -> list[Tensor]:
+    _check_kept(rows)
+    results = [torch.zeros(0)] * len(rows)
+    with _evaluating(model), _uncompiled(model):
+        plan = _verified_plan(model)
+        if want == "hidden":
+            _check_plain(causal_lm(model))
+        batches = plan_batches([row.read for row in rows], plan.batch_tokens(_device(model), batch_tokens))
+        missing = _missing_batches(model, len(batches))  # asked first: no rank may be in a forward pass by then
         for batch in batches:
-            inputs = _inputs([rows[i] for i in batch], device)
-            flat = model(**inputs, rlt_want=want, rlt_temperature=temperature)
+            flat = _forward(model, plan, [rows[i] for i in batch], want, temperature)
             for i, column in zip(batch, flat.split([rows[i].kept for i in batch]), strict=True):
                 results[i] = column
             if progress is not None:
                 progress(len(batch), sum(rows[i].read for i in batch))
         for _ in range(missing):
             # Sharded parameters are gathered by all ranks together: a rank with fewer rows must still take part.
-            model(**_inputs([Row([0, 0], [range(1, 2)])], device), rlt_want=want, rlt_temperature=temperature)
-    finally:
-        model.train(was_training)
+            _forward(model, plan, [Row([0, 0], [range(1, 2)])], want, temperature)
     return results
 
 
-def _inputs(rows: Sequence[Row], device: torch.device) -> dict[str, Any]:
-    # Right padding needs no attention mask: with causal attention no real token can see a later one.
-    width = max(row.read for row in rows)
-    ids: list[int] = []
-    sources: list[int] = []
-    targets: list[int] = []
-    for row in rows:
-        begin = len(ids)
-        ids += row.ids[: row.read]
-        # With the row's own last token: whatever the weights of another one are, no row's numbers meet them.
-        ids += [row.ids[row.read - 1]] * (width - row.read)
-        for span in row.keep:
-            sources += range(begin + span.start - 1, begin + span.stop - 1)
-            targets += row.ids[span.start : span.stop]
-    inputs = {
-        "input_ids": torch.tensor(ids, dtype=torch.long).view(len(rows), -1),
-        "rlt_rows": torch.tensor(sources, dtype=torch.long),
-        "rlt_targets": torch.tensor(targets, dtype=torch.long),
-    }
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()}
-
-
-def _check_once(model: nn.Module, device: torch.device) -> None:
-    """Raise ModelError if two rows scored together are not what the model's own logits say of each alone.
-
-    Families whose head is more than a matrix, whose layers see padding or the next row, and adapters on the head would
-    otherwise give wrong numbers without an error. Every rank of a sharded model makes the same passes.
-    """
-    core = causal_lm(model)
-    if getattr(core, "_rlt_checked", False):
-        return
-    vocabulary = core.get_input_embeddings().num_embeddings
-    ids = [(7919 * i + 13) % vocabulary for i in range(12)]
-    rows = [Row(ids, [range(1, 12)]), Row(ids[5:10], [range(1, 5)])]
-    flat = model(**_inputs(rows, device), rlt_want="logprobs", rlt_temperature=1.0)
-    for row, ours in zip(rows, flat.split([row.kept for row in rows]), strict=True):
-        text = torch.tensor([row.ids], device=device)
-        logits = model(input_ids=text, use_cache=False).logits[0, :-1]
-        theirs = logits.float().log_softmax(-1).gather(1, text[0, 1:, None])[:, 0]
-        # Both round each logit to the logits' type, and float32 sums of the layers in another order.
-        allowed = 1e-3 + 4 * torch.finfo(logits.dtype).eps * logits.float().abs().amax(-1)
-        difference = (ours.float() - theirs).abs()
-        wrong = difference > allowed  # never of NaN, which the rows of a broken model have either way
-        if wrong.any():
-            raise ModelError(
-                f"{type(core).__name__}: token log-probs differ from those of the model's own logits by "
-                f"{difference[wrong].max().item():.3g} nats. rlt does not know this architecture's output layer (an adapter "
-                "on `lm_head`, for example); score with another model, or leave `lm_head` out of LoRA's `target_modules`."
+def _check_kept(rows: Sequence[Row]) -> None:
+    for number, row in enumerate(rows):
+        if any(span.start < 1 or span.stop > len(row.ids) for span in row.keep if len(span)):
+            raise ValueError(
+                f"row {number}: kept positions must lie in 1..{len(row.ids) - 1}; nothing predicts the first token"
             )
-    core._rlt_checked = True
 
 
-def _missing_batches(model: nn.Module, count: int, device: torch.device) -> int:
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def _uncompiled(model: nn.Module) -> AbstractContextManager[object]:
+    """While open, compiled parts of the model run as written: a compiled graph would not see hooks attached later."""
+    compiled = any(
+        hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+        for module in model.modules()
+    )
+    return torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
+
+
+def _missing_batches(model: nn.Module, count: int) -> int:
+    return int(_largest(model, float(count))) - count
+
+
+def _largest(model: nn.Module, value: float) -> float:
+    """The largest `value` of all ranks, if the model is sharded over them."""
     if not is_sharded(model):
-        return 0
-    most = torch.tensor(count, device=device)
+        return value
+    most = torch.tensor(value, device=_device(model))
     dist.all_reduce(most, op=dist.ReduceOp.MAX)
-    return int(most.item()) - count
+    return most.item()
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -233,62 +224,124 @@ def _device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-# -- the second way of calling a model -------------------------------------------------------------------------------
+# -- one forward pass ------------------------------------------------------------------------------------------------
 
 
-def add_scoring_forward(model: nn.Module) -> None:
-    """Let the causal language model inside `model` be called with `rlt_rows`; calls without it are unchanged.
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """How one model is read: the module whose output its output layer gets, and who computes that layer."""
 
-    Idempotent. Patches the innermost `PreTrainedModel`, as TRL's own fused head does, so that hooks of wrappers run.
-    """
+    body: nn.Module
+    layer: nn.Module
+    vocabulary: int
+    tiled: bool
+    """Project in tiles from the layer's weight; otherwise the model's own code turns kept hidden states into logits."""
+
+    def batch_tokens(self, device: torch.device, wanted: int | None) -> int:
+        tokens = wanted or DEFAULT_BATCH_TOKENS.get(device.type, DEFAULT_BATCH_TOKENS["cpu"])
+        return tokens if self.tiled else min(tokens, max(1, OWN_LOGITS // self.vocabulary))
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Rows of one forward pass, padded right: `ids` `(B, T)`, kept places in `(B * T)`, the tokens predicted there."""
+
+    ids: Int[Tensor, "b t"]
+    sources: Int[Tensor, " kept"]
+    targets: Int[Tensor, " kept"]
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], device: torch.device) -> _Batch:
+        # Right padding needs no attention mask: with causal attention no real token can see a later one.
+        width = max(row.read for row in rows)
+        ids: list[int] = []
+        sources: list[int] = []
+        targets: list[int] = []
+        for row in rows:
+            begin = len(ids)
+            ids += row.ids[: row.read]
+            # With the row's own last token: whatever the weights of another one are, no row's numbers meet them.
+            ids += [row.ids[row.read - 1]] * (width - row.read)
+            for span in row.keep:
+                sources += range(begin + span.start - 1, begin + span.stop - 1)
+                targets += row.ids[span.start : span.stop]
+        columns = (torch.tensor(column, dtype=torch.long) for column in (ids, sources, targets))
+        ids_, sources_, targets_ = (column.to(device, non_blocking=True) for column in columns)
+        return cls(ids_.view(len(rows), -1), sources_, targets_)
+
+
+def _forward(
+    model: nn.Module, plan: _Plan, rows: Sequence[Row], want: Want, temperature: float
+) -> Float[Tensor, " kept"] | Float[Tensor, "kept hidden"]:
+    batch = _Batch.of(rows, _device(model))
     core = causal_lm(model)
-    if getattr(core, "_rlt_scoring", False):
-        return
-    others = core.__dict__.get("forward")  # a patch of somebody else's, such as TRL's
+    own = not plan.tiled and want == "logprobs"
+    found: list[Tensor] = []
 
-    def forward(self: Any, *args: Any, rlt_rows: torch.Tensor | None = None, **kwargs: Any) -> Any:
-        if rlt_rows is not None:
-            return _scoring_forward(self, rlt_rows, **kwargs)
-        # Through `self`: a deep copy of a model must run its own weights.
-        inner = self.__dict__.get("_rlt_forward")
-        return type(self).forward(self, *args, **kwargs) if inner is None else inner(*args, **kwargs)
+    def take(_module: nn.Module, _arguments: object, output: Any) -> Any:
+        # Runs inside the model's own forward: under its autocast, and while its sharded output layer is gathered.
+        hidden = output[0]
+        if hidden.shape[:2] != batch.ids.shape:
+            raise ModelError(
+                f"{_name(core)}: {batch.ids.shape[1]} tokens give {hidden.shape[1]} hidden states, so tokens cannot be "
+                "matched with their log-probs. Models with prompt tuning or prefixes cannot be scored."
+            )
+        kept = hidden.reshape(-1, hidden.shape[-1])[batch.sources]
+        if own:
+            return _replaced(output, kept[None] if len(kept) else hidden[:1, :1])
+        kept = kept.to(_compute_dtype(kept))
+        found.append(kept if want == "hidden" else project(_head(core), kept, batch.targets, temperature))
+        return _replaced(output, hidden[:1, :1])
 
-    signature = getattr(others, "__func__", others) or type(core).forward
-    forward.__wrapped__ = signature  # type: ignore[attr-defined]  # `generate` reads it
-    if others is not None:
-        core._rlt_forward = others
-    core.forward = types.MethodType(forward, core)
-    core._rlt_scoring = True
-
-
-def _scoring_forward(
-    core: Any,
-    rows: torch.Tensor,
-    rlt_targets: torch.Tensor,
-    rlt_want: str,
-    rlt_temperature: float,
-    input_ids: torch.Tensor,
-    **of_wrappers: Any,
-) -> torch.Tensor:
-    given = [name for name, value in of_wrappers.items() if isinstance(value, torch.Tensor)]
-    if given:  # peft hands on arguments that were not given, as None
-        raise TypeError(f"a scoring pass takes no {', '.join(given)}")
-    hidden = _backbone(core)(input_ids=input_ids, use_cache=False).last_hidden_state
-    hidden = hidden.reshape(-1, hidden.shape[-1])[rows]
-    if rlt_want == "hidden":
-        return hidden
-    return project(_head(core), hidden, rlt_targets, rlt_temperature)
+    with contextlib.closing(_Hooks([(plan.body, take)])):
+        logits = _logits(model, batch.ids)
+    if not own:
+        return found[0]
+    return _chosen_logprobs(logits[0][: len(batch.targets)], batch.targets, temperature)
 
 
-def _backbone(core: Any) -> Any:
-    """The layers below the output layer. A family that names them otherwise (Llama 4) has itself as its `base_model`."""
-    for found in (core.base_model, getattr(core, "model", None)):
-        if found is not None and found is not core:
-            return found
-    raise ModelError(f"{type(core).__name__}: rlt does not know where its layers end and its output layer begins.")
+class _Hooks:
+    """Forward hooks that stay until `close`."""
+
+    def __init__(self, hooks: Sequence[tuple[nn.Module, Callable[..., Any]]]) -> None:
+        self._handles = [module.register_forward_hook(hook) for module, hook in hooks]
+
+    def close(self) -> None:
+        for handle in self._handles:
+            handle.remove()
 
 
-def project(head: Head, hidden: torch.Tensor, targets: torch.Tensor, temperature: float) -> torch.Tensor:
+def _logits(model: nn.Module, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t v"]:
+    output = model(input_ids=ids, use_cache=False)
+    return output.logits if hasattr(output, "logits") else output[0]
+
+
+def _replaced(output: Any, hidden: Tensor) -> Any:
+    if isinstance(output, tuple):
+        return (hidden, *output[1:])
+    output["last_hidden_state"] = hidden
+    return output
+
+
+def _compute_dtype(tensor: Tensor) -> torch.dtype:
+    kind = tensor.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
+
+
+def _chosen_logprobs(
+    logits: Float[Tensor, "n v"], targets: Int[Tensor, " n"], temperature: float
+) -> Float[Tensor, " n"]:
+    positions = max(1, TILES["cpu"][0] * TILES["cpu"][1] // logits.shape[-1])
+    pieces = [
+        (tile.float() / temperature).log_softmax(-1).gather(1, wanted[:, None])[:, 0]
+        for tile, wanted in zip(logits.split(positions), targets.split(positions), strict=True)
+    ]
+    return torch.cat(pieces) if pieces else logits.new_zeros(0, dtype=torch.float32)
+
+
+def project(
+    head: Head, hidden: Float[Tensor, "n hidden"], targets: Int[Tensor, " n"], temperature: float
+) -> Float[Tensor, " n"]:
     """`(N,)` float32 log-probs of `targets` `(N,)` from hidden states `(N, H)`, by TRL's chunked kernel."""
     from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
@@ -306,12 +359,15 @@ def project(head: Head, hidden: torch.Tensor, targets: torch.Tensor, temperature
     return torch.cat(pieces)
 
 
+# -- the output layer ------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True, slots=True)
 class Head:
     """A model's output layer: logits = softcap(scale * (hidden @ weight.T + bias)), with `(V, H)` weight."""
 
-    weight: torch.Tensor
-    bias: torch.Tensor | None
+    weight: Float[Tensor, "v hidden"]
+    bias: Float[Tensor, " v"] | None
     scale: float
     softcap: float | None
 
@@ -321,8 +377,13 @@ class Head:
 
 
 def output_head(model: nn.Module) -> Head:
-    """The whole output layer of a model, gathered from its shards where it has any (then every rank must call this)."""
-    head = _head(model)
+    """The whole output layer of a model, gathered from its shards if it is sharded (then every rank must call this).
+
+    Raises ModelError for an output layer that is not a plain one, such as `lm_head` with LoRA.
+    """
+    core = causal_lm(model)
+    _check_plain(core)
+    head = _head(core)
     if not hasattr(head.weight, "ds_id"):
         return head
     with _gathered(head):
@@ -330,19 +391,40 @@ def output_head(model: nn.Module) -> Head:
         return Head(head.weight.detach().clone(), bias, head.scale, head.softcap)
 
 
-def _gathered(head: Head) -> AbstractContextManager[Any]:
+def _check_plain(core: PreTrainedModel) -> None:
+    if not _is_plain(_output_layer(core)) or (core in _PLANS and not _PLANS[core].tiled):
+        raise ModelError(
+            f"{_name(core)}: the estimator `exact` needs an output layer that is one matrix product, and this one is not "
+            "(LoRA on `lm_head`, layers before it, or quantized). Use `k1` or `k3`, or leave `lm_head` out of LoRA's targets."
+        )
+
+
+def _gathered(head: Head) -> AbstractContextManager[object]:
     from trl.trainer.utils import maybe_gather_lm_head_ctx
 
     parameters: list[Any] = [head.weight] if head.bias is None else [head.weight, head.bias]
     return maybe_gather_lm_head_ctx(*parameters)
 
 
-def _head(model: nn.Module) -> Head:
-    core = causal_lm(model)
+def _output_layer(core: PreTrainedModel) -> nn.Module:
+    layer = core.get_output_embeddings()
+    if layer is None:
+        raise ModelError(f"{_name(core)}: has no output layer over its vocabulary; a causal language model is needed.")
+    return layer
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether a layer computes what its weight says: LoRA, quantized and offloaded layers have a forward of their own.
+
+    Decided from the type, not from numbers: LoRA starts at zero, so its probe would pass before the first step.
+    """
+    return type(layer).forward is nn.Linear.forward and "forward" not in vars(layer)
+
+
+def _head(core: PreTrainedModel) -> Head:
     config = core.config.get_text_config()
-    layer: Any = core.get_output_embeddings()
-    weight, bias = _full(layer.weight), getattr(layer, "bias", None)
-    bias = None if bias is None else _full(bias)
+    layer = _output_layer(core)
+    bias = getattr(layer, "bias", None)
     # The names under which model families scale their logits; the same ones TRL's fused head reads.
     scale = next(
         (getattr(config, name) for name in ("logit_scale", "output_multiplier", "lm_head_multiplier")
@@ -351,21 +433,138 @@ def _head(model: nn.Module) -> Head:
     if scale is None and getattr(config, "logits_scaling", None) is not None:
         scale = config.logits_scaling if config.model_type == "hyperclovax" else 1 / config.logits_scaling
     cap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
-    return Head(weight, bias, 1.0 if scale is None else scale, cap)
+    return Head(_full(layer.weight), None if bias is None else _full(bias), 1.0 if scale is None else scale, cap)
 
 
-def _full(parameter: torch.Tensor) -> torch.Tensor:
+def _full(parameter: Any) -> Tensor:
     return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 
 
 def causal_lm(model: nn.Module) -> Any:
     """The transformers model inside DDP, FSDP, DeepSpeed, torch.compile and PEFT wrappers."""
-    core = model
+    core: Any = model
     while not hasattr(core, "get_output_embeddings") or hasattr(core, "peft_config"):
         inner = getattr(core, "module", None) or getattr(core, "_orig_mod", None)
         if inner is None and hasattr(core, "get_base_model"):
-            inner = core.get_base_model()  # type: ignore[operator]
+            inner = core.get_base_model()
         if inner is None or inner is core:
             break
         core = inner
     return core
+
+
+def _name(core: PreTrainedModel) -> str:
+    return f"{core.name_or_path} ({type(core).__name__})" if core.name_or_path else type(core).__name__
+
+
+# -- the probe -------------------------------------------------------------------------------------------------------
+
+# Per model, what the probe found. Keyed by the model itself, and not written on it: a copy is probed again.
+_PLANS: WeakKeyDictionary[nn.Module, _Plan] = WeakKeyDictionary()
+
+# Roundings to the compute type on the way from one dot product to one logit: the product in both computations, and
+# scale, division by the cap, tanh and multiplication by the cap in one of them.
+ROUNDINGS = 6
+
+
+def _verified_plan(model: nn.Module) -> _Plan:
+    """How to read `model`, once its numbers on a probe batch were found to be those of its own logits.
+
+    Once per model and output layer; all ranks of a sharded model take part. Two rows of different lengths are read by
+    the model alone, then in each of our ways, with other tokens as padding. Raises ModelError with the difference if
+    even the model's own output layer gives other numbers than rounding explains, or if later tokens change them.
+    """
+    core = causal_lm(model)
+    layer = _output_layer(core)
+    known = _PLANS.get(core)
+    if known is not None and known.layer is layer and (_is_plain(layer) or not known.tiled):
+        return known
+    rows = _probe_rows(core)
+    batch = _Batch.of(rows, _device(model))
+    body, size, dtype, logits = _observe(model, core, batch)
+    logits = logits.reshape(-1, logits.shape[-1])[batch.sources].float()
+    expected = _chosen_logprobs(logits, batch.targets, 1.0)
+    allowed = _rounding(logits, batch.targets, size, dtype)
+    worst = math.inf
+    for tiled in (True, False) if _is_plain(layer) else (False,):
+        plan = _Plan(body, layer, logits.shape[-1], tiled)
+        worst = _largest(model, _difference(_forward(model, plan, rows, "logprobs", 1.0), expected))
+        if worst <= allowed:
+            _check_causal(model, plan, rows, expected, allowed)
+            _PLANS[core] = plan
+            return plan
+    raise ModelError(
+        f"{_name(core)}: log-probs differ from those of the model's own logits by {worst:.3g} nats on a probe row; "
+        f"{str(dtype).removeprefix('torch.')} explains {allowed:.2g}. This architecture cannot be scored."
+    )
+
+
+def _rounding(logits: Float[Tensor, "n v"], targets: Int[Tensor, " n"], size: int, dtype: torch.dtype) -> float:
+    """The largest difference in nats that rounding explains between two computations of log-probs from hidden states.
+
+    To first order, a log-prob changes with the logits z by dz_target - sum(p * dz). Each dz is at most |z| times
+    ROUNDINGS / 2 * eps(dtype) for numbers stored in `dtype`, plus `size` * eps(float32) for the additions of the dot
+    product. Sums of exponentials, tile by tile, add a few eps(float32) more.
+    """
+    single = torch.finfo(torch.float32).eps
+    logprobs = logits.log_softmax(-1)
+    weight = (logprobs.exp() * logits.abs()).nan_to_num(0.0).sum(-1)
+    target = logits.gather(1, targets[:, None])[:, 0].abs().nan_to_num(0.0, 0.0, 0.0)
+    depth = logprobs.gather(1, targets[:, None])[:, 0].abs().nan_to_num(0.0, 0.0, 0.0)
+    of_logits = (target + weight) * (ROUNDINGS / 2 * torch.finfo(dtype).eps + size * single)
+    return (of_logits + 32 * single * (1 + depth)).max().item()
+
+
+def _probe_rows(core: Any) -> list[Row]:
+    """Two rows of ordinary tokens, the same on every rank: ids spread over the vocabulary, none with a special meaning."""
+    config = core.config.get_text_config()
+    special = {value for name, value in vars(config).items() if name.endswith("token_id") and isinstance(value, int)}
+    size = min(core.get_input_embeddings().num_embeddings, getattr(config, "vocab_size", None) or 2**30)
+    ordinary = [token for token in range(size) if token not in special] or [0]
+    ids = [ordinary[i * 7919 % len(ordinary)] for i in range(1, 17)]
+    return [Row(ids[:6], [range(1, 6)]), Row(ids[6:], [range(1, 10)])]
+
+
+def _observe(model: nn.Module, core: PreTrainedModel, batch: _Batch) -> tuple[nn.Module, int, torch.dtype, Tensor]:
+    """The model's body, its hidden size, the type it computes logits in, and its own logits `(B, T, V)`."""
+    from transformers import PreTrainedModel
+
+    seen: list[tuple[nn.Module, int, torch.dtype]] = []
+
+    def see(module: nn.Module, _arguments: object, output: Any) -> None:
+        hidden = output[0]
+        seen.append((module, hidden.shape[-1], _compute_dtype(hidden)))
+
+    inside = [module for module in core.modules() if isinstance(module, PreTrainedModel) and module is not core]
+    with contextlib.closing(_Hooks([(module, see) for module in inside])):
+        logits = _logits(model, batch.ids)
+    if not seen:
+        raise ModelError(f"{_name(core)}: no transformer body is called inside the model, so it cannot be scored.")
+    return (*seen[-1], logits)  # the outermost body ends last
+
+
+def _difference(ours: Float[Tensor, " n"], expected: Float[Tensor, " n"]) -> float:
+    """The largest difference in nats; NaN in both is equal, in one it is infinite."""
+    off = (ours.float() - expected).abs()
+    off[(ours == expected) | (ours.isnan() & expected.isnan())] = 0.0
+    return off.nan_to_num(math.inf).max().item()
+
+
+def _check_causal(
+    model: nn.Module, plan: _Plan, rows: Sequence[Row], expected: Float[Tensor, " n"], allowed: float
+) -> None:
+    """Raise ModelError if other tokens after a row change its numbers: padding would change them too.
+
+    The median counts: with other tokens in the batch a mixture of experts rounds otherwise, and a token between two
+    experts may change sides.
+    """
+    first, second = rows
+    end = len(second.ids)
+    followed = Row([*first.ids, *second.ids[: end - len(first.ids)]], [*first.keep, range(end - 1, end)])
+    ours = _forward(model, plan, [followed, second], "logprobs", 1.0)[: first.kept]
+    changed = _largest(model, (ours - expected[: first.kept]).abs().nan_to_num(0.0).median().item())
+    if changed > allowed:
+        raise ModelError(
+            f"{_name(causal_lm(model))}: the log-probs of a text change by {changed:.3g} nats with the tokens after it, so "
+            "this model is not causal and its rows cannot be scored."
+        )

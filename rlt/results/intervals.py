@@ -33,6 +33,28 @@ class Estimate:
     samples: int
 
 
+@dataclass(frozen=True, slots=True)
+class MeanEstimate:
+    """A mean of `count` values with the half-width of its 95 % interval, None for a single value."""
+
+    mean: float
+    half: float | None
+    count: int
+
+    @property
+    def low(self) -> float | None:
+        return None if self.half is None else self.mean - self.half
+
+    @property
+    def high(self) -> float | None:
+        return None if self.half is None else self.mean + self.half
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether 0 is outside the interval; False where there is none."""
+        return self.half is not None and abs(self.mean) > self.half
+
+
 def pass_at_1(correct: Sequence[Sequence[bool]]) -> Estimate:
     """The mean over questions of the share of right samples; `correct[question][sample]`, each with at least one
     sample.
@@ -106,6 +128,24 @@ def _majority(right: Sequence[bool], answers: Sequence[str | None], same: Callab
     most = max([votes_right, *(count for _, count in wrong)])
     tied = sum(count == most for _, count in wrong)
     return 1 / (1 + tied) if votes_right == most and most > 0 else 0.0
+
+
+def mean_with_interval(values: Sequence[float]) -> MeanEstimate:
+    """The mean of independent `values` with its 95 % t interval: mean +- `half`, where `half` is None for one value."""
+    mean, error = _mean_and_error(values)
+    half = None if error is None else student_t(LEVEL, len(values) - 1) * error
+    return MeanEstimate(mean, half, len(values))
+
+
+def spearman(values: Sequence[float]) -> float:
+    """Spearman's rank correlation of `values` with their position (1: rises at each step); tied values share their rank."""
+    ranks = [
+        sum(other < value for other in values) + (sum(other == value for other in values) - 1) / 2 for value in values
+    ]
+    middle = (len(values) - 1) / 2
+    top = sum((i - middle) * (rank - middle) for i, rank in enumerate(ranks))
+    bottom = math.sqrt(sum((i - middle) ** 2 for i in range(len(ranks))) * sum((r - middle) ** 2 for r in ranks))
+    return top / bottom if bottom else 0.0
 
 
 # -- intervals ---------------------------------------------------------------------------------------------------------

@@ -1,18 +1,76 @@
-"""Tables as text for a terminal."""
+"""Tables and paragraphs as text for a terminal."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
+from itertools import zip_longest
+
+WIDTH = 100
+"""Columns that a report keeps to."""
+KEEP = "\u00a0"
+"""A space at which a cell is not wrapped; printed as a plain one."""
 
 
-def text_table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers_from: int | None = None) -> str:
-    """Columns aligned with spaces, a line under the head; those from `numbers_from` on are aligned to the right."""
-    widths = [max(len(str(row[i])) for row in [head, *rows]) for i in range(len(head))]
+def text_table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], numbers_from: int | None = None, width: int | None = None
+) -> str:
+    """Columns aligned with spaces, a line under the head; those from `numbers_from` on are aligned to the right.
+
+    With `width`, cells are wrapped at spaces until the table is no wider.
+    """
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    if width is not None:
+        words = [max(len(word) for row in [head, *rows] for word in row[i].split(" ")) for i in range(len(head))]
+        _narrow(widths, words, width)
     right = len(head) if numbers_from is None else numbers_from
 
-    def line(row: Sequence[str]) -> str:
-        cells = [str(cell).rjust(width) if i >= right else str(cell).ljust(width)
-                 for i, (cell, width) in enumerate(zip(row, widths, strict=True))]  # fmt: skip
-        return "  ".join(cells).rstrip()
+    def lines(row: Sequence[str]) -> list[str]:
+        cells = [_wrapped(cell, column) for cell, column in zip(row, widths, strict=True)]
+        return [
+            "  ".join(
+                part.rjust(column) if i >= right else part.ljust(column)
+                for i, (part, column) in enumerate(zip(parts, widths, strict=True))
+            ).rstrip()
+            for parts in zip_longest(*cells, fillvalue="")
+        ]
 
-    return "\n".join([line(head), "-" * (sum(widths) + 2 * len(widths) - 2), *map(line, rows)])
+    rule = "-" * (sum(widths) + 2 * len(widths) - 2)
+    return "\n".join([*lines(head), rule, *(line for row in rows for line in lines(row))]).replace(KEEP, " ")
+
+
+def _narrow(widths: list[int], words: Sequence[int], width: int) -> None:
+    """Take from the column with most to spare above its longest word, then from the widest, until the table fits."""
+    while sum(widths) + 2 * len(widths) - 2 > width and max(widths) > 1:
+        spare = [column - word for column, word in zip(widths, words, strict=True)]
+        slack = max(range(len(widths)), key=lambda i: spare[i])
+        widths[slack if spare[slack] > 0 else widths.index(max(widths))] -= 1
+
+
+def _wrapped(cell: str, width: int) -> list[str]:
+    return textwrap.wrap(cell, width, break_on_hyphens=False) if len(cell) > width else [cell]
+
+
+def split_tables(head: Sequence[str], rows: Sequence[Sequence[str]], width: int = WIDTH) -> str:
+    """One table below another, each with the first column and as many of the others as fit `width`."""
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    blocks: list[list[int]] = [[0]]
+    for i in range(1, len(head)):
+        if len(blocks[-1]) > 1 and sum(widths[j] + 2 for j in [*blocks[-1], i]) - 2 > width:
+            blocks.append([0])
+        blocks[-1].append(i)
+    tables = [text_table([head[i] for i in block], [[row[i] for i in block] for row in rows]) for block in blocks]
+    return "\n\n".join(tables)
+
+
+def legend(meanings: Sequence[tuple[str, str]]) -> str:
+    """One line per column or row of a table: `  name: meaning`, wrapped."""
+    return "\n".join(
+        textwrap.fill(f"{name}: {meaning}", WIDTH, initial_indent="  ", subsequent_indent="    ")
+        for name, meaning in meanings
+    )
+
+
+def paragraph(text: str) -> str:
+    """`text` wrapped to the width of a report."""
+    return textwrap.fill(" ".join(text.split()), WIDTH, break_on_hyphens=False, break_long_words=False)

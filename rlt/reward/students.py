@@ -107,8 +107,7 @@ class LocalModel:
         """For each row `(n_kept,)` float32 log-probs of its kept tokens, on the CPU."""
         with self.in_place():
             return logprobs.token_logprobs(
-                self.model, rows, temperature=temperature, batch_tokens=self.batch_tokens,
-                progress=progress,
+                self.model, rows, temperature=temperature, batch_tokens=self.batch_tokens, progress=progress,
             )  # fmt: skip
 
     def hidden(self, rows: Sequence[Row]) -> list[torch.Tensor]:

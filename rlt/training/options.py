@@ -79,7 +79,7 @@ REFUSED_IN_GENERATION = {
     "stop_strings": "a completion ends with its end of turn",
 }
 # What transformers' from_pretrained takes besides its parameters and what it pops from its keywords.
-ENGINE_EXTRAS = ("attn_implementation", "continuous_batching")
+ENGINE_EXTRAS = ("attn_implementation",)
 
 
 def trainer_problems(options: Mapping[str, Any], module: str, kind: str) -> list[str]:

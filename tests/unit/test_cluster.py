@@ -46,7 +46,7 @@ def test_gpus_are_the_clusters_and_who_has_to_wait_is_told(
 
 def test_what_is_missing_is_named() -> None:
     assert resources({"CPU": 8.0, "GPU": 4.0}, 4, 2.0)[1] == (
-        "Ray: `ray_workers` 4 ask for 8 GPUs of 4 that the cluster has; some wait until it has more."
+        "Ray: `ray_workers: 4` needs 8 GPUs, of 4 in the cluster; some workers wait until it has more."
     )
 
 

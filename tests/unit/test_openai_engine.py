@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 from byte_models import byte_tokenizer, save, tiny_model
+from real_tokenizers import real_tokenizer
 
 from rlt.config import EngineOptions
 from rlt.engines import openai
 from rlt.engines.base import Request, Sampling
 from rlt.engines.openai import OpenAIEngine, same_model
 from rlt.errors import ServerError
+from rlt.text.tokens import encode
 
 
 @pytest.mark.parametrize(
@@ -124,3 +126,15 @@ def test_a_seed_is_claimed_only_where_it_was_used(model, monkeypatch, capsys, se
     assert engine.client.bodies[0].get("seed") == sent  # type: ignore[attr-defined]
     assert completion.seed == said
     assert "on a CPU" not in capsys.readouterr().err  # nobody asked whether it is
+
+
+def test_a_leading_space_of_sentencepiece_stays_in_what_a_server_wrote(tmp_path, monkeypatch):
+    tokenizer = real_tokenizer("mistral")
+    tokenizer.save_pretrained(tmp_path)
+    ids = encode(tokenizer, "Why? So we add.")[len(encode(tokenizer, "Why?")) :]
+    choice = {"text": "So we add.", "finish_reason": "length", "token_ids": ids}
+    choice["logprobs"] = {"token_logprobs": [-0.5] * len(ids)}
+    monkeypatch.setattr(openai, "check_tokenizer", lambda *_: None)
+    engine = engine_of(str(tmp_path), monkeypatch, choice)
+    (completion,) = engine.generate([Request("a", "Why?", 5)], Sampling(8))
+    assert completion.text == " So we add."

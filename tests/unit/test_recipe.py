@@ -146,7 +146,7 @@ REPORT = {"arms": ["original", "evaluate/rlt"], "bands": ["rlt"], "teachers": ["
 
 
 def test_a_report_names_steps_and_variants_of_the_recipe():
-    assert recipe(**STUDIED, report=REPORT).steps[-1].config.arms == ["original", "evaluate/rlt"]
+    assert recipe(**STUDIED, report=REPORT).steps[-1].config.arms == {"original": None, "evaluate/rlt": None}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,376 @@
+"""The numbers of a run, read from what its steps left: students by arm, the teacher, reward bands, scored variants."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from statistics import fmean
+
+from rlt.config import CollectConfig, ReportConfig
+from rlt.data.rows import read_rows
+from rlt.outputs import read_state, versions
+from rlt.recipe import Recipe, Step
+from rlt.results.intervals import MeanEstimate, mean_with_interval, spearman
+from rlt.tasks import load_task
+from rlt.types import JsonRow
+
+PARTS = ("reward", "r_ss", "r_kl", "lift_over_empty", "lift_over_shuffled")
+"""Columns of `rlt score` that variants are compared by."""
+_OF_TEACHER = (
+    "reward", "r_ss", "r_kl", "explanation_kl_mean", "explanation_tokens", "lift_over_empty", "lift_over_shuffled",
+)  # fmt: skip
+# What a task's `inspect` finds -> the name of its share in a report; others keep theirs.
+_SHARES = {"leaks": "leak_rate", "complete": "every_step_right", "correct": "fully_correct"}
+
+
+@dataclass(frozen=True, slots=True)
+class Solved:
+    """A student's solve rate (mean over the benchmarks of one evaluate step) and how its responses were decoded."""
+
+    rate: float
+    standard_error: float | None
+    interval: tuple[float, float] | None
+    """95 % interval over problems; None where there are several benchmarks."""
+    problems: int
+    samples: int
+    temperature: float
+    top_p: float | None
+
+    @property
+    def key(self) -> str:
+        """Name of the rate in results.json: `solve_rate_greedy`, `solve_rate_t07`."""
+        return "solve_rate_greedy" if self.temperature == 0 else f"solve_rate_t{self.temperature}".replace(".", "")
+
+    @property
+    def decoding(self) -> str:
+        """`greedy`, or `temperature 0.7, top-p 1`."""
+        return _decoding(self.temperature, self.top_p)
+
+
+@dataclass(frozen=True, slots=True)
+class ArmSeed:
+    """One seed's student of an arm; `greedy`: a second evaluation, decoded greedily."""
+
+    seed: int
+    sampled: Solved
+    greedy: Solved | None = None
+
+    def to_row(self) -> JsonRow:
+        """The row in results.json."""
+        one = self.sampled
+        row: JsonRow = {
+            "seed": self.seed, one.key: one.rate, "standard_error": one.standard_error, "problems": one.problems,
+            "samples": one.samples, "temperature": one.temperature, "top_p": one.top_p,
+        }  # fmt: skip
+        return row if self.greedy is None else row | {"solve_rate_greedy": self.greedy.rate}
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """The students that learned from one set of explanations, one per seed (at least one)."""
+
+    name: str
+    description: str | None
+    seeds: tuple[ArmSeed, ...]
+
+    @property
+    def decoding(self) -> str:
+        return self.seeds[0].sampled.decoding
+
+    @property
+    def rates(self) -> dict[int, float]:
+        """Seed -> solve rate."""
+        return {one.seed: one.sampled.rate for one in self.seeds}
+
+    @property
+    def mean(self) -> float:
+        """Solve rate, mean over seeds."""
+        return fmean(self.rates.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How much more `ours` solves than `other`: mean over the seeds that both have, and in how many ours is ahead."""
+
+    ours: str
+    other: str
+    estimate: MeanEstimate
+    ahead: int
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherSeed:
+    """Means over one seed's held-out problems before and after RL, by measure (`reward`, `leak_rate`, ...)."""
+
+    seed: int
+    before: Mapping[str, float]
+    after: Mapping[str, float]
+
+    def to_row(self) -> JsonRow:
+        """The row in results.json."""
+        before = {f"{name}_before": value for name, value in self.before.items()}
+        return {"seed": self.seed, **before, **{f"{name}_after": value for name, value in self.after.items()}}
+
+
+@dataclass(frozen=True, slots=True)
+class BandSeed:
+    """Solve rates of one seed's students of reward bands, lowest band first."""
+
+    seed: int
+    solved: tuple[Solved, ...]
+
+    @property
+    def rates(self) -> list[float]:
+        return [one.rate for one in self.solved]
+
+    @property
+    def spearman(self) -> float:
+        """Rank correlation of band and solve rate."""
+        return spearman(self.rates)
+
+    @property
+    def rises(self) -> bool:
+        """Whether each band's student solves more than that of the band below."""
+        return all(low < high for low, high in zip(self.rates, self.rates[1:], strict=False))
+
+    def to_row(self) -> JsonRow:
+        """The row in results.json."""
+        return {"seed": self.seed, self.solved[0].key: self.rates, "spearman": self.spearman}
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """Rewards of one variant of a score step: means over its rows, and its reward minus the first variant's."""
+
+    name: str
+    rows: int
+    errors: int
+    means: Mapping[str, MeanEstimate]
+    difference: MeanEstimate | None = None
+    """Over the rows that both variants scored; None for the first variant, and where rows do not correspond."""
+
+    def to_row(self) -> JsonRow:
+        """The row in results.json."""
+        means = {name: asdict(value) for name, value in self.means.items()}
+        difference = None if self.difference is None else asdict(self.difference)
+        return {"rows": self.rows, "errors": self.errors, **means, "reward_minus_first": difference}
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """The variants of one score step of one seed (None: the recipe has a single seed)."""
+
+    step: str
+    seed: int | None
+    variants: tuple[Variant, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """All numbers of a run. Steps that are not complete are named in `incomplete` and left out of the rest."""
+
+    name: str
+    description: str
+    arms: tuple[Arm, ...]
+    teacher: tuple[TeacherSeed, ...]
+    teacher_decoding: str | None
+    """How the held-out explanations in `teacher` were decoded; None where that is not known or differs."""
+    bands: tuple[BandSeed, ...]
+    scores: tuple[Scores, ...]
+    seconds: Mapping[str, float]
+    incomplete: tuple[str, ...]
+    versions: Mapping[str, str]
+
+    def to_json(self) -> JsonRow:
+        """The content of results.json."""
+        return {
+            "name": self.name,
+            "description": self.description,
+            "arms": {arm.name: {"description": arm.description, "seeds": [one.to_row() for one in arm.seeds]}
+                     for arm in self.arms},
+            "teacher": {"seeds": [one.to_row() for one in self.teacher]},
+            "quarters": {"seeds": [one.to_row() for one in self.bands]},
+            "scores": [{"step": one.step, "seed": one.seed, "variants": {v.name: v.to_row() for v in one.variants}}
+                       for one in self.scores],
+            "seconds": dict(self.seconds),
+            "versions": dict(self.versions),
+            "incomplete": list(self.incomplete),
+        }  # fmt: skip
+
+
+def collect_results(config: ReportConfig, recipe: Recipe, only: int | None = None) -> Results:
+    """The numbers of the run's complete steps; of one seed with `only`."""
+    done = _Done(config, recipe, only)
+    arms = tuple(arm for name in done.arm_names() if (arm := done.arm(name)) is not None)
+    teacher = tuple(one for seed in done.seeds if (one := done.teacher(seed)) is not None)
+    return Results(
+        name=recipe.head.name,
+        description=recipe.head.description,
+        arms=arms,
+        teacher=teacher,
+        teacher_decoding=done.teacher_decoding(),
+        bands=tuple(row for seed in done.seeds if (row := done.bands(seed)) is not None),
+        scores=() if arms or teacher else tuple(done.scores()),
+        seconds=done.seconds(),
+        incomplete=done.incomplete(),
+        versions=versions(),
+    )
+
+
+def _decoding(temperature: float, top_p: float | None) -> str:
+    if temperature == 0:
+        return "greedy"
+    return f"temperature {temperature:g}" + ("" if top_p is None else f", top-p {top_p:g}")
+
+
+def differences(arms: Sequence[Arm], ours: Arm) -> list[Difference]:
+    """`ours` against each other arm that was decoded alike and shares a seed, in the arms' order."""
+    found = []
+    for arm in arms:
+        both = [seed for seed in ours.rates if seed in arm.rates]
+        if arm.name == ours.name or arm.decoding != ours.decoding or not both:
+            continue
+        values = [ours.rates[seed] - arm.rates[seed] for seed in both]
+        found.append(Difference(ours.name, arm.name, mean_with_interval(values), sum(value > 0 for value in values)))
+    return found
+
+
+class _Done:
+    """The complete steps of a run."""
+
+    def __init__(self, config: ReportConfig, recipe: Recipe, only: int | None) -> None:
+        self.config, self.recipe = config, recipe
+        self.seeds = [seed for seed in recipe.head.seeds if only is None or seed == only]
+        self.steps: dict[tuple[int | None, str], tuple[Step, JsonRow]] = {}
+        for step in recipe.steps:
+            state = None if step.stage == "report" or step.seed not in self.seeds else read_state(step.config.output)
+            if state is not None and state.get("complete"):
+                self.steps[step.seed, step.name] = step, state
+
+    def incomplete(self) -> tuple[str, ...]:
+        """Names of steps that are not complete in some seed."""
+        steps = [step for step in self.recipe.steps if step.stage != "report" and step.seed in self.seeds]
+        return tuple(sorted({step.name for step in steps if (step.seed, step.name) not in self.steps}))
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds of each step, variants and seeds together."""
+        total: dict[str, float] = defaultdict(float)
+        for (_, name), (_, state) in self.steps.items():
+            total[name.split("/")[0]] += state.get("seconds", 0.0)
+        return {name: round(seconds, 1) for name, seconds in total.items()}
+
+    def rows(self, seed: int | None, name: str) -> list[JsonRow]:
+        """The rows that a step wrote; none where it is not complete."""
+        found = self.steps.get((seed, name))
+        return [] if found is None else [row for _, row in read_rows(found[0].config.output)]
+
+    # -- students ------------------------------------------------------------------------------------------------------
+
+    def arm_names(self) -> list[str]:
+        """The arms that the report names, else every evaluate step; bands have a table of their own."""
+        evaluated = [name for (_, name), (step, _) in self.steps.items() if step.stage == "evaluate"]
+        return [name for name in self.config.arms or dict.fromkeys(evaluated) if name not in self.config.bands]
+
+    def arm(self, name: str) -> Arm | None:
+        config, seeds = self.config, []
+        for seed in self.seeds:
+            sampled = self.solved(seed, f"{config.sampled}/{name}") or self.solved(seed, name)
+            greedy = self.solved(seed, f"{config.greedy}/{name}") if config.greedy else None
+            if sampled is not None:
+                seeds.append(ArmSeed(seed, sampled, greedy))
+        return Arm(name, config.arms.get(name), tuple(seeds)) if seeds else None
+
+    def solved(self, seed: int, name: str) -> Solved | None:
+        """The solve rate of an evaluate step; None where no such step is complete."""
+        step, state = self.steps.get((seed, name), (None, {}))
+        if step is None or step.stage != "evaluate":
+            return None
+        metrics = state["metrics"]
+        of = list(metrics["benchmarks"].values())
+        errors = [row["standard_error"] for row in of if row["standard_error"] is not None]
+        interval = of[0].get("interval") if len(of) == 1 else None
+        return Solved(
+            rate=fmean(row["pass@1"] for row in of),
+            standard_error=math.sqrt(sum(error**2 for error in errors)) / len(of) if errors else None,
+            interval=None if interval is None else (interval[0], interval[1]),
+            problems=sum(row["questions"] for row in of),
+            samples=max(row["samples"] for row in of),
+            temperature=metrics["temperature"],
+            top_p=metrics.get("top_p"),
+        )
+
+    def bands(self, seed: int) -> BandSeed | None:
+        """The students of the bands; None until all are evaluated."""
+        solved = [self.solved(seed, f"{self.config.sampled}/{band}") for band in self.config.bands]
+        known = tuple(one for one in solved if one is not None)
+        return BandSeed(seed, known) if known and len(known) == len(self.config.bands) else None
+
+    # -- teachers ------------------------------------------------------------------------------------------------------
+
+    def teacher(self, seed: int) -> TeacherSeed | None:
+        if len(self.config.teachers) != 2:
+            return None
+        before, after = (self._measures(seed, variant) for variant in self.config.teachers)
+        return TeacherSeed(seed, before, after) if before or after else None
+
+    def teacher_decoding(self) -> str | None:
+        names = [f"{self.config.explained}/{variant}" for variant in self.config.teachers]
+        configs = [step.config for (_, name), (step, _) in self.steps.items() if name in names]
+        found = {_decoding(c.temperature, c.top_p) for c in configs if isinstance(c, CollectConfig)}
+        return found.pop() if len(found) == 1 else None
+
+    def _measures(self, seed: int, variant: str) -> dict[str, float]:
+        """Means over held-out explanations: parts of the reward, and shares that the task's reading of them finds."""
+        scores = [row for row in self.rows(seed, f"{self.config.scored}/{variant}") if row["error"] is None]
+        measures = {}
+        for name in _OF_TEACHER:
+            values = [row[name] for row in scores if row.get(name) is not None]
+            if values:
+                measures[name] = fmean(values)
+        highest = [row["explanation_kl_max"] for row in scores if row.get("explanation_kl_max") is not None]
+        if highest:  # without a teacher nothing is known of the KL
+            measures["kl_max"] = max(highest)
+        explained = self.rows(seed, f"{self.config.explained}/{variant}") if scores else []
+        if explained:
+            measures["unclosed_rate"] = fmean(not row.get("closed", True) for row in explained)
+        if explained and self.config.task:
+            inspect = load_task(self.config.task).inspect  # type: ignore[attr-defined]
+            seen = [inspect(row["explanation"], row["question"]) for row in explained]
+            measures |= {_SHARES.get(name, name): fmean(one[name] for one in seen) for name in seen[0]}
+        return measures
+
+    # -- scored variants -----------------------------------------------------------------------------------------------
+
+    def scores(self) -> Iterator[Scores]:
+        """Every score step of every seed (of `scored` alone where the report names it)."""
+        for seed in self.seeds:
+            names: dict[str, list[str]] = defaultdict(list)
+            for (of_seed, name), (step, _) in self.steps.items():
+                if of_seed == seed and step.stage == "score":
+                    names[name.split("/")[0]].append(name)
+            for head, variants in names.items():
+                if self.config.scored in (None, head):
+                    several = len(self.recipe.head.seeds) > 1
+                    yield Scores(head, seed if several else None, tuple(self._variants(seed, head, variants)))
+
+    def _variants(self, seed: int, head: str, names: Sequence[str]) -> Iterator[Variant]:
+        first: list[JsonRow] = []
+        for name in names:
+            rows = self.rows(seed, name)
+            scored = [row for row in rows if row["error"] is None]
+            values = {part: [row[part] for row in scored if row.get(part) is not None] for part in PARTS}
+            means = {part: mean_with_interval(of) for part, of in values.items() if of}
+            variant = Variant(name.removeprefix(f"{head}/"), len(rows), len(rows) - len(scored), means)
+            yield replace(variant, difference=_reward_difference(first, rows)) if first else variant
+            first = first or rows
+
+
+def _reward_difference(first: Sequence[JsonRow], rows: Sequence[JsonRow]) -> MeanEstimate | None:
+    """Reward of `rows` minus that of `first`, paired by row; None where the two do not hold the same rows."""
+    if [row.get("id") for row in first] != [row.get("id") for row in rows]:
+        return None
+    pairs = zip(rows, first, strict=True)
+    values = [a["reward"] - b["reward"] for a, b in pairs if a["error"] is None and b["error"] is None]
+    return mean_with_interval(values) if values else None

@@ -1,0 +1,318 @@
+"""The report in words: its tables, what their columns mean, and three sentences that say what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from rlt.config import ReportConfig
+from rlt.results.intervals import MeanEstimate, mean_with_interval
+from rlt.results.summary import PARTS, Arm, Difference, Results, Scores, Solved, differences
+from rlt.results.tables import KEEP, WIDTH, legend, paragraph, split_tables, text_table
+
+MEASURES = {
+    "reward": ("reward", "what RL maximises: r_ss - kl_coef * r_kl + penalties, in nats"),
+    "r_ss": ("r_ss", "log-prob of the solution for a student that read the explanation: mean + alpha * minimum"),
+    "r_kl": ("r_kl", "how far the explanation is from what the student expects: KL, mean + alpha * maximum"),
+    "explanation_kl_mean": ("mean KL", "of r_kl: mean over the explanation's tokens, in nats"),
+    "kl_max": ("largest KL", "of r_kl: the largest of a single token, in nats"),
+    "explanation_tokens": ("tokens", "per explanation"),
+    "lift_over_empty": ("lift over empty", "r_ss minus that of an empty explanation"),
+    "lift_over_shuffled": ("lift over other", "r_ss minus that of another question's explanation"),
+    "unclosed_rate": ("unclosed", "share of explanations that never close their tag"),
+    "leak_rate": ("leaks", "share that give the answer away before the first step"),
+    "every_step_right": ("every step right", "share with every step and its right value, in order"),
+    "wrong_value": ("wrong value", "share with a step whose value is wrong"),
+    "fully_correct": ("fully correct", "share with exactly the right steps and nothing else"),
+}
+"""Measure -> its name in tables and its meaning."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One table of the report: its title, its cells, and a line on each column or row that needs one."""
+
+    title: str
+    head: list[str]
+    rows: list[list[str]]
+    meanings: tuple[tuple[str, str], ...] = ()
+    split: bool = False
+    """Whether columns that do not fit move to a table below, rather than that cells are wrapped."""
+
+    def __str__(self) -> str:
+        body = split_tables(self.head, self.rows) if self.split else text_table(self.head, self.rows, width=WIDTH)
+        return "\n".join([paragraph(self.title), "", body, *([legend(self.meanings)] if self.meanings else [])])
+
+
+def terminal_report(config: ReportConfig, results: Results) -> str:
+    """The whole report for a terminal, at most 100 columns wide: tables, notes, then three sentences."""
+    parts = [str(table) for table in tables(config, results)]
+    if config.note:
+        parts.append(paragraph(config.note))
+    if results.incomplete:
+        parts.append(paragraph(f"Not complete, so left out: {', '.join(results.incomplete)}."))
+    seconds = [f"{name} {value:.0f}" for name, value in results.seconds.items() if value >= 0.5]
+    if seconds:
+        parts.append(paragraph(f"Seconds per step, all seeds together: {', '.join(seconds)}."))
+    return "\n\n".join([*parts, "\n".join(paragraph(sentence) for sentence in sentences(config, results))])
+
+
+def seed_report(config: ReportConfig, results: Results) -> str:
+    """The first table of a single seed's results."""
+    found = tables(config, results)
+    return str(found[0]) if found else "(nothing to show: no evaluate or score step is complete)"
+
+
+def tables(config: ReportConfig, results: Results) -> list[Table]:
+    """The tables that the results fill, in the report's order."""
+    found = []
+    if results.arms:
+        found += [_students(results.arms), _students_by_seed(results.arms)]
+        if against := _against(config, results.arms):
+            found.append(_differences(against))
+    if results.teacher:
+        found.append(_teacher(results))
+    if results.bands:
+        found.append(_bands(results))
+    return found + [_variants(one) for one in results.scores]
+
+
+# -- tables ------------------------------------------------------------------------------------------------------------
+
+
+def _students(arms: Sequence[Arm]) -> Table:
+    first = arms[0].seeds[0].sampled
+    described, greedy = any(arm.description for arm in arms), any(one.greedy for arm in arms for one in arm.seeds)
+    decodings = list(dict.fromkeys(arm.decoding for arm in arms))
+    counts = {len(arm.seeds) > 1 for arm in arms}
+    over = "over seeds" if counts == {True} else "over problems" if counts == {False} else "over seeds, or problems"
+    meanings = [("solved", f"share solved at {' or '.join(decodings)}, mean over seeds [95 % interval {over}]")]
+    if greedy:
+        meanings.append(("greedy", "the same for the same students, decoded greedily"))
+    head = ["arm", *(["what the student learned from"] if described else []), "solved"]
+    head += [*(["greedy"] if greedy else []), *(["decoding"] if len(decodings) > 1 else []), "seeds"]
+    rows = []
+    for arm in arms:
+        row = [arm.name, *([arm.description or ""] if described else []), _rate([one.sampled for one in arm.seeds])]
+        if greedy:
+            row.append(_rate([one.greedy for one in arm.seeds if one.greedy is not None]))
+        if len(decodings) > 1:
+            row.append(arm.decoding)
+        rows.append([*row, str(len(arm.seeds))])
+    title = f"Students: share of held-out problems solved ({first.problems} problems, {_samples(first)} each)"
+    return Table(title, head, rows, tuple(meanings))
+
+
+def _students_by_seed(arms: Sequence[Arm]) -> Table:
+    seeds = sorted({one.seed for arm in arms for one in arm.seeds})
+    greedy = any(one.greedy for arm in arms for one in arm.seeds)
+    rows = []
+    for arm in arms:
+        of = {one.seed: one for one in arm.seeds}
+        cells = []
+        for seed in seeds:
+            one = of.get(seed)
+            second = f" / {one.greedy.rate:.3f}" if one and one.greedy else ""
+            cells.append("-" if one is None else f"{one.sampled.rate:.3f}{second}")
+        rows.append([arm.name, *cells])
+    decodings = " or ".join(dict.fromkeys(arm.decoding for arm in arms))
+    title = f"Each seed's students, at {decodings}{' / greedy' if greedy else ''}"
+    return Table(title, ["arm", *(f"seed {seed}" for seed in seeds)], rows, split=True)
+
+
+def _differences(against: Sequence[Difference]) -> Table:
+    ours = against[0].ours
+    rows = [
+        [one.other, f"{one.estimate.mean:+z.3f}", _bounds(one.estimate), f"{one.ahead} of {one.estimate.count}"]
+        for one in against
+    ]
+    meanings = (
+        ("difference", f"{ours}'s solve rate minus the other arm's in the same seed, mean over seeds"),
+        ("95 % interval", "over seeds (Student's t); what includes 0 is not settled"),
+        ("ahead in", f"seeds in which {ours} solves more"),
+    )
+    return Table(
+        f"{ours} against the other arms", ["other arm", "difference", "95 % interval", "ahead in"], rows, meanings
+    )
+
+
+def _teacher(results: Results) -> Table:
+    names = list(dict.fromkeys(name for one in results.teacher for name in [*one.before, *one.after]))
+    rows = []
+    for name in names:
+        cells = [f"{_short(one.before.get(name))} -> {_short(one.after.get(name))}" for one in results.teacher]
+        rows.append([_measure(name), *cells])
+    decoding = f" (written at {results.teacher_decoding})" if results.teacher_decoding else ""
+    title = f"Teacher: explanations of held-out problems, before -> after RL{decoding}"
+    meanings = tuple(MEASURES[name] for name in names if name in MEASURES)
+    return Table(title, ["", *(f"seed {one.seed}" for one in results.teacher)], rows, meanings, split=True)
+
+
+def _bands(results: Results) -> Table:
+    first = results.bands[0]
+    inner = [f"band {i}" for i in range(2, len(first.solved))]
+    head = ["seed", "lowest", *inner, "highest", "Spearman"] if len(first.solved) > 1 else ["seed", "band", "Spearman"]
+    rows = [[str(one.seed), *(f"{rate:.3f}" for rate in one.rates), f"{one.spearman:.2f}"] for one in results.bands]
+    rising = sum(one.rises for one in results.bands)
+    meanings = (
+        ("lowest ... highest", f"share solved at {first.solved[0].decoding} by a student of that band alone"),
+        ("Spearman", f"rank correlation of band and solve rate; 1 where each band solves more than the one below, "
+                     f"which holds in {rising} of {len(results.bands)} seeds"),
+    )  # fmt: skip
+    return Table("Students of explanations in bands of reward", head, rows, meanings, split=True)
+
+
+def _variants(scores: Scores) -> Table:
+    parts = [part for part in PARTS if any(part in variant.means for variant in scores.variants)]
+    names = {"lift_over_empty": "over empty", "lift_over_shuffled": "over other"}
+    rows = []
+    for variant in scores.variants:
+        cells = [_estimate(variant.means[part]) if part in variant.means else "-" for part in parts]
+        rows.append([variant.name, str(variant.rows - variant.errors), *cells])
+    errors = sum(variant.errors for variant in scores.variants)
+    of_seed = "" if scores.seed is None else f", seed {scores.seed}"
+    meanings = [("rows", "scored rows" + (f"; {errors} with errors are left out" if errors else ""))]
+    meanings += [(names.get(part, MEASURES[part][0]), MEASURES[part][1]) for part in parts]
+    title = f"Rewards of step `{scores.step}`{of_seed}: mean over rows ± half of the 95 % interval"
+    return Table(title, ["variant", "rows", *(names.get(part, part) for part in parts)], rows, tuple(meanings))
+
+
+# -- sentences ---------------------------------------------------------------------------------------------------------
+
+
+def sentences(config: ReportConfig, results: Results) -> list[str]:
+    """What was compared, what came out, and how sure that is; one sentence where there is nothing to compare."""
+    if len(results.arms) > 1:
+        return _of_students(config, results.arms)
+    if results.teacher:
+        return _of_teacher(results)
+    several = [one for one in results.scores if len(one.variants) > 1]
+    if several:
+        return [sentence for one in several for sentence in _of_variants(one)]
+    return ["Nothing to compare: a report needs two complete arms, or two variants of a `score` step."]
+
+
+def _against(config: ReportConfig, arms: Sequence[Arm]) -> list[Difference]:
+    """The headline's first arm, or the best one, against every other; the headline's second, or the next best, first."""
+    by_name = {arm.name: arm for arm in arms}
+    ranked = sorted(arms, key=lambda arm: arm.mean, reverse=True)
+    ours, other = ranked[0], ranked[1].name if len(ranked) > 1 else ""
+    if len(config.headline) == 2 and all(name in by_name for name in config.headline):
+        ours, other = by_name[config.headline[0]], config.headline[1]
+    return sorted(differences(arms, ours), key=lambda one: one.other != other)
+
+
+def _of_students(config: ReportConfig, arms: Sequence[Arm]) -> list[str]:
+    against = _against(config, arms)
+    if not against:
+        return ["Nothing to compare: no two arms share a seed and a way of decoding."]
+    mean = {arm.name: arm.mean for arm in arms}
+    first, solved = against[0], arms[0].seeds[0].sampled
+    ours, gap = first.ours, first.estimate
+    count = gap.count
+    compared = [ours, *(one.other for one in against)]
+    seeds = "one seed" if count == 1 else f"{count} seeds"
+    said = [
+        f"Compared: students of {len(compared)} arms ({', '.join(compared)}) on {solved.problems} held-out problems, "
+        f"{_samples(solved)} each at {next(arm.decoding for arm in arms if arm.name == ours)}, {seeds}."
+    ]
+    size = f"{abs(gap.mean):.2f}"
+    verdict = "as many as" if size == "0.00" else f"{size} more than" if gap.mean > 0 else f"{size} LESS than"
+    better = [one.other for one in against[1:] if round(one.estimate.mean, 2) < 0]
+    beaten = f"; more than {ours} solved {', '.join(f'{name} ({mean[name]:.2f})' for name in better)}" if better else ""
+    said.append(f"Result: {ours} solved {mean[ours]:.2f}, {verdict} {first.other} ({mean[first.other]:.2f}){beaten}.")
+    if gap.half is None:
+        said.append(
+            "Certainty: one seed, so there is no interval over seeds, and another seed may turn out differently."
+        )
+        return said
+    open_ = [one.other for one in against[1:] if not one.estimate.excludes_zero]
+    rest = f"; not settled against {', '.join(open_)}" if open_ else ""
+    settled = "excludes 0" if gap.excludes_zero else "includes 0, so this is not settled"
+    chosen = "" if config.headline else ", and the two were picked after seeing the results"
+    said.append(
+        f"Certainty: the 95 % interval of the difference to {first.other} over {count} seeds is {_bounds(gap)} and "
+        f"{settled}; {ours} is ahead in {first.ahead} of {count}{rest}{chosen}."
+    )
+    return said
+
+
+def _of_teacher(results: Results) -> list[str]:
+    both = [(one.before["reward"], one.after["reward"]) for one in results.teacher
+            if "reward" in one.before and "reward" in one.after]  # fmt: skip
+    if not both:
+        return ["Nothing to compare: the teacher was not scored both before and after RL."]
+    gap = mean_with_interval([after - before for before, after in both])
+    before, after = fmean(one[0] for one in both), fmean(one[1] for one in both)
+    seeds = "one seed" if len(both) == 1 else f"{len(both)} seeds"
+    sure = "one seed, so there is no interval over seeds"
+    if gap.half is not None:
+        sure = f"the 95 % interval of the change over {len(both)} seeds is {_bounds(gap)} and "
+        sure += "excludes 0" if gap.excludes_zero else "includes 0, so this is not settled"
+    return [
+        f"Compared: the teacher's explanations of held-out problems before and after RL, {seeds}.",
+        f"Result: the mean reward was {before:.2f} before and {after:.2f} after RL ({gap.mean:+.2f}).",
+        f"Certainty: {sure}.",
+    ]
+
+
+def _of_variants(scores: Scores) -> list[str]:
+    first = scores.variants[0]
+    scored = [variant for variant in scores.variants if "reward" in variant.means]
+    if not scored:
+        return [f"Nothing to compare: no row of `{scores.step}` has a reward."]
+    ranked = sorted(scored, key=lambda variant: variant.means["reward"].mean, reverse=True)
+    best, worst = ranked[0], ranked[-1]
+    of_seed = "" if scores.seed is None else f" in seed {scores.seed}"
+    found: dict[str, list[str]] = {"excludes": [], "includes": [], "none": []}
+    for variant in scores.variants[1:]:
+        gap = variant.difference
+        kind = "none" if gap is None or gap.half is None else "excludes" if gap.excludes_zero else "includes"
+        found[kind].append(variant.name if gap is None else f"{variant.name} ({gap.mean:+.2f} {_bounds(gap)})")
+    told = [f"{kind} 0 for {', '.join(found[kind])}" for kind in ("excludes", "includes") if found[kind]]
+    if found["none"]:
+        told.append(f"cannot be given for {', '.join(found['none'])}, which do not have the same rows")
+    return [
+        f"Compared: the rewards of {len(scores.variants)} variants of `{scores.step}`{of_seed}, {first.rows} rows each.",
+        f"Result: {best.name} has the highest mean reward ({best.means['reward'].mean:.2f}), {worst.name} the lowest "
+        f"({worst.means['reward'].mean:.2f}).",
+        f"Certainty: paired by row, the 95 % interval of the difference of reward from {first.name} {'; it '.join(told)}.",
+    ]
+
+
+# -- cells -------------------------------------------------------------------------------------------------------------
+
+
+def _rate(solved: Sequence[Solved]) -> str:
+    """Mean over seeds with its interval, cut to [0, 1]; one seed's has the interval over problems, where known."""
+    if not solved:
+        return "-"
+    estimate = mean_with_interval([one.rate for one in solved])
+    bounds = solved[0].interval if estimate.half is None else (estimate.low or 0.0, estimate.high or 0.0)
+    if bounds is None:
+        return f"{estimate.mean:.3f}"
+    low, high = max(0.0, bounds[0]), min(1.0, bounds[1])
+    return f"{estimate.mean:.3f}{KEEP}[{low:.2f},{KEEP}{high:.2f}]"
+
+
+def _bounds(estimate: MeanEstimate) -> str:
+    if estimate.low is None or estimate.high is None:
+        return "none, one seed"
+    return f"[{estimate.low:z.2f}, {estimate.high:z.2f}]"
+
+
+def _estimate(estimate: MeanEstimate) -> str:
+    return f"{estimate.mean:z.2f}" + ("" if estimate.half is None else f"{KEEP}±{KEEP}{estimate.half:.2f}")
+
+
+def _samples(solved: Solved) -> str:
+    return "1 sample" if solved.samples == 1 else f"{solved.samples} samples"
+
+
+def _measure(name: str) -> str:
+    return MEASURES[name][0] if name in MEASURES else name.replace("_", " ")
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:z.2f}"
