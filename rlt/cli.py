@@ -126,7 +126,7 @@ def _serve(words: list[str]) -> int:
 
 
 def _view(words: list[str]) -> int:
-    from rlt.stages.report import view
+    from rlt.results.page import view
 
     names, flags = parse_flags(words)
     if not names:

@@ -1,63 +1,77 @@
-"""The page of a run, as data for `rlt.results.view`: what its steps left, and the report's numbers, tables and sentences."""
+"""The page of a run (`rlt view RUN`, and the report's report.html): what its steps left, with the report's numbers."""
 
 from __future__ import annotations
 
-from statistics import fmean
+from collections.abc import Sequence
 
-from rlt.config import ReportConfig
-from rlt.recipe import Recipe
+from rlt.config import ReportConfig, ViewConfig
+from rlt.errors import ConfigError
+from rlt.recipe import Recipe, recipe_of_run
 from rlt.results.intervals import mean_with_interval
-from rlt.results.summary import Arm, BandSeed, Results, Solved, collect_results
+from rlt.results.summary import Arm, BandSeed, Results, collect_results
+from rlt.results.view.live import serve_page
+from rlt.results.view.page import scores_data, write_page
 from rlt.results.view.run import run_data
 from rlt.results.words import sentences, tables
 from rlt.types import JsonRow
 
-# Rows of scores, and as many samples of training, on the page of a run.
-PAGE_ROWS = 200
+REPORT_ROWS = 200
+"""Rows of scores, and as many samples of training, in report.html."""
 
 
-def page_data(config: ReportConfig, recipe: Recipe, limit: int = PAGE_ROWS) -> JsonRow:
+def page_data(config: ReportConfig, recipe: Recipe, results: Results, limit: int = REPORT_ROWS) -> JsonRow:
     """What `rlt.results.view` shows of a run."""
-    results = collect_results(config, recipe)
-    report: JsonRow = {
-        "headline": sentences(config, results), "note": config.note, "incomplete": results.incomplete,
-        "tables": [(table.title, table.head, table.rows) for table in tables(config, results)],
-        "versions": results.versions, "arms": _arms(config, results), "bands": _bands(results.bands),
-    }  # fmt: skip
     data = run_data(recipe, limit)
     names = [source["name"] for source in data["sources"]]
     pair = [f"{config.scored}/{variant}, seed {recipe.head.seeds[0]}" for variant in config.teachers]
+    report = {
+        "headline": sentences(config, results), "note": config.note, "incomplete": results.incomplete,
+        "tables": [(one.title, one.head, one.rows, one.meanings) for one in tables(config, results)],
+        "versions": dict(results.versions), "arms": _marks(results.arms), "bands": _bands(results.bands),
+    }  # fmt: skip
     # Before RL and after it: what stands side by side when the page opens.
     side_by_side = [names.index(name) for name in pair] if len(pair) == 2 and set(pair) <= set(names) else None
     return {**data, "title": config.title or results.name, "report": report, "side_by_side": side_by_side}
 
 
-def _arms(config: ReportConfig, results: Results) -> list[JsonRow]:
-    return [
-        mark
-        for arm in results.arms
-        if arm.name not in config.bands
-        for mark in (_mark(arm, [one.sampled for one in arm.seeds]), _mark(arm, [one.greedy for one in arm.seeds]))
-        if mark is not None
-    ]
+def _marks(arms: Sequence[Arm]) -> list[JsonRow]:
+    marks = []
+    for arm in arms:
+        for solved in ([one.sampled for one in arm.seeds], [one.greedy for one in arm.seeds if one.greedy is not None]):
+            if not solved:
+                continue
+            rates = [one.rate for one in solved]
+            estimate = mean_with_interval(rates)
+            low, high = (
+                (estimate.low, estimate.high) if estimate.half is not None else solved[0].interval or (None, None)
+            )
+            marks.append({
+                "arm": arm.name, "label": solved[0].decoding, "mean": estimate.mean, "values": rates,
+                "low": None if low is None else max(0.0, low), "high": None if high is None else min(1.0, high),
+            })  # fmt: skip
+    return marks
 
 
-def _mark(arm: Arm, solved: list[Solved | None]) -> JsonRow | None:
-    """One line of the picture of arms: its seeds' rates, their mean and 95 % interval."""
-    known = [one for one in solved if one is not None]
-    if not known:
-        return None
-    rates = [one.rate for one in known]
-    estimate = mean_with_interval(rates)
-    return {
-        "arm": arm.name, "label": known[0].decoding, "mean": fmean(rates), "values": rates,
-        "low": None if estimate.low is None else max(0.0, estimate.low),
-        "high": None if estimate.high is None else min(1.0, estimate.high),
-    }  # fmt: skip
+def _bands(bands: Sequence[BandSeed]) -> JsonRow | None:
+    return {"seeds": [{"seed": one.seed, "values": list(one.rates)} for one in bands]} if bands else None
 
 
-def _bands(bands: tuple[BandSeed, ...]) -> JsonRow | None:
-    if not bands:
-        return None
-    label = bands[0].solved[0].decoding
-    return {"label": label, "seeds": [{"seed": one.seed, "values": one.rates} for one in bands]}
+def view(config: ViewConfig) -> int:
+    """`rlt view`: the page of score files, or of a run's folder, written or served. Returns the exit status."""
+    folders = [path for path in config.paths if (path / "recipe.yaml").is_file()]
+    if folders and len(config.paths) > 1:
+        raise ConfigError(f"rlt view: {folders[0]} is a run; give it alone, or score files without it.")
+
+    def data() -> JsonRow:
+        if not folders:
+            return scores_data(config.paths, config.limit, config.id, config.seed)
+        recipe = recipe_of_run(folders[0])
+        reports = [step.config for step in recipe.steps if isinstance(step.config, ReportConfig)]
+        report = reports[0] if reports else ReportConfig(output=folders[0])
+        return page_data(report, recipe, collect_results(report, recipe), config.limit)
+
+    if config.live:
+        return serve_page(data, config.paths, config.port)
+    write_page(config.output, data())
+    print(f"view: {config.output}")
+    return 0

@@ -6,17 +6,15 @@ import json
 import time
 from pathlib import Path
 
-from rlt.config import ReportConfig, ViewConfig
+from rlt.config import ReportConfig
 from rlt.data.rows import write_text
-from rlt.errors import ConfigError, RunError
+from rlt.errors import RunError
 from rlt.outputs import Result
 from rlt.recipe import Recipe, recipe_of_run
 from rlt.results.page import page_data
 from rlt.results.summary import collect_results
-from rlt.results.view.live import serve_page
-from rlt.results.view.page import scores_data, write_page
+from rlt.results.view.page import write_page
 from rlt.results.words import seed_report, terminal_report
-from rlt.types import JsonRow
 
 
 def run(config: ReportConfig) -> Result:
@@ -30,7 +28,7 @@ def run(config: ReportConfig) -> Result:
     folder = Path(config.output)
     numbers, page = folder / f"results{config.suffix}.json", folder / f"report{config.suffix}.html"
     write_text(numbers, json.dumps(results.to_json(), indent=1, ensure_ascii=False) + "\n")
-    write_page(page, page_data(config, recipe))
+    write_page(page, page_data(config, recipe, results))
     print(f"\n{config.title}\n" if config.suffix and config.title else "")
     print(terminal_report(config, results))
     print(f"\nPage: {page}\nNumbers: {numbers}", flush=True)
@@ -46,23 +44,3 @@ def _recipe(config: ReportConfig) -> Recipe:
     if not (config.output / "recipe.yaml").is_file():
         raise RunError(f"{config.output}: no recipe.yaml; not the folder of a run. Use `rlt report RECIPE`.")
     return recipe_of_run(config.output)
-
-
-def view(config: ViewConfig) -> int:
-    """`rlt view`: the page of score files, or of a run's folder, written or served. Returns the exit status."""
-    folders = [path for path in config.paths if (path / "recipe.yaml").is_file()]
-    if folders and len(config.paths) > 1:
-        raise ConfigError(f"rlt view: {folders[0]} is a run; give it alone, or score files without it.")
-
-    def data() -> JsonRow:
-        if not folders:
-            return scores_data(config.paths, config.limit, config.id, config.seed)
-        recipe = recipe_of_run(folders[0])
-        reports = [step.config for step in recipe.steps if isinstance(step.config, ReportConfig)]
-        return page_data(reports[0] if reports else ReportConfig(output=folders[0]), recipe, config.limit)
-
-    if config.live:
-        return serve_page(data, config.paths, config.port)
-    write_page(config.output, data())
-    print(f"view: {config.output}")
-    return 0

@@ -22,11 +22,11 @@ def main(folder: Path) -> None:
         page_file = Path(place) / "page.html"
         write_page(page_file, scores_data([SCORES / "human.jsonl", SCORES / "wrong_numbers.jsonl"], 500))
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        for scheme, row, token in (("light", "p4", 4), ("dark", "p8", 4)):
+        for scheme, row, part, token in (("light", "p4", "Solution", 4), ("dark", "p6", "Explanation", 8)):
             context = browser.new_context(viewport={"width": 1280, "height": 800}, color_scheme=scheme)  # type: ignore[arg-type]
             page = context.new_page()
             page.goto(f"{page_file.as_uri()}#row={row}")
-            page.locator('[aria-label="Solution\'s tokens"]').first.locator(".tok").nth(token).hover()
+            page.get_by_label(f"{part}'s tokens").first.locator(".tok").nth(token).hover()
             page.screenshot(path=folder / f"view-{scheme}.png")
         browser.close()
 

@@ -731,7 +731,8 @@
       el("p", { class: "dim" }, "One line per kind of explanation that students learned from. Dots are seeds, the large one their mean, the bar the 95 % interval over seeds."), arms(report.arms)));
     if (report.bands) parts.push(el("section", { class: "panel" }, el("h2", {}, "Students of the original explanations, split by reward"),
       el("p", { class: "dim" }, "Does a higher reward make a better lesson? A line per seed."), bands(report.bands)));
-    for (const [heading, head, rows] of report.tables ?? []) parts.push(el("section", { class: "panel" }, el("h2", {}, heading), grid(head, rows)));
+    for (const [heading, head, rows, meanings] of report.tables ?? [])
+      parts.push(el("section", { class: "panel" }, el("h2", {}, heading), grid(head, rows), ...(meanings ?? []).map(([name, meaning]) => el("p", { class: "dim meaning" }, el("b", {}, name), `: ${meaning}`))));
     if (report.versions) parts.push(el("p", { class: "dim" }, Object.entries(report.versions).map(([name, version]) => `${name} ${version}`).join(", ")));
     return parts.length ? parts : [el("section", { class: "panel" }, el("p", {}, "Nothing is complete yet."))];
   }
