@@ -348,7 +348,7 @@ def load_students(opened: Opened, model: ModelOptions, options: StudentOptions) 
 def check_sharded(name: str, options: RewardOptions) -> None:
     """Raise ConfigError for what a student that is sharded over ranks cannot do.
 
-    Each rank has its own number of tokens to compare or to sample, and would wait for the others for ever.
+    Each rank has its own number of tokens to compare or to sample, and would otherwise wait for the others without end.
     """
     if options.resolved().estimator == "exact":
         raise ConfigError(f"{name}: the estimator `exact` needs a student that is whole; use `k1` or `k3`.")

@@ -78,7 +78,7 @@ def load_task(name: str) -> Task:
     """The task of that name; raises ConfigError with the near names."""
     if name not in GRADERS:
         near = difflib.get_close_matches(name, GRADERS, n=2) or sorted(GRADERS)
-        raise ConfigError(f"task {name!r}: there is none; did you mean {' or '.join(near)}?")
+        raise ConfigError(f"unknown task {name!r}; did you mean {' or '.join(near)}?")
     return import_module(GRADERS[name])  # type: ignore[return-value]
 
 
