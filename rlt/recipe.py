@@ -322,7 +322,7 @@ def _beside(value: Any, folder: Path) -> Any:
         isinstance(value, str)
         and value.startswith(("./", "../"))
         and not Path(value).exists()
-        and (folder / value).exists()
+        and (folder / value.split("{")[0]).exists()
     ):
         return str(folder / value)
     if isinstance(value, dict):

@@ -144,8 +144,12 @@ def _teacher(config: ReportConfig, states: States, seed: int) -> dict[str, Any] 
     return row if len(row) > 1 else None
 
 
+# What a task's `inspect` finds -> the name of its share in a report; others keep theirs.
+_SHARES = {"leaks": "leak_rate", "complete": "every_step_right", "correct": "fully_correct"}
+
+
 def _inspected(config: ReportConfig, states: States, seed: int, variant: str) -> dict[str, float]:
-    """Shares, by the task's own reading of explanations: leaking, fully correct, never closed."""
+    """Shares of explanations that never closed, and of those of which each finding of the task's `inspect` holds."""
     explained = states.get((seed, f"{config.explained}/{variant}"))
     if explained is None:
         return {}
@@ -155,7 +159,7 @@ def _inspected(config: ReportConfig, states: States, seed: int, variant: str) ->
     shares = {"unclosed_rate": fmean(not row.get("closed", True) for row in rows)}
     if config.task:
         seen = [load_task(config.task).inspect(row["explanation"], row["question"]) for row in rows]  # type: ignore[attr-defined]
-        shares |= {"leak_rate": fmean(s["leaks"] for s in seen), "fully_correct": fmean(s["correct"] for s in seen)}
+        shares |= {_SHARES.get(name, name): fmean(one[name] for one in seen) for name in seen[0]}
     return shares
 
 
