@@ -29,9 +29,10 @@ MIXTURES: dict[str, dict[str, float]] = {
     # Shares that separate an RL-trained teacher from a greedily decoded warmed-up one; with easier ones both teach alike.
     "noisy": {"careful": 0.10, "leap": 0.45, "detour": 0.10, "sloppy": 0.15, "answer_first": 0.20},
     "harder": {"careful": 0.05, "leap": 0.50, "detour": 0.10, "sloppy": 0.15, "answer_first": 0.20},
+    "hardest": {"careful": 0.05, "leap": 0.50, "detour": 0.10, "sloppy": 0.15, "answer_first": 0.20},
     "easier": {"careful": 0.20, "leap": 0.30, "detour": 0.15, "sloppy": 0.15, "answer_first": 0.20},
 }
-LEAP_SHARE = {"noisy": 0.6, "harder": 0.6, "easier": 0.5, "careful": 0.0}
+LEAP_SHARE = {"noisy": 0.6, "harder": 0.6, "hardest": 0.7, "easier": 0.5, "careful": 0.0}
 
 Step = tuple[str, str, int]
 
