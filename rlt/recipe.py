@@ -317,7 +317,8 @@ def _fill(value: Any, names: Mapping[str, Any]) -> Any:
 
 
 def _beside(value: Any, folder: Path) -> Any:
-    """Texts that name a file beside the recipe, but none from here, become paths to it (`./format.yaml`)."""
+    """Texts that name a file beside the recipe, but none from here, become paths to it (`./format.yaml`; of `./models/{seed}`
+    the folder `./models` has to be there)."""
     if (
         isinstance(value, str)
         and value.startswith(("./", "../"))
