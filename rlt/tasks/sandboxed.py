@@ -331,7 +331,7 @@ class Wire:
             ((type({}.keys()), type({}.values()), type({}.items()), Iterator), "iterator"),
         ):  # fmt: skip
             if isinstance(value, classes):  # type: ignore[arg-type]
-                return [kind, [self.encode(each) for each in value]]
+                return [kind, [self.encode(each) for each in value]]  # type: ignore[var-annotated]
         if isinstance(value, Reference):
             return ["own", value._key]
         self.kept.append(value)

@@ -194,7 +194,8 @@ def test_rewards_without_a_teacher_are_reported_without_their_kl(run, tmp_path):
     assert row == {
         "seed": 0, "reward_before": -2.0, "reward_after": 1.0, "r_ss_before": -2.0, "r_ss_after": 1.0,
         "unclosed_rate_before": 0.0, "unclosed_rate_after": 0.0, "leak_rate_before": 0.0, "leak_rate_after": 0.0,
-        "fully_correct_before": 0.0, "fully_correct_after": 0.0,
+        "wrong_value_before": 0.0, "wrong_value_after": 0.0, "every_step_right_before": 0.0,
+        "every_step_right_after": 0.0, "fully_correct_before": 0.0, "fully_correct_after": 0.0,
     }  # fmt: skip
 
 
