@@ -326,12 +326,13 @@ class Wire:
         if isinstance(value, dict):
             kind = type(value).__name__ if type(value).__name__ in _DICTS else "dict"
             return [kind, [[self.encode(key), self.encode(item)] for key, item in value.items()]]
+        items: Any = value
         for classes, kind in (
             (list, "list"), (tuple, "tuple"), (set, "set"), (frozenset, "frozenset"), (collections.deque, "deque"),
             ((type({}.keys()), type({}.values()), type({}.items()), Iterator), "iterator"),
         ):  # fmt: skip
             if isinstance(value, classes):  # type: ignore[arg-type]
-                return [kind, [self.encode(each) for each in value]]  # type: ignore[var-annotated]
+                return [kind, [self.encode(item) for item in items]]
         if isinstance(value, Reference):
             return ["own", value._key]
         self.kept.append(value)
