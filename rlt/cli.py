@@ -263,7 +263,7 @@ def _put(flags: dict[str, Any], path: list[str], value: Any) -> None:
 
 
 def _width() -> int:
-    """Columns of the terminal; 80 where there is none."""
+    """Columns of the terminal; 80 without a terminal."""
     return max(40, shutil.get_terminal_size((80, 24)).columns)
 
 

@@ -203,7 +203,7 @@ def _named_variable(name: str) -> str:
 
 
 SHORT_FORMS = {"data": "path"}
-"""Key that takes a mapping, or one plain value -> the key of the mapping that the plain value stands for."""
+"""Key that takes a mapping, or one plain value -> the key that the plain value sets."""
 
 
 def _as_data(value: Any) -> Any:

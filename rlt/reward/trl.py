@@ -40,7 +40,7 @@ class TeacherReward:
     """The reward of a Reinforcement-Learned Teacher for completions of `rlt.text.formats.teacher_prompt`.
 
     `students`: model folders, hub names, servers' addresses, or loaded ones. `tokenizer`: the policy's, by which the
-    sampled tokens are read. `end_ids`: further tokens, beside its own, that end a completion. The dataset needs the
+    sampled tokens are read. `end_ids`: tokens that end a completion, in addition to its own. The dataset needs the
     columns `question` and `solution`; `answer` and `system` are used where they are.
 
     A completion that cannot be scored gets None, which TRL leaves out of its group's mean; its advantage is 0. If none
@@ -106,7 +106,9 @@ class TeacherReward:
         `(C, H)` (`rlt.models.logprobs.hidden_states`), and before the call sets `policy_head` (`output_head` there).
         """
         if question is None or solution is None:
-            raise DataError("TeacherReward: the dataset needs the columns `question` and `solution` beside `prompt`.")
+            raise DataError(
+                "TeacherReward: the dataset needs the columns `question` and `solution` in addition to `prompt`."
+            )
         if self.engine.estimator == "exact" and policy_logprobs is not None and policy_hidden is None:
             raise ConfigError("the estimator `exact` needs `policy_hidden`; log-probs are not enough.")
         count = len(completion_ids)

@@ -149,7 +149,7 @@ def test_a_complete_stage_tells_its_numbers_again(tmp_path, capsys):
     assert main(command) == 0
     capsys.readouterr()
     assert main(command) == 0
-    assert "problems: complete before: done in 0.0 s (problems 3) -> " in capsys.readouterr().out
+    assert "problems: complete before: done in " in capsys.readouterr().out
 
 
 def test_timings_prints_the_table_of_a_run(tmp_path, monkeypatch, capsys):
