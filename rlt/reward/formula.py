@@ -16,12 +16,16 @@ import math
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from rlt.errors import ScoringError
 from rlt.types import RewardParts
 
 
-def divergence(teacher_logprobs: torch.Tensor, student_logprobs: torch.Tensor, estimator: str) -> torch.Tensor:
+def divergence(
+    teacher_logprobs: Float[Tensor, " n"], student_logprobs: Float[Tensor, " n"], estimator: str
+) -> Float[Tensor, " n"]:
     """One-sample estimates `(N,)`, in nats, of KL(teacher || student) at tokens that the teacher sampled.
 
     With d = log pi_theta - log pi_s: `k1` is d (unbiased, may be negative), `k3` is exp(-d) - 1 + d (unbiased, never
@@ -35,7 +39,7 @@ def divergence(teacher_logprobs: torch.Tensor, student_logprobs: torch.Tensor, e
     raise ValueError(f"estimator {estimator!r}: one-sample estimators are 'k1' and 'k3'")
 
 
-def stretch_sums(values: torch.Tensor, stretches: Sequence[range]) -> torch.Tensor:
+def stretch_sums(values: Float[Tensor, " n"], stretches: Sequence[range]) -> Float[Tensor, " stretches"]:
     """`(len(stretches),)` sums of the per-token `values` `(N,)` over each range of token indices.
 
     Log-probabilities of a text's tokens add up to that of the text, so the sum over a stretch is the log-probability of
@@ -53,8 +57,8 @@ def stretch_sums(values: torch.Tensor, stretches: Sequence[range]) -> torch.Tens
 
 
 def reward_parts(
-    solution_logprobs: torch.Tensor,
-    explanation_kl: torch.Tensor | None,
+    solution_logprobs: Float[Tensor, " solution"],
+    explanation_kl: Float[Tensor, " explanation"] | None,
     *,
     alpha: float,
     kl_coef: float,
