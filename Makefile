@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RLT := $(VENV)/bin/rlt
 
-.PHONY: quickstart test test-processors install check format vllm-server clean
+.PHONY: quickstart test test-processors browser-tests screenshots install check format vllm-server clean
 
 quickstart: $(VENV)/installed  ## the whole method on two CPU cores, in minutes
 	$(RLT) run recipes/quickstart/recipe.yaml
@@ -12,8 +12,8 @@ test: $(VENV)/installed-dev  ## all tests
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 # Tests whose numbers depend on how a processor rounds and orders its sums, under the instructions of older ones.
-NUMERIC := $(addprefix tests/unit/test_,$(addsuffix .py,logprobs architectures scoring reward teacher_reward students \
-	hf_engine adapters trimming training sequences real_tokenizers))
+NUMERIC := $(addprefix tests/unit/test_,$(addsuffix .py,logprobs architectures scoring reward trl_reward students \
+	hf_engine adapters trimming training teacher tokens real_tokenizers))
 SSE := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 
@@ -21,6 +21,12 @@ test-processors: $(VENV)/installed-dev  ## tests of numbers as an SSE and an AVX
 	env $(SSE) OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile $(NUMERIC)
 	env $(SSE) OMP_NUM_THREADS=2 $(VENV)/bin/python -m pytest $(NUMERIC)
 	! grep -q avx512f /proc/cpuinfo || env $(AVX2) OMP_NUM_THREADS=2 $(VENV)/bin/python -m pytest $(NUMERIC)
+
+browser-tests: $(VENV)/installed-browser  ## the pages of `rlt view` in Chromium
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 tests/browser
+
+screenshots: $(VENV)/installed-browser  ## docs/view-light.png and docs/view-dark.png
+	$(VENV)/bin/python -m tests.browser.screenshots docs
 
 install: $(VENV)/installed
 
@@ -39,13 +45,17 @@ vllm-server:  ## an environment of its own with vLLM for the CPU, for tests/serv
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[report]'
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed tests/tokenizers.txt
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[report,peft,ray,dev]'
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[peft,ray,dev]'
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps -r tests/tokenizers.txt
 	touch $@
 
+$(VENV)/installed-browser: $(VENV)/installed-dev scripts/install_browser.sh
+	bash scripts/install_browser.sh $(VENV)
+	touch $@
+
 clean:
-	rm -rf $(VENV) .venv-vllm build dist *.egg-info
+	rm -rf $(VENV) .venv-vllm .browser build dist *.egg-info

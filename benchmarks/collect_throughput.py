@@ -1,4 +1,4 @@
-"""Explanations a second: `rlt collect` against a vLLM server, beside a bare load generator with the same requests.
+"""Explanations per second: `rlt collect` against a vLLM server, compared with a bare load generator with the same requests.
 
     make vllm-server
     python benchmarks/collect_throughput.py
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def turn(folder: Path, model: Path, url: str, number: int, wanted: argparse.Namespace) -> dict[str, float]:
-    """Requests a second of both, with the same requests, now one first and now the other."""
+    """Requests per second of both, with the same requests, now one first and now the other."""
     folder.mkdir()
     data = folder / "problems.jsonl"
     data.write_text(
@@ -84,7 +84,7 @@ def turn(folder: Path, model: Path, url: str, number: int, wanted: argparse.Name
 
 
 def collect_from_ready(config: CollectConfig) -> float:
-    """When the engine was ready, after all was collected: loading a tokenizer is no part of a throughput."""
+    """When the engine was ready, after all was collected: loading a tokenizer does not count."""
     from rlt.stages import collect
 
     ready: list[float] = []

@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def table(device: str) -> dict[str, Any]:
-    """MiB of every case, and how the engine's grow: bytes a token beside what one token's logits would take."""
+    """MiB of every case, and how the engine's grow: bytes per token, compared with one token's logits."""
     print(f"{device}: MiB beyond the weights\n{'tokens':>8}{'engine':>10}{'plain':>10}{'share':>8}")
     rows = []
     for length in LENGTHS:

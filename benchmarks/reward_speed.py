@@ -1,4 +1,4 @@
-"""Rows a second of the reward engine against the plain way (`plain.py`), same models and rows, interleaved in one run.
+"""Rows per second of the reward engine against the plain way (`plain.py`), same models and rows, interleaved in one run.
 
     python benchmarks/reward_speed.py            # CPU cases, and the GPU case where there is a GPU
     python benchmarks/reward_speed.py --rows 64  # quicker and noisier
@@ -43,7 +43,7 @@ def main() -> None:
         gpu(repeats),
     ]
     steps = step_cost()
-    print(f"\n{'case':34}{'tokens':>8}{'engine':>10}{'plain':>10}{'ratio':>8}   rows a second")
+    print(f"\n{'case':34}{'tokens':>8}{'engine':>10}{'plain':>10}{'ratio':>8}   rows/s")
     for case in cases:
         if case.get("not measured"):
             print(f"{case['case']:34}  not measured: {case['not measured']}")
@@ -133,7 +133,7 @@ def _body_flops(model: Any, tokens: int) -> float:
 
 
 def matrix_product_rate() -> float:
-    """Floating-point operations a second of a large bfloat16 matrix product on this GPU."""
+    """Floating-point operations per second of a large bfloat16 matrix product on this GPU."""
     a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
     for _ in range(5):
         a @ a

@@ -1,4 +1,4 @@
-"""Tokens a second sampled by our `transformers` engine, by transformers' `generate`, and by the matrix products alone.
+"""Tokens per second sampled by our `transformers` engine, by transformers' `generate`, and by the matrix products alone.
 
     python benchmarks/sampling_speed.py                       # a model of 1M parameters with random weights
     python benchmarks/sampling_speed.py --model FOLDER        # a real one, for example SmolLM2-135M
@@ -123,7 +123,7 @@ def _products(model: PreTrainedModel, batch: int) -> Callable[[int], None]:
 def _measure(
     arms: dict[str, Callable[[int], None]], tokens: int, batch: int, rounds: int, clock: Callable[[], float]
 ) -> dict[str, dict[str, float]]:
-    """Tokens a second of each arm: of the whole batch, and of decoding, the first token's time left out."""
+    """Tokens per second of each arm: of the whole batch, and of decoding, the first token's time left out."""
     best: dict[tuple[str, int], float] = {}
     for _ in range(rounds):
         for name, run in arms.items():

@@ -1,4 +1,4 @@
-"""Rewards a second of `rlt serve` with many clients of one row each, against `rlt score` on the same rows in one call.
+"""Rewards per second of `rlt serve` with many clients of one row each, against `rlt score` on the same rows in one call.
 
     python benchmarks/serve_throughput.py [--model FOLDER] [--rows 256] [--clients 64] [--turns 3]
 

@@ -1,6 +1,6 @@
 """The C library's allocator, told to keep what a training or scoring process frees for its next tensors.
 
-glibc hands large freed blocks back to the kernel, and the next tensor's pages are then zeroed anew, one fault each. On
+glibc hands large freed blocks back to the kernel, and the next tensor's pages are then zeroed again, one fault each. On
 a CPU with small models that takes longer than the arithmetic: see `benchmarks/reward_speed.py`.
 """
 

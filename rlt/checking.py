@@ -100,8 +100,6 @@ class _Check:
         config: Any = step.config
         self.name = step.name
         with_trainer = getattr(config, "trainer", None)
-        if step.stage == "report":
-            self._report()
         if hasattr(config, "format"):
             self._try(load_format, config.format)
         self._tasks(step)
@@ -153,10 +151,6 @@ class _Check:
     def _extra(self, package: str, extra: str, user: str) -> None:
         if not _is_installed(package):
             self._say([f"{user} needs {package}: pip install 'rlt[{extra}]'"])
-
-    def _report(self) -> None:
-        if not _is_installed("matplotlib"):
-            self.notes.append("note: no matplotlib, so reports have no pictures: pip install 'rlt[report]'")
 
     # -- options -------------------------------------------------------------------------------------------------------
 

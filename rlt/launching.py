@@ -151,7 +151,7 @@ def _launch(arguments: Sequence[str]) -> None:
     )
     options = launch_command_parser().parse_args(arguments)
     if options.rdzv_backend == "loopback":
-        options.rdzv_endpoint = LOOPBACK  # not read, but torch warns where there is none
+        options.rdzv_endpoint = LOOPBACK  # not read, but torch warns if it is missing
     launch_command(options)
 
 

@@ -344,7 +344,7 @@ def remove_output(output: Path) -> None:
 
 
 def read_state(output: Path) -> dict[str, Any] | None:
-    """`stage.json` of a stage's output; None where there is none, or where a complete output is gone but its state left.
+    """`stage.json` of a stage's output; None if it is missing, or if a complete output is gone but its state left.
 
     A garbled one counts as incomplete, with the reason under `unreadable`: `begin` refuses it, `--restart` removes it.
     """

@@ -291,9 +291,9 @@ def _one_by_one(steps: Sequence[Step], progress: Progress, seed_done: Callable[[
 def _side_by_side(
     steps: Sequence[Step], recipe: Recipe, progress: Progress, seed_done: Callable[[int], None]
 ) -> list[int]:
-    """Exit statuses; a step begins when those it waits for are done, in the order of `queue`. What it prints goes to its log.
+    """Exit statuses. Steps start in the order of `queue`, each once its inputs are done, and print to their logs.
 
-    When one fails no other begins, those that run are waited for, and its error is raised.
+    After a failure no step starts; running ones finish, then the error is raised.
     """
     waiting = timing.queue(steps)
     unfinished = {(step.seed, step.name) for step in steps}

@@ -109,7 +109,7 @@ def problem_of(row: JsonRow, where: str, default_id: str, columns: dict[str, str
 
     Known without a mapping: question/solution (+ answer, explanation, system, id), Bespoke-Stratos (`system`,
     `conversations`), GSM8K (`question`, `answer` with `####`), MATH (`problem`, `solution`). Texts are taken as they
-    are; an `answer` may be a number. Raises DataError, naming the column, for whatever else stands there.
+    are; an `answer` may be a number. Raises DataError, naming the column, for any other value.
     """
     values = _mapped(row, where, columns) if columns else _known_schema(row, where)
     for column in ("question", "solution"):
@@ -125,7 +125,7 @@ def problem_of(row: JsonRow, where: str, default_id: str, columns: dict[str, str
 
 
 def text_of(value: object, where: str, column: str) -> str | None:
-    """The text in a column, None where there is none; raises DataError for a value that is not text, or not all of it."""
+    """The text in a column, or None; raises DataError for a value that is not text, or not all of it."""
     if value is None:
         return None
     if not isinstance(value, str):
@@ -170,7 +170,7 @@ def _known_schema(row: JsonRow, where: str) -> JsonRow:
 
 
 def _gsm8k(row: JsonRow) -> JsonRow:
-    # The worked answer carries calculator marks (<<2+3=5>>), which are no part of what a person would write.
+    # The worked answer carries calculator marks (<<2+3=5>>), which a person would not write.
     steps, _, answer = row["answer"].rpartition("####")
     answer = answer.strip().replace(",", "")
     steps = re.sub(r"<<[^>]*>>", "", steps).strip()

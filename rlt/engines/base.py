@@ -83,7 +83,7 @@ class Engine(Protocol):
 
 
 def request_seed(seed: int, *parts: str | int) -> int:
-    """A seed in [0, 2**31) that depends on its arguments alone: not on order, batch or number of workers.
+    """A seed in [0, 2**31) that depends only on its arguments, not on order, batch or number of workers.
 
     Example: request_seed(0, problem.id, sample)
     """

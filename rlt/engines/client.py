@@ -120,7 +120,7 @@ class Client:
         return self._threads.submit(self.request, method, path, body, timeout=timeout)
 
     def text(self, address: str) -> str:
-        """The text at a full address of this server; empty where there is none."""
+        """The text at a full address of this server, or an empty one."""
         try:
             answer = self._send("GET", address, None, self.timeout)
         except (HTTPError, OSError, http.client.HTTPException, ServerError):
@@ -198,7 +198,7 @@ class Client:
     def _advice(self, status: int) -> str:
         if status in (401, 403):
             if self._key is None:
-                return ". It wants a key: name the environment variable that holds it as `api_key_env`."
+                return ". It needs an API key: name the environment variable that holds it as `api_key_env`."
             return f". It refuses the key in {self._key_env}."
         if status == 404:
             return ". Check `url` (it usually ends in /v1) and `served_model`."

@@ -21,7 +21,7 @@ class ServiceReward:
 
     The reward is r_ss + format_penalty; also - kl_coef * r_kl if the service has a `--teacher`, which should then be the
     policy's start. A completion that cannot be scored gets None, which TRL leaves out of its group; if none of a batch can
-    be, ServiceError is raised. `eos_tokens`: texts that end a completion and are no part of it.
+    be, ServiceError is raised. `eos_tokens`: texts that end a completion and do not belong to it.
     """
 
     def __init__(self, service: str | RewardService, *, eos_tokens: Sequence[str] = ()) -> None:

@@ -18,7 +18,7 @@ SHOWN = 3  # weights that an error names
 
 
 def load_config(model: str, trust_remote_code: bool = False) -> PretrainedConfig:
-    """The configuration of a model folder or hub name; raises ModelError where there is none."""
+    """The configuration of a model folder or hub name; raises ModelError if it is missing."""
     from transformers import AutoConfig
 
     check_can_be_had(model)
@@ -29,7 +29,7 @@ def load_config(model: str, trust_remote_code: bool = False) -> PretrainedConfig
 
 
 def load_tokenizer(model: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder or hub name, with a padding token; raises ModelError where there is none."""
+    """The tokenizer of a model folder or hub name, with a padding token; raises ModelError if it is missing."""
     from transformers import AutoTokenizer
 
     if not is_folder_name(model):

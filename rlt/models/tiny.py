@@ -1,4 +1,4 @@
-"""Small models from nothing: a word-level tokenizer with a chat template, and a Llama of any size with random weights."""
+"""Small models from scratch: a word-level tokenizer with a chat template, and a Llama of any size with random weights."""
 
 from __future__ import annotations
 

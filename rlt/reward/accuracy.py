@@ -52,7 +52,7 @@ def student_accuracy(
     for completion in student.engine().generate(requests, sampling):
         written[int(completion.key)].append(completion)
     for i in prompts:
-        # Fewer tokens than were asked for: that is no verdict on the explanation.
+        # Fewer tokens than were asked for: this says nothing about the explanation.
         short = [c for c in written[i] if c.finish_reason == "length" and c.completion_tokens < config.max_tokens]
         if short:
             errors[i] = (

@@ -24,8 +24,8 @@ from rlt.types import RewardParts
 
 
 def divergence(
-    teacher_logprobs: Float[Tensor, " n"], student_logprobs: Float[Tensor, " n"], estimator: str
-) -> Float[Tensor, " n"]:
+    teacher_logprobs: Float[Tensor, " tokens"], student_logprobs: Float[Tensor, " tokens"], estimator: str
+) -> Float[Tensor, " tokens"]:
     """One-sample estimates `(N,)`, in nats, of KL(teacher || student) at tokens that the teacher sampled.
 
     With d = log pi_theta - log pi_s: `k1` is d (unbiased, may be negative), `k3` is exp(-d) - 1 + d (unbiased, never
@@ -39,7 +39,7 @@ def divergence(
     raise ValueError(f"estimator {estimator!r}: one-sample estimators are 'k1' and 'k3'")
 
 
-def stretch_sums(values: Float[Tensor, " n"], stretches: Sequence[range]) -> Float[Tensor, " stretches"]:
+def stretch_sums(values: Float[Tensor, " tokens"], stretches: Sequence[range]) -> Float[Tensor, " stretches"]:
     """`(len(stretches),)` sums of the per-token `values` `(N,)` over each range of token indices.
 
     Log-probabilities of a text's tokens add up to that of the text, so the sum over a stretch is the log-probability of

@@ -31,7 +31,7 @@ def sampled_explanations(
     """For each completion of C sampled tokens its explanation and, where `known` has it, the policy's side.
 
     `known`: `(C,)` float32 log-probs in nats, or `(C, H)` hidden states for the exact KL; None for a row without either.
-    `ends`: the ids that end a completion; they and what follows them are no part of it. The side has the tokens wholly
+    `ends`: the ids that end a completion; they and what follows them do not belong to it. The side has the tokens wholly
     inside the explanation. In place of a row whose tokens cannot be read stands a ScoringError.
     """
     ended = [list(takewhile(lambda token: token not in ends, ids)) for ids in completion_ids]

@@ -16,7 +16,7 @@ from rlt.engines.client import PROBE, Client, check_tokenizer, served_model
 from rlt.errors import ConfigError, RltError, ScoringError, ServerError
 from rlt.models import loading, logprobs
 from rlt.models.logprobs import Head, Progress, Row
-from rlt.tasks import load_task
+from rlt.tasks import load_grader
 from rlt.text.formats import Format, check_template
 
 if TYPE_CHECKING:
@@ -311,7 +311,7 @@ def open_students(
         raise ConfigError(f"`student`: {repeated[0]} is named twice.")
     options_of_reward = reward.resolved()
     if options_of_reward.accuracy is not None:
-        load_task(options_of_reward.accuracy.task)
+        load_grader(options_of_reward.accuracy.task)
     found: Opened = {}
     try:
         for path in options.student:
@@ -348,7 +348,7 @@ def load_students(opened: Opened, model: ModelOptions, options: StudentOptions) 
 def check_sharded(name: str, options: RewardOptions) -> None:
     """Raise ConfigError for what a student that is sharded over ranks cannot do.
 
-    Each rank has its own number of tokens to compare or to sample, and would wait for the others for ever.
+    Each rank has its own number of tokens to compare or to sample, and would otherwise wait for the others without end.
     """
     if options.resolved().estimator == "exact":
         raise ConfigError(f"{name}: the estimator `exact` needs a student that is whole; use `k1` or `k3`.")

@@ -171,7 +171,7 @@ def build_app(config: ServeConfig, load: Callable[[Metrics], Service], token: st
 
 
 class _Guard:
-    """Asks for the bearer token, except of `/health`, and counts. Plain ASGI: starlette's own hides that a client left."""
+    """Checks the bearer token, except on `/health`, and counts. Plain ASGI: starlette's middleware hides disconnects."""
 
     def __init__(self, app: ASGIApp, token: str | None, metrics: Metrics, state: _State) -> None:
         self.app, self.token, self.metrics, self.state = app, token, metrics, state
@@ -185,7 +185,7 @@ class _Guard:
             if message["type"] == "http.response.start":
                 statuses.append(message["status"])
                 if self.state.service is not None:
-                    # By which a client notices that it talks to another service than it began with.
+                    # Lets a client notice that a different service answers.
                     message["headers"] = [*message["headers"], (b"rlt-service", self.state.service.name.encode())]
             await send(message)
 
@@ -251,7 +251,7 @@ class _State:
         return body
 
     def submit(self, rows: Sequence[Any]) -> list[Future[ScoredRow]]:
-        """A future for each row. Raises DataError where no row can be read; else such a row has its error, alone."""
+        """A future for each row. A row that cannot be read gets its own error; raises DataError if no row can be read."""
         service = self.ready()
         if not 0 < len(rows) <= self.config.max_rows:
             raise DataError(f"{len(rows)} rows in one request; 1 to {self.config.max_rows} are allowed")
@@ -268,7 +268,7 @@ class _State:
         return [_failed(one) if isinstance(one, DataError) else next(scored) for one in read]
 
     def number(self, row: ScoredRow, number: int) -> float:
-        """The reward of a row for an engine that takes only numbers; raises DataError where there is none."""
+        """The reward of a row for an engine that takes only numbers; raises DataError if the row failed."""
         if row.parts.reward is not None:
             return row.parts.reward
         if self.config.failed_reward is not None:

@@ -69,7 +69,7 @@ class RewardQueue:
         self._waiting: list[_Waiting] = []
         self._changed = threading.Condition()
         self._closing = False
-        self._rate = 1.0  # rows a second, as measured last
+        self._rate = 1.0  # rows per second, last measured
         self._thread = threading.Thread(target=self._work, name="rlt-reward", daemon=True)
         self._thread.start()
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 VERSIONED = ("torch", "transformers")
 # Values of each weight that go into a student's hash: training changes nearly all of them.
 SAMPLED_VALUES = 4096
-START_LIMIT = 3  # times in a row that a replica may end before it is given up
+START_LIMIT = 3  # consecutive exits after which a replica is given up
 
 
 def serve(config: ServeConfig) -> int:

@@ -166,7 +166,7 @@ def _requests(
     missing: Iterator[tuple[int, int]],
     pending: dict[str, tuple[int, int, Problem]],
 ) -> Iterator[Request]:
-    """A request for each missing row, drawn as the engine wants them; `pending` knows those under way by their key."""
+    """A request for each missing row, created when the engine asks for it; `pending` maps keys to requests under way."""
     problems = enumerate(iter_problems(config.data, fmt))
     at, prompt = -1, ""
     for position, sample in missing:

@@ -121,9 +121,7 @@ def _whole(left: int, operator: str, right: int) -> int | None:
 def explain(problem: Problem, mixture: str, rng: random.Random) -> str:
     """An explanation by an expert drawn from `mixture`; it leads to the problem's solution, though steps may be missing."""
     if mixture not in MIXTURES:
-        raise ConfigError(
-            f"countdown: experts {mixture!r}: there is no such mixture; choose from {', '.join(MIXTURES)}."
-        )
+        raise ConfigError(f"countdown: unknown experts {mixture!r}; choose from {', '.join(MIXTURES)}.")
     shares = MIXTURES[mixture]
     kind = rng.choices(list(shares), weights=list(shares.values()))[0]
     return _EXPERTS[kind](problem, rng)
@@ -185,7 +183,7 @@ def grade(solution: str, answer: str, question: str) -> Verdict:
     """Whether the last expression in `solution` has the value `answer` and uses the question's numbers at most once
     each.
 
-    The last expression: in the last `\\boxed{}` if there is one; the last with an operator (`= 24` after it is none),
+    The last expression: in the last `\\boxed{}` if there is one; the last with an operator (`= 24` after it is not one),
     else the last number.
     """
     extracted = extract(solution)
@@ -261,7 +259,7 @@ def evaluate(expression: str) -> tuple[Fraction, list[int]]:
 def _tokens(expression: str) -> list[str]:
     tokens = re.findall(r"\d+|[-+*/()]|\S", expression)
     if bad := [token for token in tokens if not re.fullmatch(r"[0-9]{1,12}|[-+*/()]", token)]:
-        raise ValueError(f"{bad[0]!r} is no part of an expression")
+        raise ValueError(f"unexpected {bad[0]!r} in an expression")
     return tokens
 
 

@@ -223,7 +223,7 @@ def serve(task: str, timeout: float) -> None:
     answers.write(b'{"ready": true}\n')
     for line in sys.stdin.buffer:
         what, *item = json.loads(line)
-        # Without its parent, a grader that hangs would go on for ever: the alarm's default is to end the process.
+        # Without its parent, a hanging grader would never end; the alarm's default action ends the process.
         signal.alarm(int(2 * timeout) + 2)
         answers.write(json.dumps(_reply(module, what, item)).encode() + b"\n")
         signal.alarm(0)

@@ -17,7 +17,7 @@ from rlt.tasks.math_answers import NUMERALS, prepare, readable, same_answer, spe
 
 __all__ = ["CHEAP", "check_answer", "extract", "grade", "prepare", "same"]
 
-CHEAP = False  # sympy may take for ever: graded in processes that can be ended
+CHEAP = False  # sympy may never return: graded in processes that can be ended
 
 
 def grade(solution: str, answer: str, question: str) -> Verdict:
@@ -40,7 +40,7 @@ def check_answer(answer: str, question: str) -> str | None:
         return f"{answer!r} has a brace without its pair"
     if not re.search(r"\w", spell(answer)[0]):
         return f"{answer!r} has nothing that could be compared"
-    return None if readable(answer) else f"{answer!r} is no LaTeX that math-verify can read"
+    return None if readable(answer) else f"{answer!r}: math-verify cannot read this LaTeX"
 
 
 def same(given: str, other: str) -> bool:

@@ -257,7 +257,7 @@ _NAME = r"(?:\\?[A-Za-z]+(?:_\w+)?'?(?:\([A-Za-z,]*\))?|\([A-Za-z](?:,[A-Za-z])+
 _ASSIGNED = re.compile(rf"({_NAME})(?:=|\\in(?![a-z])\s*|\\approx(?![a-z])\s*)(.+)", re.DOTALL)
 
 
-LONGEST = 1000  # characters; what is longer is no answer, and its numbers have thousands of digits
+LONGEST = 1000  # characters; longer texts are not answers, and their numbers have thousands of digits
 
 
 @lru_cache(maxsize=4096)
@@ -439,7 +439,7 @@ def _same_symbolically(left: str, right: str) -> bool:
 
 
 def prepare() -> None:
-    """Import sympy and its parser (a second), so that the first answer does not pay for it."""
+    """Import sympy and its parser (takes one second), so that the first answer does not pay for it."""
     import math_verify  # noqa: F401
 
 

@@ -35,13 +35,13 @@ def grade(solution: str, answer: str, question: str) -> Verdict:
 
 
 def check_answer(answer: str, question: str) -> str | None:
-    """Why the answer is none, or None: it must be a letter, and one of the question's choices where those are
+    """Why the answer is invalid, or None: it must be a letter, and one of the question's choices where those are
     listed."""
     letter = _letter(answer)
     if letter is None:
-        return f"{answer!r} is no letter from A to {LETTERS[-1]}"
+        return f"{answer!r} is not a letter from A to {LETTERS[-1]}"
     choices = choices_of(question)
-    return f"{answer!r} is none of the question's choices" if choices and letter not in choices else None
+    return f"{answer!r} is not one of the question's choices" if choices and letter not in choices else None
 
 
 def choices_of(question: str) -> dict[str, str]:

@@ -151,7 +151,7 @@ def shipped_formats() -> list[str]:
 def load_format(name_or_path: str | None) -> Format:
     """The format of that name (`stratos`, `r1`) or in that YAML file; None: DEFAULT_FORMAT.
 
-    Raises ConfigError, naming the file and the key, when there is none or it is not a format.
+    Raises ConfigError, naming file and key, if the format is missing or invalid.
     """
     name_or_path = name_or_path or DEFAULT_FORMAT
     path = Path(name_or_path)
@@ -187,7 +187,7 @@ class Rendered:
     prompt: int | None = None
 
 
-# What stands for explanation and solution while a template is rendered. Templates that look into an assistant's message
+# Placeholders for explanation and solution while a template is rendered. Templates that look into an assistant's message
 # (Qwen3's takes thoughts apart, others strip blanks) see this well-formed one; the real text then takes its place.
 _PROBE = "rlt-explanation", "rlt-solution"
 

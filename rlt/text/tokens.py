@@ -121,7 +121,7 @@ def with_whole_offsets(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenize
         post = tokenizer.backend_tokenizer.post_processor
         if post is not None and b'"trim_offsets":true' in post.__getstate__():
             whole = copy.deepcopy(tokenizer)
-            # Only adds special tokens and trims offsets; scoring wants neither.
+            # Only adds special tokens and trims offsets; scoring needs neither.
             whole.backend_tokenizer.post_processor = None
         else:
             return tokenizer  # not kept: a value that is its own key would never be freed
@@ -130,7 +130,7 @@ def with_whole_offsets(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenize
 
 
 def token_span(offsets: Sequence[tuple[int, int]], start: int, end: int) -> range:
-    """The tokens whose characters lie wholly in `[start, end)`; empty where there is none.
+    """The tokens whose characters lie wholly in `[start, end)`; may be empty.
 
     Several tokens that are bytes of one character all have that character's offsets, and count.
     """
@@ -145,7 +145,7 @@ def sampled_texts(
 
     The ids stay as they are: where encoding the text again gives the same ids, its offsets are used; else the ids are
     decoded one after another. Tokens that end inside a character all have that character's end, as in `Tokenized`.
-    A ScoringError stands where a row's text is not made of its tokens' texts.
+    A row whose text does not equal its tokens' texts gets a ScoringError instead.
     """
     texts = [decode(tokenizer, ids) for ids in rows]
     results: list[tuple[str, list[int]] | ScoringError] = []
@@ -221,7 +221,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """The ids of a text that has all its special tokens already; never truncated, whatever its tokenizer.json says.
 
     Straight from the tokenizers library where that is inside: for one text the way around costs ten times as much, and
-    beside a server on the same machine that is the server's time.
+    on a machine that also runs the server, that time is the server's.
     """
     if not tokenizer.is_fast:
         return list(tokenizer.encode(text, add_special_tokens=False, verbose=False))

@@ -86,7 +86,7 @@ class ResumablePrompts:
     """
 
     def _tokenize_prompts(self, prompts: list[str]) -> Any:
-        # A rendered prompt already has its special tokens; adding them again would put a second BOS in front.
+        # A rendered prompt already has its special tokens; adding them again would add a second BOS.
         return self.processing_class(text=prompts, add_special_tokens=False)["input_ids"], None, {}  # type: ignore[attr-defined]
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:

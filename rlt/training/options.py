@@ -173,7 +173,7 @@ def _unknown(name: str, known: Any, whose: str) -> str:
 
 @dataclass(frozen=True)
 class Field:
-    """One field: its annotation as written, and as a type, in which Any stands for what the source does not tell.
+    """One field: its annotation as written, and as a type, with Any for what the source does not tell.
 
     `choices`: the texts that it takes, where these are an enum's values.
     """
@@ -283,7 +283,7 @@ def parameters_of(module: str, name: str, method: str) -> tuple[str, ...]:
 
 
 def literal_of(module: str, name: str) -> Any:
-    """The value of a module's top-level assignment of a literal, read from its source; None where there is none."""
+    """The value of a module's top-level assignment of a literal, read from its source, or None."""
     tree = _tree(module)
     for line in [] if tree is None else tree.body:
         target = (

@@ -250,7 +250,7 @@ def load_weights(model: Any, folder: Path, accelerator: Any) -> None:
     if missing or unknown:
         raise RunError(
             f"{folder}: not the weights of this reference model: {len(missing)} missing ({', '.join(missing[:3])}), "
-            f"{len(unknown)} unknown ({', '.join(unknown[:3])}). Remove {folder.parent} to go on from an older checkpoint."
+            f"{len(unknown)} unknown ({', '.join(unknown[:3])}). Remove {folder.parent} to resume from an older checkpoint."
         )
     if any(hasattr(parameter, "ds_id") for parameter in parameters.values()):
         import deepspeed

@@ -90,7 +90,7 @@ ROW = ROWS[1]
         ({**ROW, "completion": None}, "row 0: has neither `explanation` nor `completion`"),
         ({**ROW, "completion": "a" * 400_001}, "over the limit of 400000"),
         ({**ROW, "token_ids": [1, 2], "logprobs": [-1.0], "temperature": 0.7}, "1 values for 2 `token_ids`"),
-        ({**ROW, "token_ids": [10**6]}, "1000000 is no token of"),
+        ({**ROW, "token_ids": [10**6]}, "1000000 is not a token of"),
         ({**ROW, "token_ids": [1], "logprobs": [-1.0]}, "`temperature` is missing"),
         ({**ROW, "token_ids": [1], "logprobs": [-1.0], "temperature": 1.0}, "this service scores at 0.7"),
         ({**ROW, "logprobs": [-1.0]}, "`logprobs` without `token_ids`"),
