@@ -44,11 +44,10 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json", 
 
 @dataclass(frozen=True)
 class Checked:
-    """`problems`: what would stop a step, one line each. `unverified`: what only the hub can tell. `notes`: the rest."""
+    """`problems`: what would stop a step, one line each. `unverified`: what only the hub can tell."""
 
     problems: list[str]
     unverified: list[str]
-    notes: list[str]
 
 
 def check_steps(recipe: Recipe, steps: Sequence[Step], *, connect: bool = False) -> Checked:
@@ -61,7 +60,7 @@ def check_steps(recipe: Recipe, steps: Sequence[Step], *, connect: bool = False)
         check.step(step)
     if any(step.stage == "evaluate" for step in steps):
         check.leaks()
-    return Checked(*(list(dict.fromkeys(lines)) for lines in (check.problems, check.unverified, check.notes)))
+    return Checked(*(list(dict.fromkeys(lines)) for lines in (check.problems, check.unverified)))
 
 
 def table(recipe: Recipe, checked: Checked) -> str:
@@ -78,7 +77,7 @@ def table(recipe: Recipe, checked: Checked) -> str:
         lines.append(f"  {name:<{width}}  ok ({steps[0].stage}{count})")
     if checked.unverified:
         lines += ["not verified offline:", *(f"  {line}" for line in checked.unverified)]
-    return "\n".join([*lines, *checked.notes])
+    return "\n".join(lines)
 
 
 class _Check:
@@ -87,7 +86,6 @@ class _Check:
         self.makers = {step.config.output.absolute(): step for step in recipe.steps if step.stage not in ONCE}
         self.found: dict[str, list[str]] = {}  # problem -> steps
         self.unverified: list[str] = []
-        self.notes: list[str] = []
         self.name = ""
         self._opened: dict[str, JsonRow | None] = {}
         self._looked: set[str] = set()
@@ -101,8 +99,6 @@ class _Check:
         config: Any = step.config
         self.name = step.name
         with_trainer = getattr(config, "trainer", None)
-        if step.stage == "report":
-            self._report()
         if hasattr(config, "format"):
             self._try(load_format, config.format)
         self._tasks(step)
@@ -154,10 +150,6 @@ class _Check:
     def _extra(self, package: str, extra: str, user: str) -> None:
         if not _is_installed(package):
             self._say([f"{user} needs {package}: pip install 'rlt[{extra}]'"])
-
-    def _report(self) -> None:
-        if not _is_installed("matplotlib"):
-            self.notes.append("note: no matplotlib, so reports have no pictures: pip install 'rlt[report]'")
 
     # -- options -------------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from pydantic_core import PydanticUndefined
 
 from rlt import __version__
 from rlt.allocator import keep_freed_memory
-from rlt.config import MOVED, SHORT_FORMS, STAGES, Config, ReportConfig, ServeConfig, parse_yaml, validate
+from rlt.config import MOVED, SHORT_FORMS, STAGES, Config, ReportConfig, ServeConfig, ViewConfig, parse_yaml, validate
 from rlt.errors import ConfigError, ProblemsFound, guarded
 from rlt.types import JsonRow
 
@@ -29,6 +29,7 @@ SUMMARIES = {
     "plan": "Estimate what a recipe needs on given GPUs: memory, hours, money, disk",
     "timings": "Print how long each step of a run took: the table from which `rlt run` estimates the time left",
     "serve": "Serve rewards over HTTP, for any trainer",
+    "view": "Make one HTML page of scored rows, token by token, or of a whole run",
 } | {name: " ".join((config.__doc__ or "").split(". ")[0].split()).rstrip(".") for name, config in STAGES.items()}
 
 
@@ -125,6 +126,15 @@ def _serve(words: list[str]) -> int:
     return serve(validate(ServeConfig, flags, "rlt serve"))
 
 
+def _view(words: list[str]) -> int:
+    from rlt.results.page import view
+
+    names, flags = parse_flags(words)
+    if not names:
+        raise ConfigError("usage: rlt view FILE_OR_RUN [FILE] [--output page.html] [--limit N] [--id ID] [--live]")
+    return view(validate(ViewConfig, {**flags, "paths": names}, "rlt view"))
+
+
 def _stage(stage: str, words: list[str]) -> int:
     names, flags = parse_flags(words)
     if names and Path(names[0]).suffix in (".yaml", ".yml"):
@@ -193,7 +203,7 @@ def _compare(words: list[str]) -> int:
 
 
 SAY_THEIR_END = ("score", "grade", "collect", "report")  # their own last line counts rows
-SWITCHES = ("restart",)  # flags that take no value, wherever they stand
+SWITCHES = ("restart", "live")  # flags that take no value, wherever they stand
 
 
 def parse_flags(words: Sequence[str], recipe: bool = False) -> tuple[list[str], JsonRow]:
@@ -306,6 +316,8 @@ def _help(command: str) -> str:
         )  # fmt: skip
     if command == "serve":
         return _page(["rlt serve --student DIR [--KEY VALUE ...]"], command, {}, ServeConfig)
+    if command == "view":
+        return _page(["rlt view FILE_OR_RUN [FILE] [--KEY VALUE ...]"], command, {}, ViewConfig)
     usages = [f"rlt {command} --output PATH [--KEY VALUE ...]", f"rlt {command} RECIPE [--STEP.KEY VALUE ...]"]
     return _page(usages, command, {}, STAGES[command])
 
@@ -377,7 +389,7 @@ def _nested(field: FieldInfo) -> type[Config] | None:
     return None
 
 
-COMMANDS = {"run": _run, "check": _check, "timings": _timings, "plan": _plan, "serve": _serve}
+COMMANDS = {"run": _run, "check": _check, "timings": _timings, "plan": _plan, "serve": _serve, "view": _view}
 
 
 if __name__ == "__main__":

@@ -485,6 +485,8 @@ class TrainConfig(StageConfig, ModelOptions, FormatOptions, StudentOptions, Rewa
     """Explanations per step that are also scored against two placebos: an empty explanation and another question's."""
     keep_samples: int = Field(4, ge=0)
     """Explanations per step that are written to `samples.jsonl` with the parts of their reward."""
+    tokens: bool = False
+    """Also keep the numbers of every token of those explanations, for `rlt view`."""
     sync_threshold: float | None = Field(0.1, gt=0)
     """With vLLM: stop if, after a weight sync, sampler and trainer differ by more than this many nats in their log-probs
     (mean over tokens, weighted by probability); null: never. Raise it for quantised samplers. We assume that bfloat16 alone
@@ -631,6 +633,8 @@ class ScoreConfig(StageConfig, ModelOptions, FormatOptions, StudentOptions, Rewa
     """Short for `score_temperature`."""
     placebos: bool = False
     """Also score an empty explanation and another question's, and report the lift over both."""
+    tokens: bool = False
+    """Also write the text and the numbers of every token, which `rlt view` shows; makes the file ten times as large."""
     control: Literal["empty", "numbers", "solution"] | None = None
     """Score this in place of each explanation: an `empty` one, the same with its `numbers` replaced at random, or the
     `solution` itself (the answer given away). What a reward should not like; null scores the explanations."""
@@ -719,6 +723,25 @@ class ReportConfig(StageConfig):
     """Task whose `inspect` tells which explanations leak the answer and which are fully correct."""
     headline: list[str] = []
     """Two arms whose difference is stated in words: ours, then the one to compare with."""
+
+
+class ViewConfig(Config):
+    """One HTML page of scored rows, token by token, or of a whole run; two files stand side by side."""
+
+    paths: list[Path] = Field(min_length=1)
+    """A run's folder, or files that `rlt score` wrote."""
+    output: Path = Path("view.html")
+    """Where the page is written."""
+    limit: int = Field(500, ge=1)
+    """Most rows on the page: a third with the highest rewards, a third with the lowest, the others drawn at random."""
+    id: Names = []
+    """Rows that are on the page in any case."""
+    seed: int = 0
+    """Seed of the rows that are drawn at random."""
+    live: bool = False
+    """Serve the page on this machine instead of writing it, and update it while the files grow."""
+    port: int = Field(8200, ge=0, le=65535)
+    """Port of `live`; 0 takes a free one and prints it."""
 
 
 MOVED = {

@@ -458,12 +458,14 @@ def _fill(value: Any, names: JsonMap) -> Any:
 
 
 def _beside(value: Any, folder: Path) -> Any:
-    """Paths such as `./format.yaml` that exist in the recipe's folder, but not here, become paths to the former."""
+    """Paths such as `./format.yaml` that exist in the recipe's folder, but not here, become paths to the former. Of
+    `./models/{seed}` the folder `./models` has to exist.
+    """
     if (
         isinstance(value, str)
         and value.startswith(("./", "../"))
         and not Path(value).exists()
-        and (folder / value).exists()
+        and (folder / value.split("{")[0]).exists()
     ):
         return str(folder / value)
     if isinstance(value, dict):

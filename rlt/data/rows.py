@@ -210,10 +210,15 @@ def _write_parquet(path: Path, rows: Iterable[JsonRow], schema: pyarrow.Schema |
 
 def write_text(path: Path, text: str) -> None:
     """Replace a file's text so that at every moment the old or the new one is there, whole."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace a file's content, as `write_text`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with partial.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)

@@ -442,9 +442,13 @@ def _full(parameter: Any) -> Tensor:
 
 def causal_lm(model: nn.Module) -> Any:
     """The transformers model inside DDP, FSDP, DeepSpeed, torch.compile and PEFT wrappers."""
+    from transformers import PreTrainedModel
+
     core: Any = model
-    while not hasattr(core, "get_output_embeddings") or hasattr(core, "peft_config"):
-        inner = getattr(core, "module", None) or getattr(core, "_orig_mod", None)
+    while not isinstance(core, PreTrainedModel):
+        # Looked up where wrappers keep it: several hand on every other attribute of what they wrap.
+        inside = (core._modules.get(name) for name in ("_orig_mod", "_fsdp_wrapped_module", "module"))
+        inner = next((module for module in inside if module is not None), None)
         if inner is None and hasattr(core, "get_base_model"):
             inner = core.get_base_model()
         if inner is None or inner is core:

@@ -1,51 +1,77 @@
-"""report.html: the report's tables, sentences and pictures, and the same questions explained before and after RL."""
+"""The page of a run (`rlt view RUN`, and the report's report.html): what its steps left, with the report's numbers."""
 
 from __future__ import annotations
 
-from importlib import resources
+from collections.abc import Sequence
 
-from rlt.config import ReportConfig
-from rlt.data.rows import read_rows
-from rlt.outputs import read_state
-from rlt.recipe import Recipe
-from rlt.results.figures import pictures
-from rlt.results.summary import Results
+from rlt.config import ReportConfig, ViewConfig
+from rlt.errors import ConfigError
+from rlt.recipe import Recipe, recipe_of_run
+from rlt.results.intervals import mean_with_interval
+from rlt.results.summary import Arm, BandSeed, Results, collect_results
+from rlt.results.view.live import serve_page
+from rlt.results.view.page import scores_data, write_page
+from rlt.results.view.run import run_data
 from rlt.results.words import sentences, tables
+from rlt.types import JsonRow
 
-SHOWN = 5
-"""Questions whose explanations before and after RL are shown."""
-
-
-def report_page(config: ReportConfig, recipe: Recipe, results: Results) -> str:
-    """The page as HTML. Everything is escaped but our own pictures."""
-    import jinja2
-    import markupsafe
-
-    template = (resources.files("rlt") / "shipped" / "report.html").read_text(encoding="utf-8")
-    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(template)
-    return page.render(
-        title=config.title or results.name, description=results.description, note=config.note,
-        sentences=sentences(config, results), tables=tables(config, results),
-        pictures=[(caption, markupsafe.Markup(svg)) for caption, svg in pictures(config, recipe, results)],
-        explained=_explained_twice(config, recipe), seconds=results.seconds, versions=results.versions,
-        incomplete=results.incomplete, recipe=recipe.dump(),
-    )  # fmt: skip
+REPORT_ROWS = 200
+"""Rows of scores, and as many samples of training, in report.html."""
 
 
-def _explained_twice(config: ReportConfig, recipe: Recipe) -> list[dict[str, str]]:
-    """The first held-out questions with the explanations of the first seed's teacher before and after RL."""
-    if len(config.teachers) != 2 or config.explained is None:
-        return []
-    steps = {step.name: step for step in recipe.of_seed(recipe.head.seeds[0])}
-    sides = []
-    for variant in config.teachers:
-        step = steps.get(f"{config.explained}/{variant}")
-        if step is None or not (read_state(step.config.output) or {}).get("complete"):
-            return []
-        sides.append({row["question"]: row for _, row in read_rows(step.config.output)})
-    before, after = sides
-    return [
-        {"question": question, "solution": row["solution"], "before": row["explanation"],
-         "after": after[question]["explanation"]}
-        for question, row in before.items() if question in after
-    ][:SHOWN]  # fmt: skip
+def page_data(config: ReportConfig, recipe: Recipe, results: Results, limit: int = REPORT_ROWS) -> JsonRow:
+    """What `rlt.results.view` shows of a run."""
+    data = run_data(recipe, limit)
+    names = [source["name"] for source in data["sources"]]
+    pair = [f"{config.scored}/{variant}, seed {recipe.head.seeds[0]}" for variant in config.teachers]
+    report = {
+        "headline": sentences(config, results), "note": config.note, "incomplete": results.incomplete,
+        "tables": [(one.title, one.head, one.rows, one.meanings) for one in tables(config, results)],
+        "versions": dict(results.versions), "arms": _marks(results.arms), "bands": _bands(results.bands),
+    }  # fmt: skip
+    # Before RL and after it: what stands side by side when the page opens.
+    side_by_side = [names.index(name) for name in pair] if len(pair) == 2 and set(pair) <= set(names) else None
+    return {**data, "title": config.title or results.name, "report": report, "side_by_side": side_by_side}
+
+
+def _marks(arms: Sequence[Arm]) -> list[JsonRow]:
+    marks = []
+    for arm in arms:
+        for solved in ([one.sampled for one in arm.seeds], [one.greedy for one in arm.seeds if one.greedy is not None]):
+            if not solved:
+                continue
+            rates = [one.rate for one in solved]
+            estimate = mean_with_interval(rates)
+            low, high = (
+                (estimate.low, estimate.high) if estimate.half is not None else solved[0].interval or (None, None)
+            )
+            marks.append({
+                "arm": arm.name, "label": solved[0].decoding, "mean": estimate.mean, "values": rates,
+                "low": None if low is None else max(0.0, low), "high": None if high is None else min(1.0, high),
+            })  # fmt: skip
+    return marks
+
+
+def _bands(bands: Sequence[BandSeed]) -> JsonRow | None:
+    return {"seeds": [{"seed": one.seed, "values": list(one.rates)} for one in bands]} if bands else None
+
+
+def view(config: ViewConfig) -> int:
+    """`rlt view`: the page of score files, or of a run's folder, written or served. Returns the exit status."""
+    folders = [path for path in config.paths if (path / "recipe.yaml").is_file()]
+    if folders and len(config.paths) > 1:
+        raise ConfigError(f"rlt view: {folders[0]} is a run; give it alone, or score files without it.")
+
+    def data() -> JsonRow:
+        if not folders:
+            return scores_data(config.paths, config.limit, config.id, config.seed)
+        recipe = recipe_of_run(folders[0])
+        reports = [step.config for step in recipe.steps if isinstance(step.config, ReportConfig)]
+        report = reports[0] if reports else ReportConfig(output=folders[0])
+        return page_data(report, recipe, collect_results(report, recipe), config.limit)
+
+    if config.live:
+        return serve_page(data, config.paths, config.port)
+    write_page(config.output, data())
+    print(f"view: {config.output}")
+    return 0

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from rlt.errors import ServerError
+from rlt.reward.tokens import TokenNumbers
 from rlt.types import JsonRow, RewardParts
 
 
@@ -32,7 +33,7 @@ class ScoredRow:
     `accuracy` is the share of right solutions among those that the students sampled: their mean, or that of the student
     whose parts these are (`aggregate` `min`); `accuracies` are each one's where there are several. The lifts are `r_ss`
     minus what it is with an empty explanation, and with another question's: near 0 means that any text would earn this
-    reward.
+    reward. `tokens`: each student's numbers of single tokens, where they were asked for.
     """
 
     parts: RewardParts
@@ -41,6 +42,7 @@ class ScoredRow:
     accuracies: dict[str, float] = field(default_factory=dict)
     lift_over_empty: float | None = None
     lift_over_shuffled: float | None = None
+    tokens: dict[str, TokenNumbers] = field(default_factory=dict)
 
     @classmethod
     def failed(cls, error: str) -> ScoredRow:
@@ -56,9 +58,13 @@ class ScoredRow:
         }
         if self.students:
             more["students"] = {
-                name: parts.to_row() | ({"accuracy": self.accuracies[name]} if self.accuracies else {})
+                name: parts.to_row()
+                | ({"accuracy": self.accuracies[name]} if self.accuracies else {})
+                | ({"tokens": self.tokens[name].to_row()} if self.tokens else {})
                 for name, parts in self.students.items()
             }
+        elif self.tokens:
+            more["tokens"] = next(iter(self.tokens.values())).to_row()
         return {**self.parts.to_row(), **more}
 
 

@@ -7,9 +7,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import torch
+
 from rlt.models.logprobs import Progress
 from rlt.reward.items import ScoredRow, StudentLost
 from rlt.reward.scoring import RewardEngine
+from rlt.reward.tokens import TokenNumbers
 from rlt.types import Explanation
 
 
@@ -32,18 +35,31 @@ def with_placebos(
     # Without a teacher, and without sampling: r_ss is all that is compared.
     plain = RewardEngine(engine.students, engine.fmt, engine.options.model_copy(update={"accuracy": None}))
     try:
-        rows = plain.score([replace(items[i], text=text) for i, _, text in asked], progress=progress)
+        keep = {place for place, (i, _, _) in enumerate(asked) if scored[i].tokens}
+        rows = plain.score([replace(items[i], text=text) for i, _, text in asked], progress=progress, keep_tokens=keep)
     except StudentLost as error:
         raise StudentLost(str(error)) from error  # its rows are those of placebos
-    found = {(i, kind): row.parts.r_ss for (i, kind, _), row in zip(asked, rows, strict=True)}
-    return [
-        replace(
-            row,
-            lift_over_empty=_lift(row.parts.r_ss, found.get((i, "empty"))),
-            lift_over_shuffled=_lift(row.parts.r_ss, found.get((i, "shuffled"))),
+    found = {(i, kind): row for (i, kind, _), row in zip(asked, rows, strict=True)}
+    return [_compared(row, found.get((i, "empty")), found.get((i, "shuffled"))) for i, row in enumerate(scored)]
+
+
+def _compared(row: ScoredRow, empty: ScoredRow | None, shuffled: ScoredRow | None) -> ScoredRow:
+    tokens = {
+        name: replace(
+            numbers,
+            log_probs_empty=_same_solution(numbers, empty, name),
+            log_probs_shuffled=_same_solution(numbers, shuffled, name),
         )
-        for i, row in enumerate(scored)
-    ]
+        for name, numbers in row.tokens.items()
+    }
+    lifts = [_lift(row.parts.r_ss, placebo.parts.r_ss if placebo else None) for placebo in (empty, shuffled)]
+    return replace(row, tokens=tokens, lift_over_empty=lifts[0], lift_over_shuffled=lifts[1])
+
+
+def _same_solution(numbers: TokenNumbers, placebo: ScoredRow | None, name: str) -> torch.Tensor | None:
+    """The placebo's log-probs of the same solution tokens; None where it has none, or its tag merges with others."""
+    other = placebo.tokens.get(name) if placebo else None
+    return other.log_probs if other is not None and other.solution == numbers.solution else None
 
 
 def controlled(explanation: Explanation, control: str, padding: str, seed: int) -> Explanation:

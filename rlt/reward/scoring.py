@@ -8,7 +8,7 @@ cannot be scored says why and leaves the others alone.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ from rlt.reward.accuracy import student_accuracy
 from rlt.reward.formula import divergence, reward_parts, stretch_sums
 from rlt.reward.items import ScoredRow, Side, StudentLost
 from rlt.reward.students import LocalModel, Scorer, check_estimator, close_students, same_tokens
+from rlt.reward.tokens import TokenNumbers, token_texts
 from rlt.tasks.grading import GraderPool
 from rlt.text.formats import Format, Rendered, render_student, render_teacher
 from rlt.text.tokens import Tokenized, aligned, tokenize
@@ -78,34 +79,36 @@ class RewardEngine:
         *,
         teacher_head: Head | None = None,
         progress: Progress | None = None,
+        keep_tokens: Collection[int] = (),
     ) -> list[ScoredRow]:
         """The reward of each explanation, in order; what cannot be scored has an `error` and no numbers.
 
         A row's numbers do not depend on the other rows. `sides`: the teacher's side of each explanation where it is known
         already (in training: the sampled tokens and the policy's log-probs of them); the engine's teacher computes the
         others. `teacher_head`: the policy's output layer, for the exact KL where sides have hidden states. `progress` gets,
-        for each model, numbers of rows and tokens read. Raises StudentLost, with the rows before, where the server of a
-        student does not answer any more.
+        for each model, numbers of rows and tokens read. `keep_tokens`: rows that keep numbers of single tokens. Raises
+        StudentLost, with the rows before, where the server of a student does not answer any more.
         """
         errors: list[str | None] = [None] * len(items)
         prepared = [self._prepare(student, items, errors) for student in self.students]
         teachers = self._prepare_teacher(items, sides or [None] * len(items), errors)
         live = [i for i in range(len(items)) if errors[i] is None]
+        kept: dict[int, list[TokenNumbers]] = {i: [] for i in live if i in keep_tokens}
         accuracy = self.options.accuracy
         with self.in_place():
             if accuracy is not None and accuracy.only:
                 parts: dict[int, list[RewardParts | RltError]] = {i: self._penalties(items[i]) for i in live}
             elif self.estimator == "exact" and any(teachers):
-                parts = self._score_exactly(items, prepared, teachers, live, teacher_head, progress)
+                parts = self._score_exactly(items, prepared, teachers, live, teacher_head, progress, kept)
             else:
-                parts = self._score_sampled(items, prepared, teachers, live, progress)
+                parts = self._score_sampled(items, prepared, teachers, live, progress, kept)
             lost = {i: part for i in live for part in parts[i] if isinstance(part, ServerError)}
             if lost and accuracy is not None:
                 raise StudentLost(str(lost[min(lost)]))
             shares = self._accuracies([items[i] for i in live], accuracy)
         share_of = dict(zip(live, zip(*shares, strict=True), strict=True)) if shares else {}
         rows = [
-            ScoredRow.failed(error) if error is not None else self._combined(parts[i], share_of.get(i))
+            ScoredRow.failed(error) if error is not None else self._combined(parts[i], share_of.get(i), kept.get(i))
             for i, error in enumerate(errors)
         ]
         if lost:
@@ -141,6 +144,7 @@ class RewardEngine:
         teachers: list[Tokenized | Side | None],
         live: list[int],
         progress: Progress | None,
+        kept: dict[int, list[TokenNumbers]],
     ) -> dict[int, list[RewardParts | RltError]]:
         sides = self._teacher_sides(teachers, live, progress)
         parts: dict[int, list[RewardParts | RltError]] = {i: [] for i in live}
@@ -153,10 +157,12 @@ class RewardEngine:
                     continue
                 text, side = _known(texts[i]), sides[i]
                 kl, tokens = None, len(text.spans["explanation"])
+                ours = _side(text, column[:tokens])
                 if side is not None:
-                    ours = _side(text, column[:tokens])
                     kl, tokens = explanation_divergence(side, ours, self.estimator, same)
                     column = column[len(ours.ids) :]
+                if i in kept:
+                    kept[i].append(_token_numbers(items[i], text, column, ours, side, kl, same))
                 parts[i].append(self._parts(items[i], column, kl, tokens))
         return parts
 
@@ -168,6 +174,7 @@ class RewardEngine:
         live: list[int],
         teacher_head: Head | None,
         progress: Progress | None,
+        kept: dict[int, list[TokenNumbers]],
     ) -> dict[int, list[RewardParts | RltError]]:
         if teacher_head is None:
             if self.teacher is None:
@@ -186,10 +193,14 @@ class RewardEngine:
                 for i, side, hidden in zip(group, sides, student.hidden(rows), strict=True):
                     text = _known(texts[i])
                     n = len(text.spans["explanation"])
-                    kl = self._exact_divergence(teacher_head, side, head, _side(text, None, hidden[:n]))
+                    ours = _side(text, None, hidden[:n])
+                    kl = self._exact_divergence(teacher_head, side, head, ours)
                     span = text.spans["solution"]
                     targets = torch.tensor(text.ids[span.start : span.stop], device=hidden.device)
                     column = project(head, hidden[n:], targets, self.temperature).float().cpu()
+                    if i in kept:
+                        ours, side = self._with_logprobs(ours, head), self._with_logprobs(side, teacher_head)
+                        kept[i].append(_token_numbers(items[i], text, column, ours, side, kl, True))
                     parts[i].append(self._parts(items[i], column, kl, kl.numel()))
                 if progress is not None:
                     progress(len(rows), sum(len(row.ids) for row in rows))
@@ -202,6 +213,12 @@ class RewardEngine:
         # Whole distributions can be compared wherever both models predict from the same place in the text.
         first, second = [a.start for a, _ in pairs], [b.start for _, b in pairs]
         return exact_kl(teacher_head, theirs.hidden[first], head, ours.hidden[second], self.temperature)
+
+    def _with_logprobs(self, side: Side, head: Head) -> Side:
+        if side.hidden is None:
+            return side
+        targets = torch.tensor(side.ids, device=side.hidden.device, dtype=torch.long)
+        return replace(side, logprobs=project(head, side.hidden, targets, self.temperature).float().cpu())
 
     def _parts(
         self, item: Explanation, solution: torch.Tensor, kl: torch.Tensor | None, explanation_tokens: int
@@ -221,7 +238,10 @@ class RewardEngine:
             return error
 
     def _combined(
-        self, parts: list[RewardParts | RltError], shares: Sequence[float | ScoringError] | None
+        self,
+        parts: list[RewardParts | RltError],
+        shares: Sequence[float | ScoringError] | None,
+        tokens: list[TokenNumbers] | None,
     ) -> ScoredRow:
         names = [student.name for student in self.students]
         known = [part for part in parts if isinstance(part, RewardParts)]
@@ -242,10 +262,11 @@ class RewardEngine:
             accuracy = None
         if self.options.floor is not None and total.reward is not None:
             total = replace(total, reward=max(total.reward, self.options.floor))
+        numbers = dict(zip(names, tokens or [], strict=False))
         if len(known) == 1:
-            return ScoredRow(total, accuracy=accuracy)
+            return ScoredRow(total, accuracy=accuracy, tokens=numbers)
         each_right = dict(zip(names, right, strict=True)) if right else {}
-        return ScoredRow(total, dict(zip(names, known, strict=True)), accuracy, each_right)
+        return ScoredRow(total, dict(zip(names, known, strict=True)), accuracy, each_right, tokens=numbers)
 
     # -- texts -------------------------------------------------------------------------------------------------------
 
@@ -361,6 +382,29 @@ def explanation_divergence(teacher: Side, student: Side, estimator: str, same: b
     theirs = stretch_sums(teacher.logprobs, [a for a, _ in pairs])
     ours = stretch_sums(student.logprobs, [b for _, b in pairs])
     return divergence(theirs, ours, estimator), sum(len(b) for _, b in pairs)
+
+
+def _token_numbers(
+    item: Explanation,
+    text: Tokenized,
+    solution: torch.Tensor,
+    student: Side,
+    teacher: Side | None,
+    kl: torch.Tensor | None,
+    same: bool,
+) -> TokenNumbers:
+    words = token_texts(item.problem.solution, text.boundaries("solution"))
+    if teacher is None:
+        return TokenNumbers(words, solution, token_texts(item.text, student.boundaries))
+    # As in `explanation_divergence`: equal tokenizations are compared token by token, others by stretches.
+    pairs = [(range(i, i + 1), range(i, i + 1)) for i in range(len(student.ids))]
+    if not (same and teacher.ids == student.ids and teacher.boundaries == student.boundaries):
+        pairs = aligned(teacher.ids, teacher.boundaries, student.ids, student.boundaries, same)
+    pieces = token_texts(item.text, student.boundaries)
+    theirs = None if teacher.logprobs is None else stretch_sums(teacher.logprobs, [a for a, _ in pairs])
+    ours = None if student.logprobs is None else stretch_sums(student.logprobs, [b for _, b in pairs])
+    stretches = ["".join(pieces[b.start : b.stop]) for _, b in pairs]
+    return TokenNumbers(words, solution, stretches, theirs, ours, kl)
 
 
 def combine(parts: Sequence[RewardParts], aggregate: str) -> RewardParts:

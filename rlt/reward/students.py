@@ -16,7 +16,7 @@ from rlt.engines.client import PROBE, Client, check_tokenizer, served_model
 from rlt.errors import ConfigError, RltError, ScoringError, ServerError
 from rlt.models import loading, logprobs
 from rlt.models.logprobs import Head, Progress, Row
-from rlt.tasks import load_task
+from rlt.tasks import load_grader
 from rlt.text.formats import Format, check_template
 
 if TYPE_CHECKING:
@@ -311,7 +311,7 @@ def open_students(
         raise ConfigError(f"`student`: {repeated[0]} is named twice.")
     options_of_reward = reward.resolved()
     if options_of_reward.accuracy is not None:
-        load_task(options_of_reward.accuracy.task)
+        load_grader(options_of_reward.accuracy.task)
     found: Opened = {}
     try:
         for path in options.student:

@@ -45,7 +45,8 @@ class TeacherReward:
 
     A completion that cannot be scored gets None, which TRL leaves out of its group's mean; its advantage is 0. If none
     of a batch can be scored, over all processes, ScoringError is raised in each. `last_samples` holds some of the last
-    call with their parts. `seed` is that of the solutions which students sample for the accuracy reward.
+    call with their parts, and with `tokens` the numbers of their tokens. `seed` is that of the solutions which students
+    sample for the accuracy reward.
     """
 
     def __init__(
@@ -61,10 +62,11 @@ class TeacherReward:
         placebos: int = 8,
         keep_samples: int = 4,
         seed: int = 0,
+        tokens: bool = False,
     ) -> None:
         self.__name__ = "rlt"
         self.fmt = load_format(format) if isinstance(format, str) else format
-        self.tokenizer, self.placebos, self.keep_samples = tokenizer, placebos, keep_samples
+        self.tokenizer, self.placebos, self.keep_samples, self.tokens = tokenizer, placebos, keep_samples, tokens
         listed = [students] if isinstance(students, str) else list(students)
         paths = [student for student in listed if isinstance(student, str)]
         place = (placement or StudentOptions()).model_copy(update={"student": paths})
@@ -135,7 +137,8 @@ class TeacherReward:
             else:
                 items[i] = one[0]
                 sides.append(one[1])
-        scored = self.engine.score(list(items.values()), sides, teacher_head=self.policy_head)
+        keep = self._sampled(len(items)) if self.tokens else ()
+        scored = self.engine.score(list(items.values()), sides, teacher_head=self.policy_head, keep_tokens=keep)
         scored = self._with_placebos(list(items.values()), scored)
         for i, row in zip(items, scored, strict=True):
             rows[i] = row
@@ -200,9 +203,15 @@ class TeacherReward:
         spreads = [statistics.stdev(values) for values in groups.values() if len(values) > 1]
         return statistics.fmean(spreads) if spreads else None
 
+    def _sampled(self, total: int) -> range:
+        """Which of the batch's explanations are kept as samples."""
+        count = min(self.keep_samples, total)
+        step = max(1, total // count) if count else 1
+        return range(0, count * step, step)
+
     def _samples(self, items: dict[int, Explanation]) -> list[JsonRow]:
-        count = min(self.keep_samples, len(items))
-        chosen = list(items)[:: max(1, len(items) // count)][:count] if count else []
+        places = list(items)
+        chosen = [places[i] for i in self._sampled(len(items))]
         return [
             {
                 "question": items[i].problem.question,

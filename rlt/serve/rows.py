@@ -79,8 +79,8 @@ class Reader:
         bad = next((token for token in ids if not 0 <= token < len(self.tokenizer)), None)
         if bad is not None:
             raise DataError(
-                f"{where}: `token_ids`: {bad} is not a token of {self.tokenizer.name_or_path}; "
-                "start the service with `--policy`"
+                f"{where}: `token_ids`: {bad} is not a token of {self.tokenizer.name_or_path}; start the service with "
+                "`--policy`"
             )
         known = None
         if given.logprobs is not None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rlt.config import ColdstartConfig
 from rlt.errors import DataError
 from rlt.outputs import Result, begin, complete_before
-from rlt.tasks import load_task
+from rlt.tasks import load_grader
 from rlt.tasks.grading import GraderPool
 from rlt.text.formats import Format, student_prompt
 from rlt.text.tokens import decode
@@ -38,7 +38,7 @@ def run(config: ColdstartConfig) -> Result:
     done = complete_before("coldstart", config)
     if done is not None:
         return done
-    task = load_task(config.task)
+    task = load_grader(config.task)
     text = read_text("coldstart", config, need=("answer",))
     fmt, problems, tokenizer = text.fmt, text.problems, text.tokenizer
     for problem in problems:

@@ -29,7 +29,7 @@ from rlt.models.loading import context_length, load_config, load_tokenizer
 from rlt.outputs import Result, StageFolder, begin, read_state
 from rlt.results import intervals
 from rlt.results.tables import text_table
-from rlt.tasks import load_task
+from rlt.tasks import load_grader, load_task
 from rlt.tasks.benchmarks import (
     Benchmark,
     Question,
@@ -180,6 +180,7 @@ def _load(config: EvaluateConfig) -> list[tuple[Benchmark, list[Question]]]:
 
 def _check_answers(config: EvaluateConfig, loaded: Sequence[tuple[Benchmark, list[Question]]]) -> None:
     for benchmark, questions in loaded:
+        load_grader(benchmark.task)
         with GraderPool(benchmark.task, config.grade_workers, config.grade_timeout) as pool:
             reasons = pool.check([(question.answer, question.question) for question in questions])
         for question, reason in zip(questions, reasons, strict=True):

@@ -12,7 +12,7 @@ from rlt.config import GradeConfig
 from rlt.data.rows import ROW_FILES, read_rows, write_rows
 from rlt.errors import ConfigError, DataError
 from rlt.outputs import Result, begin
-from rlt.tasks import Verdict, load_task
+from rlt.tasks import Verdict, load_grader
 from rlt.tasks.grading import GraderPool
 from rlt.text.formats import load_format
 
@@ -25,7 +25,7 @@ def run(config: GradeConfig) -> Result:
     Each row keeps its columns and gets `correct`, `extracted` and `error` (null, or why it could not be graded). Where
     it had a `correct` before, that is kept as `recorded`, and the metrics say how many agree.
     """
-    load_task(config.task)
+    load_grader(config.task)
     fmt = load_format(config.format)
     if config.output.suffix not in ROW_FILES or config.output.suffix == ".json":
         raise ConfigError(f"`output`: {config.output} must be a .jsonl or .parquet file.")
@@ -70,7 +70,7 @@ def _checked(row: dict[str, Any], where: str, default: str) -> tuple[str, dict[s
     task = row.get("task") or default
     if not row["answer"].strip():
         raise DataError(f"{where}: column `answer` is empty; no response could be graded against it. Drop the row.")
-    load_task(task)
+    load_grader(task)
     return task, row
 
 

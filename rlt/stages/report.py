@@ -11,8 +11,9 @@ from rlt.data.rows import write_text
 from rlt.errors import RunError
 from rlt.outputs import Result
 from rlt.recipe import Recipe, recipe_of_run
-from rlt.results.page import report_page
+from rlt.results.page import page_data
 from rlt.results.summary import collect_results
+from rlt.results.view.page import write_page
 from rlt.results.words import seed_report, terminal_report
 
 
@@ -27,7 +28,7 @@ def run(config: ReportConfig) -> Result:
     folder = Path(config.output)
     numbers, page = folder / f"results{config.suffix}.json", folder / f"report{config.suffix}.html"
     write_text(numbers, json.dumps(results.to_json(), indent=1, ensure_ascii=False) + "\n")
-    write_text(page, report_page(config, recipe, results))
+    write_page(page, page_data(config, recipe, results))
     print(f"\n{config.title}\n" if config.suffix and config.title else "")
     print(terminal_report(config, results))
     print(f"\nPage: {page}\nNumbers: {numbers}", flush=True)

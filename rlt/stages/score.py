@@ -77,7 +77,7 @@ def run(config: ScoreConfig) -> Result:
         close_students(models[0].values())
     metrics = _summary(rows_file)
     if as_parquet:
-        write_rows(config.output, (_id_as_text(row) for _, row in read_rows(rows_file)), _schema(config))
+        write_rows(config.output, (_parquet_row(row) for _, row in read_rows(rows_file)), _schema(config))
     print(f"score: {metrics['rows']} rows, {metrics['errors']} with errors: {config.output}")
     result = folder.finish({**metrics, **served, "exit_status": int(metrics["errors"] > 0)})
     if as_parquet:
@@ -282,7 +282,7 @@ def _score_chunk(engine: RewardEngine, chunk: Chunk, config: ScoreConfig, bar: _
     items = [row.explanation for row in chunk.rows if row.explanation is not None]
     progress = bar.progress if bar is not None else None
     with engine.in_place():
-        scored = engine.score(items, progress=progress)
+        scored = engine.score(items, progress=progress, keep_tokens=range(len(items)) if config.tokens else ())
         if config.placebos:
             others = {i: chunk.other(place) for i, place in enumerate(places)}
             scored = with_placebos(engine, items, scored, others, progress)
@@ -309,6 +309,8 @@ def _output_row(row: InputRow, scored: ScoredRow | None, config: ScoreConfig) ->
         columns |= {"lift_over_empty": None, "lift_over_shuffled": None}
     if len(config.student) > 1:
         columns["students"] = None
+    elif config.tokens:
+        columns["tokens"] = None
     return columns if scored is None else columns | scored.to_row()
 
 
@@ -376,18 +378,32 @@ def _schema(config: ScoreConfig) -> pyarrow.Schema:
     """The columns that the configuration asks for, with `id` as text."""
     import pyarrow as pa
 
+    from rlt.reward.tokens import NUMBERS
+
     parts = [
         (name, pa.string() if name == "error" else pa.int64() if name.endswith("_tokens") else pa.float64())
         for name in RewardParts.__dataclass_fields__
     ]
     accuracy = [("accuracy", pa.float64())] if config.accuracy is not None else []
     lifts = [(f"lift_over_{name}", pa.float64()) for name in ("empty", "shuffled") if config.placebos]
-    each = pa.struct([*parts, *accuracy])
-    students = [("students", pa.struct([(name, each) for name in config.student]))] if len(config.student) > 1 else []
-    return pa.schema([("id", pa.string()), *parts, *accuracy, *lifts, *students])
+    words, numbers = pa.list_(pa.string()), pa.list_(pa.float16())
+    columns = [("solution", words), ("explanation", words), *((name, numbers) for name in NUMBERS)]
+    tokens = [("tokens", pa.struct(columns))] if config.tokens else []
+    if len(config.student) > 1:
+        each = pa.struct([*parts, *accuracy, *tokens])
+        tokens = [("students", pa.struct([(name, each) for name in config.student]))]
+    return pa.schema([("id", pa.string()), *parts, *accuracy, *lifts, *tokens])
 
 
-def _id_as_text(row: JsonRow) -> JsonRow:
+def _parquet_row(row: JsonRow) -> JsonRow:
+    """The row with `id` as text and numbers of tokens as lists."""
+    from rlt.reward.tokens import lists
+
+    if "tokens" in row:
+        row = {**row, "tokens": lists(row["tokens"])}
+    if row.get("students"):
+        row = {**row, "students": {name: {**each, **({"tokens": lists(each["tokens"])} if "tokens" in each else {})}
+                                   for name, each in row["students"].items()}}  # fmt: skip
     value = row.get("id")
     if isinstance(value, str):
         return {**row, "id": value.encode("utf-8", "backslashreplace").decode()}

@@ -124,7 +124,7 @@ def _read(config: SelectConfig, fmt: Format) -> Iterator[tuple[str, Explanation 
     """`(default id, explanation, its row of scores)` of each row between `skip` and `limit`.
 
     An invalid row is replaced by its error, which is raised unless `on_invalid` is `skip`. Scores belong to the rows of
-    the whole file: raises DataError if their numbers or ids differ.
+    the whole file: raises DataError where their numbers or ids differ.
     """
     data = config.data
     stop = None if data.limit is None else data.skip + data.limit

@@ -59,7 +59,7 @@ def run(config: TrainConfig) -> Result:
     folder = begin("train", config)
     reward = TeacherReward(
         config.student, tokenizer, text.fmt, config, placement=config, model=config, end_ids=sorted(ends),
-        placebos=config.placebos, keep_samples=config.keep_samples, seed=config.seed,
+        placebos=config.placebos, keep_samples=config.keep_samples, seed=config.seed, tokens=config.tokens,
     )  # fmt: skip
     tokenizer.padding_side = "left"
     logging.getLogger("trl.trainer.grpo_trainer").setLevel(logging.ERROR)

@@ -61,6 +61,7 @@ GRADERS = {
     "multiple_choice": "rlt.tasks.multiple_choice",
     "arithmetic": "rlt.tasks.arithmetic",
     "countdown": "rlt.tasks.countdown",
+    "code": "rlt.tasks.code",
 }
 
 
@@ -79,6 +80,16 @@ def load_task(name: str) -> Task:
         near = difflib.get_close_matches(name, GRADERS, n=2) or sorted(GRADERS)
         raise ConfigError(f"unknown task {name!r}; did you mean {' or '.join(near)}?")
     return import_module(GRADERS[name])  # type: ignore[return-value]
+
+
+def load_grader(name: str) -> Task:
+    """The task of that name, which this machine can grade; raises DependencyError, with the fix, where it cannot.
+
+    A task that needs more of a machine than Python has a function `check_machine` that raises it.
+    """
+    task = load_task(name)
+    getattr(task, "check_machine", lambda: None)()
+    return task
 
 
 GradeFunction = Callable[[str, str, str], Verdict]

@@ -29,9 +29,10 @@ MIXTURES: dict[str, dict[str, float]] = {
     # Shares that separate an RL-trained teacher from a greedily decoded warmed-up one; with easier ones both teach alike.
     "noisy": {"careful": 0.10, "leap": 0.45, "detour": 0.10, "sloppy": 0.15, "answer_first": 0.20},
     "harder": {"careful": 0.05, "leap": 0.50, "detour": 0.10, "sloppy": 0.15, "answer_first": 0.20},
+    "hardest": {"careful": 0.05, "leap": 0.50, "detour": 0.10, "sloppy": 0.15, "answer_first": 0.20},
     "easier": {"careful": 0.20, "leap": 0.30, "detour": 0.15, "sloppy": 0.15, "answer_first": 0.20},
 }
-LEAP_SHARE = {"noisy": 0.6, "harder": 0.6, "easier": 0.5, "careful": 0.0}
+LEAP_SHARE = {"noisy": 0.6, "harder": 0.6, "hardest": 0.7, "easier": 0.5, "careful": 0.0}
 
 Step = tuple[str, str, int]
 
@@ -180,16 +181,31 @@ def check_answer(answer: str, question: str) -> str | None:
 
 
 def inspect(explanation: str, question: str) -> dict[str, bool]:
-    """What a person would see in an explanation: `leaks` (the solution before the first step) and `correct` (every step
-    there, in order, with its right value and nothing else)."""
+    """What a person would see in an explanation.
+
+    `complete` is what a student can learn to calculate from: each step's operator, operand and right value, in order. A
+    step may bear another label, and anything may stand between two steps; neither spoils the calculation. `correct` asks
+    for more: those steps under their own labels and not a word besides. `leaks`: the solution is said before the first
+    step. `wrong_value`: some step of the question is there with a value that is not its own (so with a slip, and also
+    with a detour that takes it back).
+    """
     words = explanation.split()
     _, steps = steps_of(question)
+    right = [
+        [operator, str(operand), str(value)]
+        for (_, operator, operand), value in zip(steps, values(question), strict=True)
+    ]
+    stated = [words[i : i + 3] for i in range(len(words) - 2)]
     labels = {step[0] for step in steps}
     first = next((i for i, word in enumerate(words) if word in labels), len(words))
+    rest = iter(stated)
     return {
-        "leaks": str(values(question)[-1]) in words[:first],
+        "leaks": right[-1][2] in words[:first],
+        "wrong_value": any(one[:2] in [step[:2] for step in right] and one[2].isdigit() and one not in right
+                           for one in stated),
+        "complete": all(step in rest for step in right),  # each `in` goes on behind the step before
         "correct": " ".join(words) == _careful(question, random.Random(0), 0.0),
-    }
+    }  # fmt: skip
 
 
 def vocabulary() -> list[str]:

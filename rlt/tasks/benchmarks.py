@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
@@ -42,6 +43,46 @@ class Keep(Config):
     """Column that decides, where the row has it."""
     contains: str
     """Text that the column must contain."""
+
+
+class Slices(Config):
+    """Which part of a benchmark is asked: `NAME:hard`, `NAME:2024-08-01..2025-01-31`, or both."""
+
+    difficulty: str
+    """Column with each question's difficulty."""
+    difficulties: list[str]
+    """The difficulties that there are."""
+    date: str
+    """Column with the day of each question, as `2024-08-01`."""
+    only: str | None = None
+    """The difficulty that was chosen."""
+    window: tuple[str, str] | None = None
+    """The first and the last day that were chosen."""
+
+    def choose(self, name: str, choices: list[str]) -> Slices:
+        """The same with what the words behind a benchmark's name choose; raises ConfigError for others."""
+        chosen: dict[str, Any] = {}
+        for choice in choices:
+            window = re.fullmatch(r"(\d{4}-\d\d-\d\d)\.\.(\d{4}-\d\d-\d\d)", choice)
+            if choice in self.difficulties:
+                chosen["only"] = choice
+            elif window and window[1] <= window[2]:
+                chosen["window"] = (window[1], window[2])
+            else:
+                raise ConfigError(
+                    f"benchmark {name}: {choice!r} is neither {' nor '.join(self.difficulties)}, nor first and last day as "
+                    "2024-08-01..2025-01-31."
+                )
+        return self.model_copy(update=chosen)
+
+    def has(self, row: dict[str, Any], where: str) -> bool:
+        """Whether the row belongs to what was chosen."""
+        for column, chosen in ((self.difficulty, self.only), (self.date, self.window)):
+            if chosen is not None and row.get(column) is None:
+                raise DataError(f"{where}: column `{column}` is missing, and the benchmark is chosen by it.")
+        if self.only is not None and str(row[self.difficulty]) != self.only:
+            return False
+        return self.window is None or self.window[0] <= str(row[self.date])[:10] <= self.window[1]
 
 
 class Choices(Config):
@@ -87,6 +128,8 @@ class Benchmark(Config):
     """Our column -> the dataset's, where they differ; columns that a row lacks are looked for under our names."""
     keep: Keep | None = None
     """Rows that belong to it; null: all."""
+    slices: Slices | None = None
+    """Columns by which a part of it can be chosen."""
     choices: Choices | None = None
     """Multiple choice: which columns hold the choices."""
     instruction: str | None = None
@@ -133,11 +176,12 @@ def load_benchmark(name_or_path: str, task: str | None = None) -> tuple[Benchmar
     `task` replaces the grader. Raises ConfigError with the near names where it is neither.
     """
     path = Path(name_or_path).expanduser()
-    if name_or_path in shipped_benchmarks():
-        text = (SHIPPED_BENCHMARKS / f"{name_or_path}.yaml").read_text(encoding="utf-8")
+    name, *slices = name_or_path.split(":")
+    if name in shipped_benchmarks():
+        text = (SHIPPED_BENCHMARKS / f"{name}.yaml").read_text(encoding="utf-8")
         values = {**yaml.safe_load(text), "name": name_or_path, **({"task": task} if task else {})}
         benchmark: Benchmark = validate(Benchmark, values, f"benchmark {name_or_path}")
-        return benchmark, None
+        return _sliced(benchmark, slices) if slices else benchmark, None
     if path.suffix in ROW_FILES or path.is_dir():
         if not path.exists():
             raise ConfigError(f"benchmark {name_or_path}: no such file.")
@@ -148,6 +192,16 @@ def load_benchmark(name_or_path: str, task: str | None = None) -> tuple[Benchmar
     near = difflib.get_close_matches(name_or_path, shipped_benchmarks(), n=2, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(shipped_benchmarks())}."
     raise ConfigError(f"benchmark {name_or_path!r}: neither a benchmark nor a {', '.join(ROW_FILES)} file; {hint}")
+
+
+def _sliced(benchmark: Benchmark, choices: list[str]) -> Benchmark:
+    if benchmark.slices is None:
+        raise ConfigError(
+            f"benchmark {benchmark.name}: it has no parts that could be chosen; leave out `:{choices[0]}`."
+        )
+    return benchmark.model_copy(
+        update={"slices": benchmark.slices.choose(benchmark.name, choices), "questions": None}
+    )  # fmt: skip
 
 
 def load_questions(benchmark: Benchmark, data: str | None = None, limit: int | None = None) -> list[Question]:
@@ -203,6 +257,8 @@ def _questions(benchmark: Benchmark, data: str | None) -> Iterator[Question]:
     source: DataConfig = validate(DataConfig, values, benchmark.name)
     for number, (where, row) in enumerate(rows_of(source)):
         keep = benchmark.keep
+        if benchmark.slices is not None and not benchmark.slices.has(row, where):
+            continue
         if keep is None or keep.column not in row or keep.contains in str(row[keep.column]):
             yield _question(benchmark, row, where, str(number))
 
@@ -211,6 +267,8 @@ def _question(benchmark: Benchmark, row: JsonRow, where: str, default_id: str) -
     row = {**row, **{ours: row[theirs] for ours, theirs in benchmark.columns.items() if theirs in row}}
     if benchmark.choices:
         row = _with_choices(benchmark.choices, row, where, str(row.get("id", default_id)))
+    if benchmark.task == "code":
+        row = _with_tests(row, where)
     if row.get("solution") is None and "####" not in str(row.get("answer")):
         row = {**row, "solution": str(row.get("answer") or "").strip() or "-"}  # evaluation needs no worked solution
     problem = problem_of(row, where, default_id)
@@ -222,6 +280,18 @@ def _question(benchmark: Benchmark, row: JsonRow, where: str, default_id: str) -
             f"{', '.join(sorted(row))}."
         )
     return Question(problem.id, problem.question, answer, problem.system, where)
+
+
+def _with_tests(row: dict[str, Any], where: str) -> dict[str, Any]:
+    from rlt.tasks.code import answer_of, question_of
+
+    try:
+        answer, question = answer_of(row), question_of(row)
+    except ValueError as error:
+        raise DataError(f"{where}: {error}. Fix or remove the row.") from error
+    # Solutions that come with tests (APPS: a list of programs as JSON) are not what is graded against.
+    texts = {"question": question, **({} if answer is None else {"answer": answer, "solution": "-"})}
+    return {**row, **{column: text for column, text in texts.items() if text is not None}}
 
 
 def _boxed_answer(solution: str) -> str | None:

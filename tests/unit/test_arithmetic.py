@@ -60,17 +60,33 @@ def test_the_last_word_is_graded(solution, correct, extracted):
 
 
 @pytest.mark.parametrize(
-    ("explanation", "leaks", "correct"),
+    ("explanation", "seen"),
     [
-        ("d - 4 9 g * 3 7 b + 6 3", False, True),
-        ("so 3 d - 4 9 g * 3 7 b + 6 3", True, False),
-        ("d - 4 9 ... b + 6 3", False, False),
-        ("d - 4 8 g * 3 7 b + 6 3", False, False),
-        ("", False, False),
+        ("d - 4 9 g * 3 7 b + 6 3", {"complete", "correct"}),
+        ("a - 4 9 g * 3 7 a + 6 3", {"complete"}),  # labels of no step
+        ("hmm d - 4 9 let see g * 3 7 b + 6 3", {"complete"}),
+        ("d - 4 9 d - 4 9 g * 3 7 b + 6 3", {"complete"}),
+        ("so 3 d - 4 9 g * 3 7 b + 6 3", {"leaks", "complete"}),
+        ("d - 4 9 g * 3 2 wait g * 3 7 b + 6 3", {"wrong_value", "complete"}),
+        ("d - 4 9 ... b + 6 3", set()),
+        ("g * 3 7 d - 4 9 b + 6 3", set()),  # a step before the one that it needs
+        ("d - 4 8 g * 3 7 b + 6 3", {"wrong_value"}),
+        ("d - 4 9 g * 7 7 b + 6 3", set()),  # an operand of no step
+        ("so 3 ... b + 6 3", {"leaks"}),
+        ("d - 4 9 g * 3", set()),
+        ("", set()),
     ],
 )
-def test_inspection_sees_leaks_and_gaps_and_slips(explanation, leaks, correct):
-    assert arithmetic.inspect(explanation, QUESTION) == {"leaks": leaks, "correct": correct}
+def test_inspection_sees_leaks_gaps_slips_and_what_spoils_no_calculation(explanation, seen):
+    found = arithmetic.inspect(explanation, QUESTION)
+    assert {name for name, there in found.items() if there} == seen
+    assert set(found) == {"leaks", "wrong_value", "complete", "correct"}
+
+
+def test_a_step_that_comes_twice_has_to_be_there_twice():
+    question = "0 a + 5 b + 5 c + 5 ?"  # 5, 0, 5
+    assert arithmetic.inspect("a + 5 5 b + 5 0 c + 5 5", question)["complete"]
+    assert not arithmetic.inspect("a + 5 5 b + 5 0", question)["complete"]
 
 
 def test_every_word_of_questions_and_explanations_is_in_the_vocabulary():

@@ -32,7 +32,9 @@ def test_every_shipped_benchmark_says_what_it_is(name: str) -> None:
 
 
 def test_all_benchmarks_are_there() -> None:
-    assert shipped_benchmarks() == ["aime24", "arithmetic", "countdown", "gpqa-diamond", "gsm8k", "math500"]
+    assert shipped_benchmarks() == [
+        "aime24", "arithmetic", "countdown", "gpqa-diamond", "gsm8k", "humaneval", "livecodebench", "math500", "mbpp"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "file"), [("aime24", "aime24"), ("math500", "math500"), ("gsm8k", "gsm8k_test")])

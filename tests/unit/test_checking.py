@@ -168,12 +168,6 @@ def test_a_missing_extra_is_told_with_its_install_line(model, data, monkeypatch,
     assert line.endswith(f"needs {package}: pip install 'rlt[{package}]'")
 
 
-def test_without_matplotlib_a_report_says_that_it_has_no_pictures(monkeypatch):
-    monkeypatch.setattr(checking, "_is_installed", lambda name: False)
-    recipe = build_recipe({"name": "r", "problems": {"task": "arithmetic"}, "report": {}}, "r.yaml")
-    assert "no pictures: pip install 'rlt[report]'" in check_steps(recipe, recipe.steps).notes[0]
-
-
 def test_a_folder_without_tokenizer_or_weights_is_no_model(model, data):
     (Path(model) / "model.safetensors").unlink()
     assert "has no weights" in problems(collect={"model": model, "data": data})[0]

@@ -149,7 +149,7 @@ def test_a_complete_stage_tells_its_numbers_again(tmp_path, capsys):
     assert main(command) == 0
     capsys.readouterr()
     assert main(command) == 0
-    assert "problems: complete before: done in 0.0 s (problems 3) -> " in capsys.readouterr().out
+    assert "problems: complete before: done in " in capsys.readouterr().out
 
 
 def test_timings_prints_the_table_of_a_run(tmp_path, monkeypatch, capsys):
@@ -195,7 +195,7 @@ def test_the_reports_of_a_folder_are_those_of_its_recipe_wherever_it_stands(tmp_
     for name in ("report.html", "results-b.json"):
         (tmp_path / "moved" / name).unlink()
     assert main(["report", "--output", "moved"]) == 0
-    assert "<h1>Mine</h1>" in (tmp_path / "moved" / "report.html").read_text()
+    assert '"title":"Mine"' in (tmp_path / "moved" / "report.html").read_text()
     assert json.loads((tmp_path / "moved" / "results-b.json").read_text())["seconds"].keys() == {"problems"}
 
 

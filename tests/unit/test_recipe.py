@@ -287,6 +287,13 @@ def test_what_select_took_over_is_refused_with_what_to_write_now(steps, line):
         recipe(**steps)
 
 
+def test_a_model_of_each_seed_may_lie_beside_the_recipe(tmp_path):
+    (tmp_path / "bases").mkdir()
+    (tmp_path / "recipe.yaml").write_text("seeds: [0, 1]\nwarmup: {model: './bases/{seed}', data: d.jsonl}\n")
+    models = [step.config.model for step in load_recipe(tmp_path / "recipe.yaml").steps]
+    assert models == [str(tmp_path / "bases" / "0"), str(tmp_path / "bases" / "1")]
+
+
 def test_a_missing_recipe_is_one_clear_line(tmp_path):
     with pytest.raises(ConfigError, match=r"none\.yaml: no such recipe"):
         load_recipe(tmp_path / "none.yaml")

@@ -1,7 +1,6 @@
 """The report's arithmetic by hand, and text that a model wrote escaped."""
 
 import json
-import sys
 
 import pytest
 
@@ -179,12 +178,14 @@ def run(tmp_path):
     return recipe
 
 
-def test_text_that_a_model_wrote_is_escaped(run, tmp_path):
+def test_text_that_a_model_wrote_is_data_of_the_page_and_never_markup(run, tmp_path):
     assert run_recipe(run) == 0
     page = (tmp_path / "r" / "report.html").read_text()
-    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt; &amp; &lt;b&gt;") == 3  # solution, before, after
-    assert "<script" not in page
-    assert "<b>" not in page
+    assert page.count("<script") == page.count("</script") == 2
+    data = json.loads(page.partition('id="data">')[2].partition("</script>")[0])
+    before, *_ = (row for row in data["rows"] if row["source"] == 0)
+    assert before["explanation"] == before["solution"] == EVIL
+    assert [data["sources"][i]["name"] for i in data["side_by_side"]] == ["score/before, seed 0", "score/after, seed 0"]
 
 
 def test_rewards_without_a_teacher_are_reported_without_their_kl(run, tmp_path):
@@ -193,14 +194,9 @@ def test_rewards_without_a_teacher_are_reported_without_their_kl(run, tmp_path):
     assert row == {
         "seed": 0, "reward_before": -2.0, "reward_after": 1.0, "r_ss_before": -2.0, "r_ss_after": 1.0,
         "unclosed_rate_before": 0.0, "unclosed_rate_after": 0.0, "leak_rate_before": 0.0, "leak_rate_after": 0.0,
-        "fully_correct_before": 0.0, "fully_correct_after": 0.0,
+        "wrong_value_before": 0.0, "wrong_value_after": 0.0, "every_step_right_before": 0.0,
+        "every_step_right_after": 0.0, "fully_correct_before": 0.0, "fully_correct_after": 0.0,
     }  # fmt: skip
-
-
-def test_missing_pictures_are_told_with_the_install_line(run, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    run_recipe(run)
-    assert "no pictures, because matplotlib is not installed: pip install 'rlt[report]'" in capsys.readouterr().out
 
 
 # -- scored variants ---------------------------------------------------------------------------------------------------

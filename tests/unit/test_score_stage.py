@@ -30,7 +30,7 @@ class Letters:
         self.students, self.stop_at, self.lost_at = config.student, stop_at, lost_at
         self.calls, self.others, self.closed = [], {}, False
 
-    def score(self, items, progress=None):
+    def score(self, items, progress=None, keep_tokens=()):
         if len(self.calls) == self.stop_at:
             raise KeyboardInterrupt
         self.calls.append(len(items))

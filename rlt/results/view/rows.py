@@ -1,0 +1,172 @@
+"""Rows for the page: a sample of a file of any length, each with its texts, its parts and its tokens' numbers."""
+
+from __future__ import annotations
+
+import heapq
+import random
+import re
+from collections.abc import Collection, Iterable, Iterator
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from rlt.data.rows import read_rows
+from rlt.errors import DataError
+from rlt.outputs import read_state
+from rlt.reward.tokens import NUMBERS, packed_list
+from rlt.types import JsonRow
+
+PARTS = (
+    "reward", "r_ss", "r_kl", "solution_log_prob_mean", "solution_log_prob_min", "explanation_kl_mean",
+    "explanation_kl_max", "format_penalty", "accuracy", "lift_over_empty", "lift_over_shuffled", "solution_tokens",
+    "explanation_tokens",
+)  # fmt: skip
+COEFFICIENTS = ("alpha", "alpha_kl", "mean_coef", "kl_coef")
+COPIED_WORDS = 4
+"""So many words in a row that stand in the solution too count as copied (fewer where the solution is shorter)."""
+
+
+class Source:
+    """The rows of one file of scores, read lazily, with the texts that were scored where their file is still there.
+
+    `data` is that file; None: the one that the scores' state names. Rows of `samples.jsonl` have their texts. Raises
+    DataError for a file without rewards.
+    """
+
+    def __init__(self, path: Path, name: str | None = None, data: Path | None = None) -> None:
+        self.path, self.name = Path(path), name or Path(path).name
+        state = read_state(self.path) or {}
+        config: dict[str, Any] = state.get("config", {})
+        self.control: str | None = config.get("control")
+        self.coefficients = {key: config.get(key) for key in COEFFICIENTS} if "kl_coef" in config else None
+        self.students: list[str] = config.get("student") or []
+        self.data = data if data is not None else self._found(config.get("data"))
+
+    def _found(self, data: str | None) -> Path | None:
+        beside = [] if data is None else [Path(data), self.path.parent / data, self.path.parent / Path(data).name]
+        return next((path for path in beside if path.exists()), None)
+
+    def __iter__(self) -> Iterator[JsonRow]:
+        texts = (row for _, row in read_rows(self.data)) if self.data is not None else iter(())
+        for number, (scored, text) in enumerate(zip_longest(read_rows(self.path), texts)):
+            if scored is None:  # the file of scores is still being written
+                return
+            where, row = scored
+            if "reward" not in row and "error" not in row:
+                raise DataError(
+                    f"{where}: has no `reward`; `rlt view` shows what `rlt score` wrote, or a run's folder."
+                )
+            same = text is not None and ("id" not in row or str(row["id"]) == str(text.get("id")))
+            yield {**(text if same and text is not None else {}), **row, "number": number}
+
+
+def sampled(
+    source: Iterable[JsonRow], limit: int, ids: Collection[str] = (), seed: int = 0
+) -> tuple[list[JsonRow], int]:
+    """At most `limit` rows for the page, in their order, and how many rows the file has.
+
+    A third have the highest rewards, a third the lowest, the others are drawn at random; rows of `ids` are always in. One
+    pass over the file, and never more than three times `limit` rows in memory.
+    """
+    rng = random.Random(seed)
+    third = limit // 3
+    high: list[tuple[float, int, JsonRow]] = []
+    low: list[tuple[float, int, JsonRow]] = []
+    drawn: list[tuple[float, int, JsonRow]] = []
+    named: dict[int, JsonRow] = {}
+    total = 0
+    for row in source:
+        number, reward = total, row.get("reward")
+        total += 1
+        if str(row.get("id", number)) in ids:
+            named[number] = row
+        for heap, key, size in ((high, reward, third), (low, None if reward is None else -reward, third),
+                                (drawn, rng.random(), limit)):  # fmt: skip
+            if key is None or size == 0:
+                continue
+            if len(heap) < size:
+                heapq.heappush(heap, (key, -number, row))
+            elif key > heap[0][0]:
+                heapq.heapreplace(heap, (key, -number, row))
+    chosen = named | {-number: row for heap in (high, low) for _, number, row in heap}
+    for _, number, row in sorted(drawn, key=lambda entry: -entry[0]):
+        if len(chosen) >= limit:
+            break
+        chosen[-number] = row
+    return [chosen[number] for number in sorted(chosen)], total
+
+
+def matching(source: Source, keys: Collection[str], limit: int) -> tuple[list[JsonRow], int]:
+    """The rows of a second file whose `match_key` is among `keys`, and how many rows it has."""
+    rows: list[JsonRow] = []
+    total = 0
+    for row in source:
+        total += 1
+        if match_key(row) in keys and len(rows) < limit:
+            rows.append(row)
+    return rows, total
+
+
+def match_key(row: JsonRow) -> str:
+    """What makes two rows of different files the same question: its text, else their id."""
+    return str(row.get("question") or row.get("id") or row["number"])
+
+
+def page_row(row: JsonRow, source: int, control: str | None = None, step: int | None = None) -> JsonRow:
+    """A row as the page reads it: texts, numbers, `tokens` by student, and which characters were copied."""
+    students = {name: each.get("tokens") for name, each in (row.get("students") or {}).items()}
+    tokens = {name: _tokens(each) for name, each in (students or {"student": row.get("tokens")}).items() if each}
+    solution = row.get("solution") or "".join(next(iter(tokens.values()), {}).get("solution", []))
+    said = "".join(next(iter(tokens.values()), {}).get("explanation", []))
+    explanation = row.get("explanation") or row.get("completion") or ""
+    if control is not None or said not in explanation:
+        explanation = said  # another text than the file's was scored
+    spans = copied(explanation, solution)
+    result: JsonRow = {
+        "id": str(row.get("id", row.get("number", ""))), "source": source, "match": match_key({"number": 0, **row}),
+        "question": row.get("question", ""), "solution": solution, "explanation": explanation,
+        "copied": spans, "copied_share": sum(b - a for a, b in spans) / max(1, len(explanation)),
+        "length": len(explanation), "closed": row.get("closed"), "correct": row.get("correct"),
+        "error": row.get("error"), "tokens": tokens or None, "step": step,
+    }  # fmt: skip
+    return {
+        name: value for name, value in (result | {name: row.get(name) for name in PARTS}).items() if value is not None
+    }
+
+
+def _tokens(tokens: JsonRow) -> JsonRow:
+    # Parquet has lists where JSONL has base64.
+    return tokens | {
+        name: packed_list(value) if isinstance(value := tokens.get(name), list) else value for name in NUMBERS
+    }
+
+
+def copied(explanation: str, solution: str) -> list[tuple[int, int]]:
+    """The characters `[start, end)` of the explanation whose words stand in the same order in the solution.
+
+    `COPIED_WORDS` words in a row count, upper and lower case alike; of a shorter solution all of its words, at least two.
+    """
+    theirs = [word.casefold() for word in re.findall(r"\w+", solution)]
+    size = min(COPIED_WORDS, len(theirs))
+    if size < 2:
+        return []
+    known = {tuple(theirs[i : i + size]) for i in range(len(theirs) - size + 1)}
+    words = list(re.finditer(r"\w+", explanation))
+    folded = [word[0].casefold() for word in words]
+    spans: list[tuple[int, int]] = []
+    for i in range(len(words) - size + 1):
+        if tuple(folded[i : i + size]) in known:
+            start, end = words[i].start(), words[i + size - 1].end()
+            if spans and start <= spans[-1][1] + 1:
+                spans[-1] = (spans[-1][0], end)
+            else:
+                spans.append((start, end))
+    return spans
+
+
+def thinned(points: list[tuple[float, float]], most: int) -> list[tuple[float, float]]:
+    """At most `most` of the points, evenly spread, the last one among them."""
+    if len(points) <= most:
+        return points
+    places = sorted({round(i * (len(points) - 1) / (most - 1)) for i in range(most)})
+    return [points[i] for i in places]

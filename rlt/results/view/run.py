@@ -1,0 +1,116 @@
+"""The page's data for a run: curves of training, samples over steps, scored rows, arms, costs, the recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rlt.data.rows import read_rows
+from rlt.outputs import read_state
+from rlt.recipe import Recipe, Step
+from rlt.results.view.page import source_of
+from rlt.results.view.rows import Source, match_key, matching, page_row, sampled, thinned
+from rlt.types import JsonRow
+
+CURVE_POINTS = 300
+
+
+def run_data(recipe: Recipe, limit: int, seed: int = 0) -> JsonRow:
+    """What the run's steps have left so far; the report's own numbers are added by who calls this.
+
+    `limit` rows of scores and as many samples of training are taken at most, over all their files.
+    """
+    sources: list[JsonRow] = []
+    rows: list[JsonRow] = []
+    scored = [step for step in recipe.steps if step.stage == "score" and Path(step.config.output).is_file()]
+    keys: dict[int | None, set[str]] = {}
+    for step in scored:
+        source, share = Source(Path(step.config.output), _name(step), _data(step)), max(1, limit // len(scored))
+        # Other steps of this seed show the same questions, so that they can stand side by side.
+        if step.seed in keys and source.data is not None:
+            some, total = matching(source, keys[step.seed], share)
+        else:
+            some, total = [], 0
+        if not some:
+            some, total = sampled(source, share, seed=seed)
+        keys.setdefault(step.seed, set()).update(match_key(row) for row in some)
+        rows += [page_row(row, len(sources), source.control) for row in some]
+        sources.append(source_of(source, len(some), total))
+    trained = [step for step in recipe.steps if _file(step, "samples.jsonl").is_file()]
+    for step in trained:
+        source = Source(_file(step, "samples.jsonl"), _name(step))
+        config = step.config
+        source.coefficients = {key: getattr(config, key) for key in ("alpha", "alpha_kl", "mean_coef", "kl_coef")}
+        some, total = _over_steps(source, max(1, limit // len(trained)))
+        rows += [page_row({"id": f"step {row['step']} row {row['number']}", **row}, len(sources), step=row["step"])
+                 for row in some]  # fmt: skip
+        sources.append(source_of(source, len(some), total))
+    return {
+        "kind": "run", "title": recipe.head.name, "description": recipe.head.description, "sources": sources,
+        "rows": rows, "curves": _curves(recipe), "stages": _stages(recipe), "recipe": recipe.dump(),
+    }  # fmt: skip
+
+
+def _name(step: Step) -> str:
+    return step.name if step.seed is None else f"{step.name}, seed {step.seed}"
+
+
+def _file(step: Step, name: str) -> Path:
+    return Path(step.config.output) / name
+
+
+def _data(step: Step) -> Path | None:
+    data = getattr(step.config, "data", None)
+    return data if isinstance(data, Path) and data.exists() else None
+
+
+def _over_steps(source: Source, limit: int) -> tuple[list[JsonRow], int]:
+    """Samples of the questions that came up in most steps, whole questions first, and how many samples there are."""
+    counts: dict[str, int] = {}
+    for row in source:
+        counts[match_key(row)] = counts.get(match_key(row), 0) + 1
+    chosen: set[str] = set()
+    room = limit
+    for key, count in sorted(counts.items(), key=lambda item: -item[1]):
+        if room <= 0:
+            break
+        chosen.add(key)
+        room -= count
+    return [row for row in source if match_key(row) in chosen][:limit], sum(counts.values())
+
+
+def _curves(recipe: Recipe) -> list[JsonRow]:
+    """For each training step and metric the points `(step, value)` of each seed."""
+    found: dict[str, dict[str, dict[str, list[tuple[float, float]]]]] = {}
+    for step in recipe.steps:
+        if not _file(step, "metrics.jsonl").is_file():
+            continue
+        metrics = found.setdefault(step.name, {})
+        for _, row in read_rows(_file(step, "metrics.jsonl")):
+            for name, value in row.items():
+                if name != "step" and isinstance(value, int | float) and "step" in row:
+                    metrics.setdefault(name, {}).setdefault(str(step.seed), []).append((row["step"], value))
+    return [
+        {
+            "step": step,
+            "metric": metric,
+            "seeds": {seed: thinned(points, CURVE_POINTS) for seed, points in seeds.items()},
+        }
+        for step, metrics in found.items()
+        for metric, seeds in metrics.items()
+        if any(len(points) > 1 for points in seeds.values())
+    ]
+
+
+def _stages(recipe: Recipe) -> list[JsonRow]:
+    """Seconds of each step, all seeds together, in the recipe's order, and how many of its seeds are complete."""
+    found: dict[str, dict[str, Any]] = {}
+    for step in recipe.steps:
+        if step.stage == "report":
+            continue
+        state = read_state(step.config.output) or {}
+        row = found.setdefault(step.name, {"step": step.name, "stage": step.stage, "seconds": 0.0, "done": 0, "of": 0})
+        row["seconds"] += state.get("seconds") or 0.0
+        row["done"] += bool(state.get("complete"))
+        row["of"] += 1
+    return list(found.values())

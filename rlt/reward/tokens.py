@@ -1,0 +1,91 @@
+"""Numbers of single tokens: what the reward's parts are means and extremes of, for `rlt score --tokens` and `rlt view`."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rlt.types import JsonRow
+
+if TYPE_CHECKING:
+    import torch
+
+LARGEST = float(np.finfo(np.float16).max)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenNumbers:
+    """One student's numbers, in nats, behind the parts of one row.
+
+    `solution` `(S,)` texts of the solution's tokens with their log-probs `(S,)`: given this explanation, an empty one, and
+    another question's. `explanation` `(E,)` texts with the log-probs of `teacher` and `student`, and the `divergence`
+    that `r_kl` is made of; where the tokenizers differ, each is a stretch on whose ends both agree. Of several tokens
+    that are bytes of one character the first has its text, the others "". None: not known.
+    """
+
+    solution: list[str]
+    log_probs: torch.Tensor
+    explanation: list[str]
+    teacher: torch.Tensor | None = None
+    student: torch.Tensor | None = None
+    divergence: torch.Tensor | None = None
+    log_probs_empty: torch.Tensor | None = None
+    log_probs_shuffled: torch.Tensor | None = None
+
+    def to_row(self) -> JsonRow:
+        """The struct `tokens` of a row: texts as lists, numbers as base64 of little-endian float16 (`packed`)."""
+        numbers = {name: None if (value := getattr(self, name)) is None else packed(value) for name in NUMBERS}
+        return {"solution": self.solution, "explanation": self.explanation, **numbers}
+
+
+NUMBERS = ("log_probs", "log_probs_empty", "log_probs_shuffled", "teacher", "student", "divergence")
+
+
+def token_texts(text: str, boundaries: Sequence[int]) -> list[str]:
+    """The text of each token, from the `(n + 1,)` positions around them (`rlt.text.tokens.Tokenized.boundaries`).
+
+    Of several tokens that are bytes of one character the first has the character, the others "".
+    """
+    return [text[a:b] for a, b in pairwise(boundaries)]
+
+
+def half(values: torch.Tensor) -> np.ndarray:
+    """`(n,)` float16 of `values`, whose sum is that of `values` up to the rounding of the smallest one.
+
+    Rounding 1,000 log-probs would let their sum drift. So what one value loses is carried to the next smaller one, and
+    each is off by at most its own and the next larger one's rounding. Beyond float16's range: its largest number.
+    """
+    exact = values.detach().double().numpy().clip(-LARGEST, LARGEST)
+    result, carried = np.zeros(len(exact), dtype="<f2"), 0.0
+    for i in np.argsort(-np.abs(exact), kind="stable"):
+        wanted = float(np.clip(exact[i] + carried, -LARGEST, LARGEST))
+        result[i] = wanted
+        carried = wanted - float(result[i])
+    return result
+
+
+def packed(values: torch.Tensor) -> str:
+    """`half` of `values` as base64, 2.7 characters a number."""
+    return base64.b64encode(half(values).tobytes()).decode()
+
+
+def packed_list(values: Sequence[float]) -> str:
+    """Numbers of a Parquet row as the text that `packed` made of them."""
+    return base64.b64encode(np.array(values, dtype="<f2").tobytes()).decode()
+
+
+def unpacked(text: str) -> np.ndarray:
+    """The `(n,)` float16 numbers of a text that `packed` made."""
+    return np.frombuffer(base64.b64decode(text), dtype="<f2")
+
+
+def lists(tokens: JsonRow | None) -> JsonRow | None:
+    """The struct `tokens` with lists of numbers in place of base64, for Parquet's list<halffloat>."""
+    if tokens is None:
+        return None
+    return tokens | {name: None if (text := tokens[name]) is None else unpacked(text).tolist() for name in NUMBERS}
