@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlt.tables import text_table
+from rlt.results.tables import text_table
 
 RECIPE = Path("recipes/quickstart/recipe.yaml")
 SHIPPED = 3  # bases
@@ -78,7 +78,7 @@ def table(results: Mapping[tuple[str, int], Mapping[str, Any]]) -> str:
         arms = [f"{numbers['arms'][arm]['seeds'][0]['solve_rate_t07']:.3f}" for arm in ("rlt", "warmup_greedy")]
         rows.append([processor, str(seed), *arms, *shown])
     rows.append(["hold", "", "", "", *(f"{count} of {len(results)}" for count in held)])
-    return text_table(head, rows)
+    return text_table(head, rows, width=100)
 
 
 def numbers_of(text: str) -> list[int]:

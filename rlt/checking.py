@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -34,6 +34,7 @@ from rlt.training.options import (
     peft_problems,
     trainer_problems,
 )
+from rlt.types import JsonMap, JsonRow
 
 LOOKED_AT = 20  # first rows of a file, of which one must be valid where invalid ones are skipped
 NEEDED = {"warmup": ("explanation",), "distill": ("explanation",), "coldstart": ("answer",)}
@@ -86,7 +87,7 @@ class _Check:
         self.found: dict[str, list[str]] = {}  # problem -> steps
         self.unverified: list[str] = []
         self.name = ""
-        self._opened: dict[str, dict[str, Any] | None] = {}
+        self._opened: dict[str, JsonRow | None] = {}
         self._looked: set[str] = set()
 
     def leaks(self) -> None:
@@ -135,7 +136,7 @@ class _Check:
     def problems(self) -> list[str]:
         return [f"{_listed(steps)}: {line}" for line, steps in self.found.items()]
 
-    def _try(self, check: Callable[..., object], *arguments: Any) -> None:
+    def _try(self, check: Callable[..., object], *arguments: object) -> None:
         try:
             check(*arguments)
         except RltError as error:
@@ -191,7 +192,7 @@ class _Check:
 
     # -- models --------------------------------------------------------------------------------------------------------
 
-    def _open(self, model: str) -> dict[str, Any] | None:
+    def _open(self, model: str) -> JsonRow | None:
         """The model's config.json, where it is here."""
         if self._made(model):
             return None
@@ -270,12 +271,10 @@ class _Check:
                     break
         raise errors[0] if errors else DataError(f"{data.path}: has no rows.")
 
-    def _first(
-        self, data: DataConfig, rows: Iterable[tuple[str, dict[str, Any]]]
-    ) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _first(self, data: DataConfig, rows: Iterable[tuple[str, JsonRow]]) -> Iterator[tuple[str, JsonRow]]:
         return islice(iter(rows), data.skip, data.skip + LOOKED_AT)
 
-    def _rows(self, path: Path, check: Callable[[str, Mapping[str, Any]], None], looked_at: int = 1) -> None:
+    def _rows(self, path: Path, check: Callable[[str, JsonMap], None], looked_at: int = 1) -> None:
         """Raises DataError where none of the first rows passes the check."""
         errors = []
         for where, row in islice(read_rows(path), looked_at):
@@ -388,20 +387,20 @@ def _is_cached(dataset: str) -> bool:
 # -- what the first row must have -----------------------------------------------------------------------------------------
 
 
-def _column(name: str) -> Callable[[str, Mapping[str, Any]], None]:
-    def check(where: str, row: Mapping[str, Any]) -> None:
+def _column(name: str) -> Callable[[str, JsonMap], None]:
+    def check(where: str, row: JsonMap) -> None:
         if name not in row:
             raise DataError(f"{where}: column `{name}` is missing; the row has {', '.join(sorted(row))}.")
 
     return check
 
 
-def _needs_of_grade(where: str, row: Mapping[str, Any]) -> None:
+def _needs_of_grade(where: str, row: JsonMap) -> None:
     for name in ("response", "answer"):
         _column(name)(where, row)
 
 
-def _needs_of_score(where: str, row: Mapping[str, Any]) -> None:
+def _needs_of_score(where: str, row: JsonMap) -> None:
     problem_of(dict(row), where, "0")
     if row.get("explanation") is None and row.get("completion") is None and "conversations" not in row:
         raise DataError(f"{where}: has neither `explanation` nor `completion`; scoring needs one of them.")

@@ -21,6 +21,7 @@ from rlt import __version__
 from rlt.allocator import keep_freed_memory
 from rlt.config import MOVED, SHORT_FORMS, STAGES, Config, ReportConfig, ServeConfig, ViewConfig, parse_yaml, validate
 from rlt.errors import ConfigError, ProblemsFound, guarded
+from rlt.types import JsonRow
 
 SUMMARIES = {
     "run": "Run all steps of a recipe; complete steps are skipped, interrupted ones resume",
@@ -205,14 +206,14 @@ SAY_THEIR_END = ("score", "grade", "collect", "report")  # their own last line c
 SWITCHES = ("restart", "live")  # flags that take no value, wherever they stand
 
 
-def parse_flags(words: Sequence[str], recipe: bool = False) -> tuple[list[str], dict[str, Any]]:
+def parse_flags(words: Sequence[str], recipe: bool = False) -> tuple[list[str], JsonRow]:
     """Plain words, and flags as nested values: `--train.kl-coef 2 --train.trainer.max-steps=3` gives
     {"train": {"kl_coef": 2, "trainer": {"max_steps": 3}}}. A repeated flag makes a list; one without a value is True.
     Dashes become underscores, except in the first part of a dotted flag of a `recipe`, which is the name of a step.
     `--data F --data.on-invalid skip` gives {"data": {"path": "F", "on_invalid": "skip"}}, in either order.
     """
     plain: list[str] = []
-    flags: dict[str, Any] = {}
+    flags: JsonRow = {}
     position = 0
     while position < len(words):
         word = words[position]
@@ -242,7 +243,7 @@ def _value(text: str) -> Any:
     return text if value is None and text not in ("null", "~") else value
 
 
-def _put(flags: dict[str, Any], path: list[str], value: Any) -> None:
+def _put(flags: JsonRow, path: list[str], value: object) -> None:
     for part in path[:-1]:
         inner = flags.setdefault(part, {})
         if not isinstance(inner, dict):
@@ -369,7 +370,7 @@ def _choices(kind: Any) -> tuple[Any, ...]:
     return typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     if isinstance(value, Config):
         value = value.model_dump(mode="json", exclude_defaults=True)
     if isinstance(value, Path):

@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from rlt.errors import ConfigError
+from rlt.types import JsonMap, JsonRow
 
 MOST_NODES = 100_000  # of a YAML text with its aliases expanded
 
@@ -99,7 +100,7 @@ class Config(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _plain_values(cls, values: Any) -> Any:
+    def _plain_values(cls, values: object) -> object:
         """Also inside mappings that are passed on unread: no number without end, no `true` for a number, `~/` expanded."""
         if not isinstance(values, dict):
             return values
@@ -121,7 +122,9 @@ def _wrong(path: tuple[str | int, ...], message: str) -> InitErrorDetails:
     return {"type": PydanticCustomError("value", "{message}", {"message": message}), "loc": path, "input": None}
 
 
-def _numbers_without_end(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], float]]:
+def _numbers_without_end(
+    value: object, path: tuple[str | int, ...] = ()
+) -> Iterator[tuple[tuple[str | int, ...], float]]:
     if isinstance(value, float) and not math.isfinite(value):
         yield path, value
     elif isinstance(value, Mapping):
@@ -132,7 +135,7 @@ def _numbers_without_end(value: Any, path: tuple[str | int, ...] = ()) -> Iterat
             yield from _numbers_without_end(item, (*path, number))
 
 
-def _expanded(value: Any) -> Any:
+def _expanded(value: object) -> object:
     if isinstance(value, str) and value.startswith("~/"):
         return str(Path(value).expanduser())
     if isinstance(value, dict):
@@ -140,17 +143,17 @@ def _expanded(value: Any) -> Any:
     return [_expanded(item) for item in value] if isinstance(value, list) else value
 
 
-def _is_number(annotation: Any) -> bool:
+def _is_number(annotation: object) -> bool:
     kinds = {annotation, *typing.get_args(annotation)}
     kinds |= {kind for other in kinds for kind in typing.get_args(other)}
     return bool(kinds & {int, float}) and not kinds & {bool, str, Any}
 
 
-def _has_bool(value: Any) -> bool:
+def _has_bool(value: object) -> bool:
     return isinstance(value, bool) or (isinstance(value, list | tuple) and any(isinstance(one, bool) for one in value))
 
 
-def _as_list(value: Any) -> Any:
+def _as_list(value: object) -> object:
     """A list from one value, or from several separated by commas."""
     if isinstance(value, int | float):
         return [value]
@@ -162,7 +165,7 @@ def _as_list(value: Any) -> Any:
 Names = Annotated[list[str], BeforeValidator(_as_list)]
 
 
-def _as_described(value: Any) -> Any:
+def _as_described(value: object) -> object:
     """A mapping of names to descriptions from such a mapping, a list of names, or one name."""
     value = _as_list(value)
     return dict.fromkeys(value) if isinstance(value, list) else value
@@ -206,7 +209,7 @@ SHORT_FORMS = {"data": "path"}
 """Key that takes a mapping, or one plain value -> the key that the plain value sets."""
 
 
-def _as_data(value: Any) -> Any:
+def _as_data(value: object) -> object:
     return {SHORT_FORMS["data"]: value} if isinstance(value, str | Path) else value
 
 
@@ -296,7 +299,7 @@ class EngineOptions(RayOptions):
     """How long to retry a request after 429, 5xx, a time-out or a broken connection, in seconds."""
     batch_size: int = Field(64, ge=1)
     """Number of prompts per batch of the `transformers` engine."""
-    engine_options: dict[str, Any] = {}
+    engine_options: JsonRow = {}
     """Passed through: to `vllm.LLM(...)` (tensor_parallel_size, gpu_memory_utilization, ...) or to transformers'
     `from_pretrained(...)`."""
 
@@ -309,7 +312,7 @@ class EngineOptions(RayOptions):
         return None
 
 
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS: dict[str, JsonRow] = {
     # The formula as printed (paper, section 3): full KL, no temperature, no penalty.
     "paper": {"score_temperature": 1.0, "estimator": "exact", "unclosed_penalty": 0.0},
     # The published code (SakanaAI/RLT 86a3f5c, run_cfg/teacher_rlt.yaml): both models at temperature 0.7, one-sample KL,
@@ -393,7 +396,7 @@ class StudentOptions(Config):
 class TrainerOptions(Config):
     """Options of the trainer."""
 
-    trainer: dict[str, Any] = {}
+    trainer: JsonRow = {}
     """Options of TRL's trainer (SFTConfig or GRPOConfig), passed through; `model_init_kwargs` are merged with rlt's own.
     `push_to_hub` uploads the finished folder with its card, using the token in the environment."""
 
@@ -401,7 +404,7 @@ class TrainerOptions(Config):
 class TrainerPassthrough(TrainerOptions):
     """Options of the trainer, of LoRA and of accelerate."""
 
-    peft: dict[str, Any] | None = None
+    peft: JsonRow | None = None
     """Train LoRA adapters with these arguments of peft.LoraConfig; null trains all weights."""
     merge_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Type of the saved weights after LoRA is merged into them; null: as trained. Rounding to 16 bits costs part of a small
@@ -429,7 +432,7 @@ class ProblemsConfig(StageConfig):
     """From a dataset: the problems with the fewest characters (question, solution and explanation together)."""
     solution: Literal["full", "answer"] = "full"
     """From a dataset: `answer` makes the worked solution the explanation, and "The answer is N." the solution."""
-    options: dict[str, Any] = {}
+    options: JsonRow = {}
     """Options of the task's generator, for example {steps: [2, 5]}."""
     experts: str | None = None
     """Mixture of the task's simulated experts that writes an explanation per problem; null: no explanations."""
@@ -453,9 +456,9 @@ class PretrainConfig(StageConfig, FormatOptions, TrainerOptions):
     """Task that supplies the problems and the vocabulary."""
     exclude: list[Path] = []
     """Files of held-out problems: their questions are not trained on."""
-    model: dict[str, Any] = {}
+    model: JsonRow = {}
     """Shape of the model: arguments of transformers' LlamaConfig."""
-    phases: list[dict[str, Any]] = []
+    phases: list[JsonRow] = []
     """Curriculum, a list of phases with `options` of the generator, `experts`, `problems`, `also` (other tasks to mix in:
     name -> the same three keys), `teacher_share`, `batch_size`, `learning_rate`, `until_loss` and `max_steps`."""
 
@@ -504,7 +507,7 @@ class CollectConfig(StageConfig, ModelOptions, FormatOptions, EngineOptions, Sam
 
     @model_validator(mode="before")
     @classmethod
-    def _selection_is_a_stage(cls, values: Any) -> Any:
+    def _selection_is_a_stage(cls, values: object) -> object:
         moved = ("select", "student", "student_context", "student_placement", "reward")
         old = [key for key in moved if isinstance(values, dict) and key in values]
         if old:
@@ -767,7 +770,7 @@ STAGES: dict[str, type[StageConfig]] = {
 }
 
 
-def validate(model: type[Config], values: Mapping[str, Any], where: str) -> Any:
+def validate(model: type[Config], values: JsonMap, where: str) -> Any:
     """`model` made from `values`; raises ConfigError with `where`, every bad key and, for a typo, the near names."""
     try:
         return model.model_validate(values)

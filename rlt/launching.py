@@ -15,10 +15,9 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -26,6 +25,7 @@ from rlt.config import StageConfig, parse_yaml, yaml_problem
 from rlt.data.rows import write_text
 from rlt.errors import ConfigError, DependencyError, RunError
 from rlt.outputs import Result, begin, read_state
+from rlt.types import JsonMap, JsonRow
 
 SHIPPED = resources.files("rlt") / "shipped" / "accelerate"
 LOOPBACK = "127.0.0.1"
@@ -74,7 +74,7 @@ def launch_file(name: str) -> Path:
     raise ConfigError(f"launch: {name!r} is neither a shipped configuration ({', '.join(shipped)}) nor a file.")
 
 
-def launch_options(accelerate: Path) -> dict[str, Any]:
+def launch_options(accelerate: Path) -> JsonRow:
     """The options in an accelerate configuration; raises ConfigError if it is not one."""
     try:
         options = parse_yaml(accelerate.read_text(encoding="utf-8"))
@@ -99,19 +99,19 @@ def processes(accelerate: Path) -> list[str]:
 # -- who listens where ---------------------------------------------------------------------------------------------------------
 
 
-def on_this_machine(options: Mapping[str, Any]) -> bool:
+def on_this_machine(options: JsonMap) -> bool:
     """Whether an accelerate configuration is for one machine and leaves it to rlt how the processes find each other."""
     several = int(options.get("num_machines") or 1) > 1
     # `static` is what `accelerate config` writes by default.
     return not several and not options.get("main_process_ip") and options.get("rdzv_backend", "static") == "static"
 
 
-def rendezvous(options: Mapping[str, Any]) -> list[str]:
+def rendezvous(options: JsonMap) -> list[str]:
     """accelerate's flags for a store on 127.0.0.1, at a port that is free (0: or accelerate would look for one itself)."""
     return ["--rdzv_backend", "loopback", "--main_process_port", "0"] if on_this_machine(options) else []
 
 
-def environment(config: StageConfig, options: Mapping[str, Any]) -> dict[str, str]:
+def environment(config: StageConfig, options: JsonMap) -> dict[str, str]:
     """This process's environment, changed so that processes of one machine talk over its loopback interface."""
     here: dict[str, str] = {}
     names = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]

@@ -14,19 +14,20 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from rlt.config import StageConfig
 from rlt.data.fingerprints import Fingerprint, fingerprint, unchanged
 from rlt.data.rows import ROW_FILES, write_text
 from rlt.errors import RltError, RunError
 from rlt.text.clock import pinned_date
+from rlt.types import JsonMap, JsonRow
 
 try:
     import fcntl
@@ -61,7 +62,7 @@ class Result:
     """A stage's output and its numbers, which are also in `stage.json`."""
 
     output: Path
-    metrics: dict[str, Any] = field(default_factory=dict)
+    metrics: JsonRow = field(default_factory=dict)
 
 
 @dataclass
@@ -83,7 +84,7 @@ class StageFolder:
     def path(self) -> Path:
         return Path(self.config.output)
 
-    def finish(self, metrics: Mapping[str, Any]) -> Result:
+    def finish(self, metrics: JsonMap) -> Result:
         """The stage's Result, once it is marked complete with its metrics.
 
         `seconds` adds up all its starts; a start that was killed counts until the last file that it wrote.
@@ -97,7 +98,7 @@ class StageFolder:
         _release(self.lock)
         return Result(self.path, numbers)
 
-    def _write_state(self, more: Mapping[str, Any]) -> None:
+    def _write_state(self, more: JsonMap) -> None:
         state = {
             "stage": self.stage, "config": _dumped(self.config), "versions": versions(), "date": pinned_date(),
             "inputs": self.inputs, "files": self.files,
@@ -169,7 +170,7 @@ def _refuse_foreign(output: Path) -> None:
         raise RunError(f"{output}: exists, and rlt did not make it. Choose another --output, or remove it first.")
 
 
-def _refuse_changes(stage: str, config: StageConfig, state: Mapping[str, Any], output: Path) -> None:
+def _refuse_changes(stage: str, config: StageConfig, state: JsonMap, output: Path) -> None:
     if "unreadable" in state:
         raise RunError(
             f"{state_file_of(output)}: cannot be read ({state['unreadable']}). Start over (`rlt run RECIPE --restart`, or "
@@ -186,7 +187,7 @@ def _refuse_changes(stage: str, config: StageConfig, state: Mapping[str, Any], o
         )
 
 
-def _seconds(state: Mapping[str, Any] | None, output: Path) -> float:
+def _seconds(state: JsonMap | None, output: Path) -> float:
     """Seconds that earlier starts took, up to the newest file: after a `kill -9` nothing else is left to measure by."""
     if state is None or "started" not in state:
         return 0.0
@@ -198,7 +199,7 @@ def _seconds(state: Mapping[str, Any] | None, output: Path) -> float:
 # -- what an output was made with and from -----------------------------------------------------------------------------
 
 
-def differences(state: Mapping[str, Any], config: StageConfig) -> list[str]:
+def differences(state: JsonMap, config: StageConfig) -> list[str]:
     """What keeps a stage of this configuration from resuming the output with this state, in words; empty: nothing.
 
     Keys that decide what is made (not INCIDENTAL ones), and inputs that changed. Paths inside a run are compared relative
@@ -225,7 +226,7 @@ def differences(state: Mapping[str, Any], config: StageConfig) -> list[str]:
     )
 
 
-def _moved(state: Mapping[str, Any], there: str | None, now: str) -> Mapping[str, Any]:
+def _moved(state: JsonMap, there: str | None, now: str) -> JsonMap:
     """The state with paths below the run's old folder put below its new one; `there`, `now`: the output then and now."""
     old, new = list(Path(there or now).parts), list(Path(now).parts)
     while old and new and old[-1] == new[-1]:
@@ -235,7 +236,7 @@ def _moved(state: Mapping[str, Any], there: str | None, now: str) -> Mapping[str
         return state
     root, here = str(Path(*old)), str(Path(*new))
 
-    def moved(value: Any) -> Any:
+    def moved(value: object) -> object:
         if isinstance(value, str):
             return here + value[len(root) :] if value == root or value.startswith(root + os.sep) else value
         if isinstance(value, dict):
@@ -245,7 +246,7 @@ def _moved(state: Mapping[str, Any], there: str | None, now: str) -> Mapping[str
     return {**state, **{key: moved(state[key]) for key in ("config", "inputs", "files") if key in state}}
 
 
-def changed_keys(there: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+def changed_keys(there: JsonMap, now: JsonMap, prefix: str = "") -> list[str]:
     """The keys in which two dumped configurations differ, except INCIDENTAL ones, as lines: `train.x`: 1 there, 2 now."""
     lines = []
     for key in sorted({*there, *now}):
@@ -259,7 +260,7 @@ def changed_keys(there: Mapping[str, Any], now: Mapping[str, Any], prefix: str =
     return lines
 
 
-def _served(students: Any) -> Any:
+def _served(students: object) -> object:
     """Students without their servers' addresses."""
     return [_SERVED.sub("served", name) for name in students] if isinstance(students, list) else students
 
@@ -292,7 +293,7 @@ def files_read_by(config: StageConfig) -> dict[str, Fingerprint]:
     return found
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _texts(value: object) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
@@ -300,9 +301,9 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(item)
 
 
-def _dumped(config: StageConfig) -> dict[str, Any]:
+def _dumped(config: StageConfig) -> JsonRow:
     # By way of JSON, so that it equals what is read from a state file.
-    dumped: dict[str, Any] = json.loads(config.model_dump_json())
+    dumped: JsonRow = json.loads(config.model_dump_json())
     return dumped
 
 
@@ -343,7 +344,7 @@ def remove_output(output: Path) -> None:
             path.unlink()
 
 
-def read_state(output: Path) -> dict[str, Any] | None:
+def read_state(output: Path) -> JsonRow | None:
     """`stage.json` of a stage's output; None if it is missing, or if a complete output is gone but its state left.
 
     A garbled one counts as incomplete, with the reason under `unreadable`: `begin` refuses it, `--restart` removes it.

@@ -14,12 +14,11 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from rlt import timing
 from rlt.allocator import keep_freed_memory
@@ -32,6 +31,7 @@ from rlt.provenance import date_of, prepared
 from rlt.recipe import ONCE, Recipe, RecipeHead, Step, recipe_of_run
 from rlt.text.clock import pin_date
 from rlt.timing import TimeLeft
+from rlt.types import JsonMap
 
 HEARTBEAT = 20.0  # seconds without a line after which it is said what runs
 SHOWN = 6  # differences that an error lists
@@ -114,7 +114,7 @@ def _is(step: Step, only: str) -> bool:
     return only in (step.name, step.name.split("/")[0], step.stage)
 
 
-def _status(metrics: Mapping[str, Any]) -> int:
+def _status(metrics: JsonMap) -> int:
     return int(metrics.get("exit_status", 0))
 
 

@@ -19,7 +19,7 @@ import difflib
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,6 +41,7 @@ from rlt.config import (
 )
 from rlt.errors import ConfigError, ProblemsFound
 from rlt.tasks import load_task
+from rlt.types import JsonMap, JsonRow
 
 FILE_STAGES = tuple(name for name, config in STAGES.items() if config.writes == "file")
 ONCE = ("report",)  # run once, over all seeds
@@ -51,7 +52,7 @@ TAKEN = ("logs", "recipe.yaml")  # what a run's folder has besides its steps
 SECONDS = "seconds.json"
 
 
-def _as_numbers(value: Any) -> Any:
+def _as_numbers(value: object) -> object:
     return [value] if isinstance(value, int) else value.split(",") if isinstance(value, str) else value
 
 
@@ -77,7 +78,7 @@ class RecipeHead(Config):
     """Number of steps to run in parallel, each in a process with one thread."""
     needs_gpu: bool = False
     """Refuse to start without a GPU, because the run would take weeks."""
-    defaults: dict[str, dict[str, Any]] = {}
+    defaults: dict[str, JsonRow] = {}
     """Keys for every step of a stage, by stage."""
 
 
@@ -118,7 +119,7 @@ class Recipe:
 
     head: RecipeHead
     steps: tuple[Step, ...]
-    values: dict[str, Any]
+    values: JsonRow
     timings: Mapping[str, Timing] = field(default_factory=dict)
 
     @property
@@ -142,7 +143,7 @@ class Recipe:
         return (step for step in self.steps if step.seed == seed)
 
 
-def _defaults_of(stage: str) -> dict[str, Any]:
+def _defaults_of(stage: str) -> JsonRow:
     # A recipe gives each step its output, and its seed where it has none of its own.
     return STAGES[stage].model_construct(output=Path()).model_dump(mode="json", exclude={"output", "seed"})
 
@@ -153,7 +154,7 @@ def recipe_of_run(folder: Path) -> Recipe:
     return load_recipe(folder / "recipe.yaml", {"folder": str(folder.parent), "name": folder.name})
 
 
-def load_recipe(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Recipe:
+def load_recipe(path: Path | str, overrides: JsonMap | None = None) -> Recipe:
     """The recipe in a YAML file, with `overrides` (nested as in the file) applied.
 
     Relative paths in a recipe (formats, data files) are looked up in the working directory, then in the recipe's folder.
@@ -165,7 +166,7 @@ def load_recipe(path: Path | str, overrides: Mapping[str, Any] | None = None) ->
     return recipe
 
 
-def read_recipe(path: Path | str, overrides: Mapping[str, Any] | None = None) -> tuple[Recipe, list[str]]:
+def read_recipe(path: Path | str, overrides: JsonMap | None = None) -> tuple[Recipe, list[str]]:
     """`(recipe, problems)`: the steps without mistakes, and one line per mistake in the others.
 
     Raises ConfigError where the file or its head cannot be read at all.
@@ -189,7 +190,7 @@ def read_recipe(path: Path | str, overrides: Mapping[str, Any] | None = None) ->
     return _built(deep_merge(values, overrides or {}), str(path), _timings_beside(path))
 
 
-def build_recipe(values: dict[str, Any], where: str) -> Recipe:
+def build_recipe(values: JsonRow, where: str) -> Recipe:
     """The recipe with this content; `where` names it in errors. Raises ProblemsFound as load_recipe does."""
     recipe, problems = _built(values, where, {})
     if problems:
@@ -197,7 +198,7 @@ def build_recipe(values: dict[str, Any], where: str) -> Recipe:
     return recipe
 
 
-def _built(values: dict[str, Any], where: str, timings: Mapping[str, Timing]) -> tuple[Recipe, list[str]]:
+def _built(values: JsonRow, where: str, timings: Mapping[str, Timing]) -> tuple[Recipe, list[str]]:
     head_values = {key: value for key, value in values.items() if key in RecipeHead.model_fields}
     head_values.setdefault("name", Path(where).parent.name or "run")
     head: RecipeHead = validate(RecipeHead, head_values, where)
@@ -244,7 +245,7 @@ def _timings_beside(path: Path) -> dict[str, Timing]:
         raise ConfigError(f"{table}: cannot be read ({error}). `rlt timings RUN` prints such a table.") from error
 
 
-def _told(check: Any, *arguments: Any) -> list[str]:
+def _told(check: Callable[..., object], *arguments: object) -> list[str]:
     """What `check` refuses, as lines."""
     try:
         check(*arguments)
@@ -268,9 +269,9 @@ def _near(word: str, known: Collection[str], cutoff: float = 0.6, prefix: str = 
     return f" (did you mean {' or '.join(prefix + one for one in near)}?)" if near else ""
 
 
-def _expand(values: Mapping[str, Any], head: RecipeHead, problems: list[str]) -> dict[str, dict[str, Any]]:
+def _expand(values: JsonMap, head: RecipeHead, problems: list[str]) -> dict[str, JsonRow]:
     """Step name -> its keys with `stage`, variants expanded, in the order of the recipe; mistakes join `problems`."""
-    expanded: dict[str, dict[str, Any]] = {}
+    expanded: dict[str, JsonRow] = {}
     for name, raw in values.items():
         if name in RecipeHead.model_fields:
             continue
@@ -281,7 +282,7 @@ def _expand(values: Mapping[str, Any], head: RecipeHead, problems: list[str]) ->
     return expanded
 
 
-def _expanded_step(name: str, raw: Any, head: RecipeHead, expanded: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _expanded_step(name: str, raw: object, head: RecipeHead, expanded: JsonMap) -> dict[str, JsonRow]:
     stage = raw.get("stage", name) if isinstance(raw, dict) else name
     if stage in MOVED and stage not in STAGES:
         raise ConfigError(f"step `{name}`: {MOVED[stage]}.")
@@ -320,7 +321,7 @@ def _check_name(name: str, where: str) -> None:
         raise ConfigError(f"{where}: the run's folder has a `{name}` of its own. Choose another name.")
 
 
-def _variants(each: Any, expanded: Mapping[str, Any], where: str) -> dict[str, Any] | None:
+def _variants(each: object, expanded: JsonMap, where: str) -> JsonRow | None:
     if each is None:
         return None
     if isinstance(each, str):
@@ -338,10 +339,10 @@ def _variants(each: Any, expanded: Mapping[str, Any], where: str) -> dict[str, A
 
 def _step(
     name: str,
-    raw: dict[str, Any],
+    raw: JsonRow,
     head: RecipeHead,
     seed: int | None,
-    expanded: Mapping[str, Any],
+    expanded: JsonMap,
     problems: list[str],
 ) -> list[Step]:
     """The step, in a list; an empty one where it has mistakes, which join `problems`."""
@@ -379,7 +380,7 @@ def _step(
     return [Step(name, stage, seed, config, tuple(one for one in names if one in after))]
 
 
-def _check_report(config: ReportConfig, expanded: Mapping[str, dict[str, Any]], where: str) -> None:
+def _check_report(config: ReportConfig, expanded: Mapping[str, JsonRow], where: str) -> None:
     """Raises ConfigError for a name in a report that no step, variant or arm has: it would silently be left out."""
 
     def check(key: str, name: str, known: Collection[str]) -> None:
@@ -444,7 +445,7 @@ def _resolve(value: Any, path_of: Any) -> Any:
     return value
 
 
-def _fill(value: Any, names: Mapping[str, Any]) -> Any:
+def _fill(value: Any, names: JsonMap) -> Any:
     if isinstance(value, str):
         for key, text in names.items():
             value = value.replace("{" + key + "}", str(text))
@@ -474,7 +475,7 @@ def _beside(value: Any, folder: Path) -> Any:
     return value
 
 
-def deep_merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def deep_merge(under: JsonMap, over: JsonMap) -> JsonRow:
     """`under` with `over` laid on top; mappings are merged, everything else is replaced.
 
     `data: FILE` under `data: {on_invalid: skip}` is merged as `data: {path: FILE}`.

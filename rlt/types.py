@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 JsonRow = dict[str, Any]
 """One row of a file: column -> what JSON can hold."""
+
+JsonMap = Mapping[str, Any]
+"""The same to be read only: a state, metrics, or options for another library."""
 
 
 @dataclass(frozen=True, slots=True)

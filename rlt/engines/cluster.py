@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from rlt.errors import ConfigError, DependencyError, RltError, RunError
+from rlt.types import JsonRow
 
 Job = TypeVar("Job")
 Answer = TypeVar("Answer")
@@ -119,7 +120,7 @@ class _Member:
 
     actor: Ray
     stream: Ray
-    held: dict[Hashable, Any] = field(default_factory=dict)
+    held: dict[Hashable, object] = field(default_factory=dict)
     ended: bool = False
 
 
@@ -302,7 +303,7 @@ def cluster(ray: Ray, address: str, workers: int) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    options: JsonRow = {"log_to_driver": False, "logging_level": "ERROR"}
     if address == "local":
         options |= {"address": "local", "num_cpus": workers, "include_dashboard": False}
     else:

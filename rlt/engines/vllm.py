@@ -82,7 +82,7 @@ class VllmEngine:
         return Completion(request.key, text, reason, prompt_tokens, len(kept), tuple(kept), total, seed)
 
 
-class _InVllm(InFlight[str, Any]):
+class _InVllm(InFlight[str, object]):
     """Requests in flight in vLLM's scheduler, each a number as text."""
 
     def __init__(self, engine: VllmEngine, sampling: Sampling) -> None:

@@ -7,10 +7,10 @@ import os
 import socket
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from rlt.errors import ModelError
+from rlt.types import JsonRow
 
 PATIENCE = 1.5  # seconds to reach the hub; transformers itself tries for most of a minute
 
@@ -20,7 +20,7 @@ def is_folder_name(model: str) -> bool:
     return Path(model).exists() or model.startswith((".", "/", "~")) or model.count("/") > 1
 
 
-def config_here(model: str) -> dict[str, Any] | None:
+def config_here(model: str) -> JsonRow | None:
     """A model's config.json, from its folder or the hub's cache; None for a repository that is not in the cache.
 
     Raises ModelError for what is not a model folder, and for a config.json that cannot be read.

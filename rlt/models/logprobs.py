@@ -303,7 +303,7 @@ def _forward(
 class _Hooks:
     """Forward hooks that stay until `close`."""
 
-    def __init__(self, hooks: Sequence[tuple[nn.Module, Callable[..., Any]]]) -> None:
+    def __init__(self, hooks: Sequence[tuple[nn.Module, Callable[..., object]]]) -> None:
         self._handles = [module.register_forward_hook(hook) for module, hook in hooks]
 
     def close(self) -> None:

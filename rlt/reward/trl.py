@@ -23,7 +23,7 @@ from rlt.reward.sampled import sampled_explanations
 from rlt.reward.scoring import RewardEngine
 from rlt.reward.students import Scorer, load_students, open_students
 from rlt.text.formats import Format, load_format, teacher_prompt
-from rlt.types import Explanation, Problem
+from rlt.types import Explanation, JsonRow, Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -79,15 +79,15 @@ class TeacherReward:
             self.fmt, options, teacher_tokenizer=tokenizer, seed=seed,
         )  # fmt: skip
         self._ends = {*end_ids, tokenizer.eos_token_id, tokenizer.pad_token_id} - {None}
-        self.last_samples: list[dict[str, Any]] = []
+        self.last_samples: list[JsonRow] = []
         self.last_rows: list[ScoredRow] = []
         self.policy_head: Head | None = None
         """The policy's output layer for the estimator `exact`, set by the trainer (TRL hands on only lists)."""
 
     def __call__(
         self,
-        prompts: Sequence[Any],
-        completions: Sequence[Any],
+        prompts: Sequence[object],
+        completions: Sequence[object],
         completion_ids: Sequence[Sequence[int]],
         *,
         question: Sequence[str] | None = None,
@@ -97,7 +97,7 @@ class TeacherReward:
         policy_logprobs: Sequence[torch.Tensor] | None = None,
         policy_hidden: Sequence[torch.Tensor] | None = None,
         log_metric: Callable[[str, float], None] | None = None,
-        **others: Any,
+        **others: object,
     ) -> list[float | None]:
         """The reward of each completion, in order, or None.
 
@@ -154,7 +154,7 @@ class TeacherReward:
         """Close the connections to served students, and end the graders' processes."""
         self.engine.close()
 
-    def metrics(self, prompts: Sequence[Any], items: dict[int, Explanation]) -> dict[str, float]:
+    def metrics(self, prompts: Sequence[object], items: dict[int, Explanation]) -> dict[str, float]:
         """Means of the last call's parts, their spread inside groups of one prompt, and shares of what went wrong.
 
         On the sample with placebos: the lifts, and `r_ss_empty` and `r_ss_shuffled`, which the placebos earn.
@@ -194,7 +194,7 @@ class TeacherReward:
         chosen = sorted({i * len(items) // count for i in range(count)})  # spread over the questions of the batch
         return with_placebos(self.engine, items, scored, {i: next_text(items, scored, i) for i in chosen})
 
-    def _spread(self, prompts: Sequence[Any], name: str) -> float | None:
+    def _spread(self, prompts: Sequence[object], name: str) -> float | None:
         groups: dict[str, list[float]] = defaultdict(list)
         for prompt, row in zip(prompts, self.last_rows, strict=True):
             value = getattr(row.parts, name)
@@ -209,7 +209,7 @@ class TeacherReward:
         step = max(1, total // count) if count else 1
         return range(0, count * step, step)
 
-    def _samples(self, items: dict[int, Explanation]) -> list[dict[str, Any]]:
+    def _samples(self, items: dict[int, Explanation]) -> list[JsonRow]:
         places = list(items)
         chosen = [places[i] for i in self._sampled(len(items))]
         return [

@@ -228,7 +228,7 @@ class _State:
             raise HTTPException(500 if self.error else 503, self.error or "the students are being loaded")
         return self.service
 
-    async def body(self, request: Request) -> dict[str, Any]:
+    async def body(self, request: Request) -> JsonRow:
         """The JSON object of a request of bounded size."""
         self.ready()
         limit, sent = 6 * self.config.max_characters + OVERHEAD, 0
@@ -250,7 +250,7 @@ class _State:
             raise DataError("the body must be a JSON object")
         return body
 
-    def submit(self, rows: Sequence[Any]) -> list[Future[ScoredRow]]:
+    def submit(self, rows: Sequence[object]) -> list[Future[ScoredRow]]:
         """A future for each row. A row that cannot be read gets its own error; raises DataError if no row can be read."""
         service = self.ready()
         if not 0 < len(rows) <= self.config.max_rows:
@@ -315,14 +315,14 @@ async def _as_done(request: Request, futures: list[Future[ScoredRow]]) -> AsyncI
             one.cancel()
 
 
-def _listed(body: dict[str, Any], name: str) -> list[str]:
+def _listed(body: JsonRow, name: str) -> list[str]:
     values = body.get(name)
     if not isinstance(values, list) or (name != "labels" and not all(isinstance(value, str) for value in values)):
         raise DataError(f"`{name}` must be a list of texts")
     return values
 
 
-def _text(body: dict[str, Any], name: str) -> str:
+def _text(body: JsonRow, name: str) -> str:
     value = body.get(name)
     if not isinstance(value, str):
         raise DataError(f"row 0: `{name}` must be a text")

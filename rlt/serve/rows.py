@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -16,7 +16,7 @@ from rlt.errors import DataError, ScoringError
 from rlt.reward.items import Side
 from rlt.reward.sampled import sampled_explanations
 from rlt.text.formats import Format
-from rlt.types import Explanation, Problem
+from rlt.types import Explanation, JsonMap, JsonRow, Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,7 +52,7 @@ class Reader:
     estimator: str
     max_characters: int
 
-    def read(self, row: Any, number: int) -> tuple[Explanation, Side | None]:
+    def read(self, row: object, number: int) -> tuple[Explanation, Side | None]:
         """What is scored for a row; raises DataError, naming the row (from 0) and the field."""
         where = f"row {number}"
         try:
@@ -119,7 +119,7 @@ class Reader:
             )
 
 
-def label_row(label: Any, completion: str, where: str) -> dict[str, Any]:
+def label_row(label: object, completion: str, where: str) -> JsonRow:
     """The row for an engine whose contract has only a `label`: a JSON object with `question` and `solution` in it.
 
     Raises DataError for any other label.
@@ -143,7 +143,7 @@ def after_prompt(query: str, prompt: str, where: str) -> str:
     return query[len(prompt) :]
 
 
-def policy_tokens(output: Sequence[Mapping[str, Any]], where: str) -> dict[str, Any]:
+def policy_tokens(output: Sequence[JsonMap], where: str) -> JsonRow:
     """`token_ids` and `logprobs` of a NeMo Gym response whose `output` carries them; empty where it does not."""
     carrying = [item for item in output if item.get("generation_token_ids") is not None]
     if not carrying:

@@ -5,8 +5,8 @@ GRPO on correctness, by TRL's trainer as it is (paper, section 4: three reward l
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any
 
 from rlt.config import ColdstartConfig
 from rlt.errors import DataError
@@ -20,9 +20,13 @@ from rlt.training.cards import finish_model
 from rlt.training.examples import end_ids, fit_prompts, read_text
 from rlt.training.loop import MetricsFile, ResumablePrompts, run_trainer
 from rlt.training.lora import peft_config
+from rlt.types import JsonRow
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # The paper does not give settings for this stage; these are those of its teacher RL, with TRL's group size.
-DEFAULTS: dict[str, Any] = {
+DEFAULTS: JsonRow = {
     "learning_rate": 1e-6, "lr_scheduler_type": "constant", "max_steps": 125, "temperature": 0.7, "top_k": 0,
     "max_completion_length": 16384, "beta": 0.0, "loss_type": "grpo", "logging_steps": 1, "save_strategy": "steps",
     "save_steps": 25,
@@ -88,7 +92,7 @@ class CorrectnessReward:
         self,
         graders: GraderPool,
         fmt: Format,
-        tokenizer: Any,
+        tokenizer: PreTrainedTokenizerBase,
         rewards: tuple[float, float, float],
         ends: Collection[int],
     ) -> None:
@@ -101,8 +105,8 @@ class CorrectnessReward:
         completion_ids: list[list[int]],
         question: list[str],
         answer: list[str],
-        log_metric: Any = None,
-        **others: Any,
+        log_metric: Callable[[str, float], None] | None = None,
+        **others: object,
     ) -> list[float]:
         # Decoded here: TRL drops special tokens, and tags may be special tokens.
         texts = [decode(self.tokenizer, [i for i in ids if i not in self.ends]) for ids in completion_ids]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from contextlib import closing
-from typing import Any
 
 from rlt.config import TrainConfig
 from rlt.errors import ConfigError
@@ -14,9 +13,10 @@ from rlt.training.cards import finish_model
 from rlt.training.examples import end_ids, fit_prompts, read_text
 from rlt.training.loop import MetricsFile, run_trainer
 from rlt.training.lora import peft_config
+from rlt.types import JsonRow
 
 # Published teacher RL (SakanaAI/RLT 86a3f5c, run_cfg): every number of PAPER.md, section 4, that TRL has an option for.
-DEFAULTS: dict[str, Any] = {
+DEFAULTS: JsonRow = {
     "learning_rate": 1e-6, "lr_scheduler_type": "constant", "weight_decay": 0.0, "max_grad_norm": 1.0, "max_steps": 125,
     "num_generations": 64, "temperature": 0.7, "top_p": 1.0, "top_k": 0, "max_completion_length": 16384, "beta": 0.04,
     "loss_type": "grpo", "scale_rewards": "group", "num_iterations": 1, "ref_model_sync_steps": 32,
@@ -77,7 +77,7 @@ def run(config: TrainConfig) -> Result:
     return finish_model(folder, config.model, config.data.path, numbers)
 
 
-def _last_metrics(history: list[dict[str, Any]]) -> dict[str, float]:
+def _last_metrics(history: list[JsonRow]) -> dict[str, float]:
     rewards = [row["reward"] for row in history if "reward" in row]
     if not rewards:
         return {}

@@ -7,10 +7,10 @@ import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Protocol
 
 from rlt.errors import ConfigError
-from rlt.types import Problem
+from rlt.types import JsonRow, Problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class GeneratedTask(Task, Protocol):
     MIXTURES: dict[str, dict[str, float]]
     """Name of a mixture of experts -> the share of each kind."""
 
-    def generate(self, count: int, seed: int, options: dict[str, Any], exclude: Iterable[str] = ()) -> list[Problem]:
+    def generate(self, count: int, seed: int, options: JsonRow, exclude: Iterable[str] = ()) -> list[Problem]:
         """`count` problems with distinct questions, none of which is in `exclude`; same seed, same problems."""
         ...
 

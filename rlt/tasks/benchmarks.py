@@ -20,6 +20,7 @@ from rlt.data.problems import problem_of, rows_of
 from rlt.data.rows import ROW_FILES
 from rlt.errors import ConfigError, DataError
 from rlt.tasks import load_task
+from rlt.types import JsonRow
 
 SHIPPED_BENCHMARKS = resources.files("rlt") / "shipped" / "benchmarks"
 
@@ -102,7 +103,7 @@ class Generated(Config):
     """Number of questions."""
     seed: int
     """Seed of the generator."""
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: JsonRow = Field(default_factory=dict)
     """Options of the generator."""
 
 
@@ -262,7 +263,7 @@ def _questions(benchmark: Benchmark, data: str | None) -> Iterator[Question]:
             yield _question(benchmark, row, where, str(number))
 
 
-def _question(benchmark: Benchmark, row: dict[str, Any], where: str, default_id: str) -> Question:
+def _question(benchmark: Benchmark, row: JsonRow, where: str, default_id: str) -> Question:
     row = {**row, **{ours: row[theirs] for ours, theirs in benchmark.columns.items() if theirs in row}}
     if benchmark.choices:
         row = _with_choices(benchmark.choices, row, where, str(row.get("id", default_id)))
@@ -302,7 +303,7 @@ def _boxed_answer(solution: str) -> str | None:
     return extract(solution)
 
 
-def _with_choices(choices: Choices, row: dict[str, Any], where: str, key: str) -> dict[str, Any]:
+def _with_choices(choices: Choices, row: JsonRow, where: str, key: str) -> JsonRow:
     if choices.right not in row and "answer" in row:
         return row  # laid out already: `question` with its choices, and the letter as `answer`
     columns = ("question", choices.right, *choices.wrong)

@@ -15,11 +15,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 from rlt.errors import ConfigError
 from rlt.tasks import Verdict
-from rlt.types import Problem
+from rlt.types import JsonRow, Problem
 
 CHEAP = True  # graded in this process: a small parser, linear in the text
 
@@ -49,9 +48,7 @@ class Step:
 # -- problems ----------------------------------------------------------------------------------------------------------
 
 
-def generate(
-    count: int, seed: int, options: dict[str, Any] | None = None, exclude: Iterable[str] = ()
-) -> list[Problem]:
+def generate(count: int, seed: int, options: JsonRow | None = None, exclude: Iterable[str] = ()) -> list[Problem]:
     """`count` solvable problems with distinct questions, none of which is in `exclude`.
 
     Options: `numbers`, how many are given, a number or [fewest, most] (4); `largest`, the largest of them (25);
@@ -78,7 +75,7 @@ def generate(
     raise ConfigError(f"countdown: there are not {count} different questions with these options.")
 
 
-def _options(options: dict[str, Any]) -> tuple[int, int, int, int]:
+def _options(options: JsonRow) -> tuple[int, int, int, int]:
     numbers = options.get("numbers", 4)
     low, high = numbers if isinstance(numbers, Sequence) else (numbers, numbers)
     largest, spare = options.get("largest", 25), options.get("spare", 0)

@@ -18,11 +18,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from rlt.errors import RltError
 from rlt.tasks import Task, Verdict, load_task
 from rlt.text.formats import Format
+from rlt.types import JsonRow
 
 MEMORY_LIMIT = 4 << 30  # bytes of address space for one grader's process
 START_LIMIT = 120.0  # seconds until a new process must be ready
@@ -95,7 +95,7 @@ class GraderPool:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _run(self, what: str, items: Sequence[Sequence[str]]) -> Iterable[tuple[int, dict[str, Any]]]:
+    def _run(self, what: str, items: Sequence[Sequence[str]]) -> Iterable[tuple[int, JsonRow]]:
         waiting = deque(range(len(items)))
         while len(self._processes) < min(self.workers, len(items)):
             self._processes.append(_Process(self.task, self.timeout))
@@ -107,7 +107,7 @@ class GraderPool:
 
     def _dispatch(
         self, what: str, items: Sequence[Sequence[str]], waiting: deque[int]
-    ) -> Iterable[tuple[int, dict[str, Any]]]:
+    ) -> Iterable[tuple[int, JsonRow]]:
         busy: dict[_Process, int] = {}
         failed_starts = 0
         with selectors.DefaultSelector() as selector:
@@ -155,7 +155,7 @@ class GraderPool:
 
 
 _FAILED = Verdict(False, None, "not graded")
-_PARTIAL: dict[str, Any] = {}
+_PARTIAL: JsonRow = {}
 
 
 class _Process:
@@ -188,7 +188,7 @@ class _Process:
             return False
         return True
 
-    def receive(self) -> dict[str, Any] | None:
+    def receive(self) -> JsonRow | None:
         """The next reply; `_PARTIAL` where its line is not whole yet, None where the process has ended."""
         data = os.read(self.output.fileno(), 1 << 20)
         if not data:
@@ -196,7 +196,7 @@ class _Process:
         self._received += data
         if not self._received.endswith(b"\n"):
             return _PARTIAL
-        reply: dict[str, Any] = json.loads(self._received)
+        reply: JsonRow = json.loads(self._received)
         self._received = b""
         self.ready = True
         return reply
@@ -229,7 +229,7 @@ def serve(task: str, timeout: float) -> None:
         signal.alarm(0)
 
 
-def _reply(module: Task, what: str, item: list[str]) -> dict[str, Any]:
+def _reply(module: Task, what: str, item: list[str]) -> JsonRow:
     try:
         if what == "check":
             return {"reason": module.check_answer(item[0], item[1])}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
 from typing import Any
 
 from rlt.config import DistillConfig, ModelOptions, StageConfig, WarmupConfig
@@ -12,11 +11,10 @@ from rlt.errors import ConfigError, ProblemsFound
 from rlt.training.cards import UPLOAD
 from rlt.training.lora import peft_config
 from rlt.training.options import trainer_problems
+from rlt.types import JsonMap, JsonRow
 
 
-def trainer_arguments(
-    kind: type, stage: str, config: StageConfig, options: Mapping[str, Any], defaults: Mapping[str, Any]
-) -> Any:
+def trainer_arguments(kind: type, stage: str, config: StageConfig, options: JsonMap, defaults: JsonMap) -> Any:
     """TRL's `kind` (SFTConfig, GRPOConfig) from the recipe's `trainer` options, as they are, over `defaults` of the stage.
 
     rlt adds the output folder, the seed, and what a CPU needs (no bfloat16, no checkpointing of activations).
@@ -29,7 +27,7 @@ def trainer_arguments(
     wrong = trainer_problems(options, kind.__module__, kind.__name__)
     if wrong:
         raise ProblemsFound(stage, wrong)
-    ours: dict[str, Any] = {
+    ours: JsonRow = {
         "seed": config.seed, "report_to": "none", "disable_tqdm": os.environ.get("RLT_QUIET") == "1",
         "save_total_limit": 2, "logging_nan_inf_filter": False, **defaults,
     }  # fmt: skip
@@ -45,7 +43,7 @@ def trainer_arguments(
         raise ConfigError(f"{stage}: `trainer`: {error}") from error
 
 
-def loading(options: ModelOptions) -> dict[str, Any]:
+def loading(options: ModelOptions) -> JsonRow:
     """The trainer's `model_init_kwargs`. `dtype` `auto` means float32 here: small updates vanish in bfloat16."""
     dtype = "float32" if options.dtype == "auto" else options.dtype
     return {
@@ -82,7 +80,7 @@ def sampling_context(arguments: Any, context: int | None) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def supervised_arguments(stage: str, config: WarmupConfig | DistillConfig, defaults: Mapping[str, Any]) -> Any:
+def supervised_arguments(stage: str, config: WarmupConfig | DistillConfig, defaults: JsonMap) -> Any:
     """TRL's SFTConfig for a stage. It saves a checkpoint every 100 steps and logs every 10."""
     from trl import SFTConfig
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from rlt.data.rows import write_text
 from rlt.errors import RunError
 from rlt.outputs import Result, StageFolder, is_main_process, versions, writing
 from rlt.text.formats import DEFAULT_FORMAT
+from rlt.types import JsonMap, JsonRow
 
 PAPER = "https://arxiv.org/abs/2506.08388"
 _WHAT = {
@@ -28,7 +28,7 @@ UPLOAD = ("push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision", "hu
 _PRIVATE = ["checkpoint-*", ".*", "*.bin", "*.pt", "samples.jsonl", "stage.json"]
 
 
-def finish_model(folder: StageFolder, base: str | None, data: str | None, metrics: Mapping[str, Any]) -> Result:
+def finish_model(folder: StageFolder, base: str | None, data: str | None, metrics: JsonMap) -> Result:
     """The stage's Result, once its card is written and, with `trainer.push_to_hub`, its folder uploaded."""
     with writing(folder.path):
         write_model_card(folder, base, data, metrics)
@@ -46,7 +46,7 @@ def upload(folder: StageFolder) -> None:
         return
     from huggingface_hub import HfApi
 
-    options: dict[str, Any] = getattr(folder.config, "trainer", {})
+    options: JsonRow = getattr(folder.config, "trainer", {})
     with _hub_errors(folder, repository):
         HfApi().upload_folder(
             repo_id=repository, folder_path=folder.path, commit_message=f"rlt {folder.stage}",
@@ -56,7 +56,7 @@ def upload(folder: StageFolder) -> None:
 
 def open_repository(folder: StageFolder) -> str | None:
     """Id of this model's repository on the hub, created if needed; None without `push_to_hub` and on other processes."""
-    options: dict[str, Any] = getattr(folder.config, "trainer", {})
+    options: JsonRow = getattr(folder.config, "trainer", {})
     if not options.get("push_to_hub") or not is_main_process():
         return None
     from huggingface_hub import HfApi
@@ -80,7 +80,7 @@ def _hub_errors(folder: StageFolder, repository: str) -> Iterator[None]:
         ) from error
 
 
-def write_model_card(folder: StageFolder, base: str | None, data: str | None, metrics: Mapping[str, Any]) -> Path:
+def write_model_card(folder: StageFolder, base: str | None, data: str | None, metrics: JsonMap) -> Path:
     """The path of README.md, written by the main process: front matter for the hub, configuration, data, metrics, paper."""
     front = ["library_name: transformers", "pipeline_tag: text-generation", f"tags: [rlt, {folder.stage}]"]
     if base and not Path(base).exists():

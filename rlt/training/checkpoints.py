@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlt.data.rows import write_text
 from rlt.outputs import writing
+from rlt.types import JsonRow
 
 if TYPE_CHECKING:
     import torch
@@ -27,10 +28,10 @@ class WholeCheckpoints(_Trainer):
     count of tokens, and the sums behind the means that are logged next.
     """
 
-    _running: dict[str, Any] | None = None
-    _metrics: dict[str, Any]  # TRL's
+    _running: JsonRow | None = None
+    _metrics: JsonRow  # TRL's
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+    def _save_checkpoint(self, model: torch.nn.Module, trial: object) -> None:
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
         try:
@@ -69,7 +70,7 @@ class WholeCheckpoints(_Trainer):
             self._running = None
         return super().training_step(*args, **kwargs)
 
-    def _resume_means(self, running: dict[str, Any]) -> None:
+    def _resume_means(self, running: JsonRow) -> None:
         # Only here: transformers zeroes them after it has loaded the checkpoint.
         losses, rank = running["loss"], self.accelerator.process_index
         # On another number of ranks each gets the mean: what is logged is the mean over ranks.

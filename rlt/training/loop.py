@@ -18,6 +18,7 @@ from rlt.training.cards import open_repository
 from rlt.training.checkpoints import WholeCheckpoints, discard_incomplete, last_checkpoint
 from rlt.training.examples import Example, Text, listed
 from rlt.training.lora import peft_config, save_whole
+from rlt.types import JsonMap, JsonRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer, TrainerControl, TrainerState, TrainingArguments
@@ -27,7 +28,7 @@ METRICS_FILE = "metrics.jsonl"
 
 def train_supervised(
     folder: StageFolder, config: WarmupConfig | DistillConfig, arguments: Any, text: Text, examples: Sequence[Example]
-) -> dict[str, Any]:
+) -> JsonRow:
     """Metrics after TRL's SFTTrainer has learned the examples' learned positions; resumes from the last checkpoint.
 
     The final model is saved in the stage's folder. Its generation configuration names the end of a turn, so that every
@@ -52,7 +53,7 @@ def train_supervised(
 # -- running -------------------------------------------------------------------------------------------------------------------
 
 
-def run_trainer(trainer: Trainer, folder: StageFolder, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def run_trainer(trainer: Trainer, folder: StageFolder, tokenizer: PreTrainedTokenizerBase) -> JsonRow:
     """Metrics of the finished training; resumes from the last complete checkpoint in the stage's folder.
 
     Raises ModelError for NaN or infinite weights before the first step, and RunError for a full disk.
@@ -120,7 +121,7 @@ class MetricsFile(TrainerCallback):
         self.files = [self.path, *(Path(folder) / name for name in also)]
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         if not state.is_world_process_zero:
             return
@@ -131,7 +132,12 @@ class MetricsFile(TrainerCallback):
             write_rows(path, (row for _, row in read_rows(path) if row["step"] <= last))
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: JsonMap | None = None,
+        **kwargs: object,
     ) -> None:
         if logs and not math.isfinite(float(logs.get("loss", 0.0))):
             raise RunError(
@@ -149,7 +155,9 @@ class _Progress(TrainerCallback):
     def __init__(self) -> None:
         self.bar: Any = None
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         from tqdm import tqdm
 
         if state.is_world_process_zero:
@@ -157,16 +165,27 @@ class _Progress(TrainerCallback):
                 total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True, leave=False
             )
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         if self.bar is not None:
             self.bar.update(state.global_step - self.bar.n)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: JsonMap | None = None,
+        **kwargs: object,
+    ) -> None:
         if self.bar is not None and logs:
             shown = {key: f"{float(logs[key]):.3g}" for key in ("loss", "reward") if key in logs}
             self.bar.set_postfix(shown)
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         if self.bar is not None:
             self.bar.close()
             self.bar = None

@@ -9,11 +9,13 @@ import ast
 import difflib
 import importlib.util
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
+
+from rlt.types import JsonMap
 
 TRAINERS = {
     "pretrain": ("transformers.training_args", "TrainingArguments"),
@@ -82,7 +84,7 @@ REFUSED_IN_GENERATION = {
 ENGINE_EXTRAS = ("attn_implementation",)
 
 
-def trainer_problems(options: Mapping[str, Any], module: str, kind: str) -> list[str]:
+def trainer_problems(options: JsonMap, module: str, kind: str) -> list[str]:
     """What is wrong with a recipe's `trainer` options, one line each: `kind` (of `module`) has no such option, the value
     is of another type, or rlt refuses it.
     """
@@ -114,19 +116,19 @@ def trainer_problems(options: Mapping[str, Any], module: str, kind: str) -> list
     return [line for line in lines if line is not None]
 
 
-def peft_problems(options: Mapping[str, Any]) -> list[str]:
+def peft_problems(options: JsonMap) -> list[str]:
     """What is wrong with a recipe's `peft` options, one line each; none can be found where peft is not installed."""
     return fields_problems("peft", options, "peft.tuners.lora.config", "LoraConfig")
 
 
-def fields_problems(key: str, values: Mapping[str, Any], module: str, kind: str) -> list[str]:
+def fields_problems(key: str, values: JsonMap, module: str, kind: str) -> list[str]:
     """What is wrong with values that become a `kind` of `module`, one line each."""
     known = fields_of(module, kind)
     lines = [_problem(key, name, value, known, kind) for name, value in values.items() if known]
     return [line for line in lines if line is not None]
 
 
-def engine_problems(engine: str, options: Mapping[str, Any], model: Mapping[str, Any] | None) -> list[str]:
+def engine_problems(engine: str, options: JsonMap, model: JsonMap | None) -> list[str]:
     """Unknown `engine_options` of an engine, one line each.
 
     `model`: its config.json, whose keys transformers takes too; where it is not known (None) a name is only unknown if
@@ -150,7 +152,7 @@ def engine_problems(engine: str, options: Mapping[str, Any], model: Mapping[str,
     return [f"`engine_options.{name}`: {_unknown(name, known, whose)}" for name in unknown]
 
 
-def _problem(key: str, name: str, value: Any, known: Mapping[str, Field], kind: str) -> str | None:
+def _problem(key: str, name: str, value: object, known: Mapping[str, Field], kind: str) -> str | None:
     if name not in known:
         return f"`{key}.{name}`: {_unknown(name, known, kind)}"
     field = known[name]
@@ -163,7 +165,7 @@ def _problem(key: str, name: str, value: Any, known: Mapping[str, Field], kind: 
     return f"`{key}.{name}`: expected {field.written}, got {value!r}."
 
 
-def _unknown(name: str, known: Any, whose: str) -> str:
+def _unknown(name: str, known: Iterable[str], whose: str) -> str:
     near = difflib.get_close_matches(name, known, n=2)
     return f"unknown option of {whose}" + (f" (did you mean {' or '.join(near)}?)" if near else "") + "."
 
@@ -182,7 +184,7 @@ class Field:
     type: Any
     choices: tuple[str, ...] = ()
 
-    def accepts(self, value: Any) -> bool:
+    def accepts(self, value: object) -> bool:
         """Whether the value, as YAML gives it, is of the field's type; no conversions but whole numbers for float."""
         from pydantic import TypeAdapter, ValidationError
 
@@ -250,7 +252,7 @@ class _Names(dict[str, Any]):
         return Literal[values] if values else Any
 
 
-def _enum_values(module: str, name: str) -> tuple[Any, ...]:
+def _enum_values(module: str, name: str) -> tuple[object, ...]:
     found = _find(module, name)
     if found is None or not any(isinstance(base, ast.Name) and base.id.endswith("Enum") for base in found[1].bases):
         return ()

@@ -27,6 +27,7 @@ from rlt.reward.trl import TeacherReward
 from rlt.training.checkpoints import WholeCheckpoints
 from rlt.training.loop import ResumablePrompts
 from rlt.training.trimming import TrimmedPadding
+from rlt.types import JsonRow
 
 REFERENCE_FOLDER = "reference"
 SAMPLES_FILE = "samples.jsonl"
@@ -91,9 +92,9 @@ class TeacherTrainer(ResumablePrompts, TrimmedPadding, WholeCheckpoints, GRPOTra
 
     def _calculate_rewards(
         self,
-        inputs: list[dict[str, Any]],
-        prompts: list[Any],
-        completions: list[Any],
+        inputs: list[JsonRow],
+        prompts: list[object],
+        completions: list[object],
         completion_ids_list: list[list[int]],
     ) -> torch.Tensor:
         rows = inputs
@@ -149,7 +150,7 @@ class TeacherTrainer(ResumablePrompts, TrimmedPadding, WholeCheckpoints, GRPOTra
 
     # -- a sampler that lost the weights -----------------------------------------------------------------------------------
 
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+    def _generate_and_score_completions(self, inputs: list[JsonRow]) -> JsonRow:
         output = super()._generate_and_score_completions(inputs)
         if self.sync_threshold is not None and "sampling_per_token_logps" in output:
             ours = output.get("old_per_token_logps")
@@ -208,7 +209,7 @@ class TeacherTrainer(ResumablePrompts, TrimmedPadding, WholeCheckpoints, GRPOTra
 
 
 @contextlib.contextmanager
-def evaluating(model: Any) -> Iterator[None]:
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
     """While open, the model's dropout is off."""
     training = model.training
     model.eval()

@@ -19,6 +19,7 @@ from byte_models import byte_tokenizer, save, tiny_model  # noqa: E402
 
 from rlt.config import CollectConfig, EngineOptions, EvaluateConfig, ScoreConfig  # noqa: E402
 from rlt.data.rows import read_rows, write_rows  # noqa: E402
+from rlt.engines import cluster as on_cluster  # noqa: E402
 from rlt.engines.base import Request, Sampling  # noqa: E402
 from rlt.engines.build import build_engine  # noqa: E402
 from rlt.engines.cluster import Pool, cluster, import_ray, spread  # noqa: E402
@@ -97,17 +98,28 @@ def test_a_defect_in_a_job_comes_back_with_its_traceback():
         list(spread(lambda: lambda job: 1 // job, [0], address="local", workers=1))
 
 
-def test_what_is_under_way_comes_before_an_error_and_what_waits_is_not_begun(tmp_path):
-    begun = str(tmp_path / "begun")
+def telling_worker(mark: str):
+    """The worker of an actor, which writes `mark` once it has taken back what was given to it and not begun."""
+
+    class Telling(on_cluster._Worker):
+        def end(self) -> None:
+            super().end()
+            Path(mark).write_text("")
+
+    return Telling
+
+
+def test_what_is_under_way_comes_before_an_error_and_what_waits_is_not_begun(tmp_path, monkeypatch):
+    begun, ended = str(tmp_path / "begun"), str(tmp_path / "ended")
+    monkeypatch.setattr(on_cluster, "_Worker", telling_worker(ended))
 
     def make():
         def work(job: int) -> int:
             if job == 0:
-                while not Path(begun).exists():
-                    time.sleep(0.01)
+                wait_for(begun)
                 raise ScoringError("no token left")
             Path(begun).write_text("")
-            time.sleep(1)
+            wait_for(ended)
             return job
 
         return work
@@ -116,6 +128,11 @@ def test_what_is_under_way_comes_before_an_error_and_what_waits_is_not_begun(tmp
     with pytest.raises(ScoringError, match=r"^no token left$"):
         answers.extend(spread(make, range(20), address="local", workers=2))
     assert len(answers) == 1  # of the other worker, which had a second job waiting
+
+
+def wait_for(path: str) -> None:
+    while not Path(path).exists():
+        time.sleep(0.01)
 
 
 @pytest.fixture
