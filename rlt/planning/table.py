@@ -236,13 +236,13 @@ def _models(step: StepPlan) -> str:
 
 def _narrowed(head: Sequence[str], rows: Sequence[Sequence[str]], width: int = 100) -> list[list[str]]:
     """The rows with models, then names of steps, shortened until the table is at most `width` wide."""
-    rows = [list(row) for row in rows]
+    narrowed = [list(row) for row in rows]
     for column, least in ((1, 10), (0, 12)):
-        widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+        widths = [max(len(row[i]) for row in [head, *narrowed]) for i in range(len(head))]
         room = widths[column] - max(0, sum(widths) + 2 * (len(widths) - 1) - width)
-        for row in rows:
+        for row in narrowed:
             row[column] = _shortened(row[column], max(least, room))
-    return rows
+    return narrowed
 
 
 def _section(title: str, lines: Sequence[str]) -> str:
