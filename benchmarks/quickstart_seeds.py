@@ -120,7 +120,7 @@ def main() -> None:
         for seed in numbers_of(seeds)
     ]
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        results = list(pool.map(lambda pair: run(*pair, arguments.folder, more), pairs))
+        results = list(pool.map(lambda pair: run(pair[0], pair[1], arguments.folder, more), pairs))
     print(table(dict(zip(pairs, results, strict=True))))
 
 
