@@ -35,7 +35,7 @@ def test_another_tokenizer_is_refused_and_a_row_that_the_server_refuses_fails_al
     options = RewardOptions(score_temperature=1.0)
     other = byte_tokenizer(vocabulary=300)
     folder = save(tmp_path, tiny_model(other, 0), other)
-    with pytest.raises(ServerError, match="whose tokenizer is not that of"):
+    with pytest.raises(ServerError, match="whose tokenizer differs from that of"):
         open_students(fmt, ModelOptions(), StudentOptions(student=[f"{vllm_server.url}#{folder}"]), options)
     place = StudentOptions(student=[vllm_server.url])
     opened = open_students(fmt, ModelOptions(), place, options)

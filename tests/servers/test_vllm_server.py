@@ -90,7 +90,7 @@ def test_another_models_tokenizer_is_refused(vllm_server, tmp_path):
     other = byte_tokenizer(vocabulary=300)
     folder = save(tmp_path, tiny_model(other, 0), other)
     options = EngineOptions(engine="openai", url=vllm_server.url, served_model="tiny")
-    with pytest.raises(ServerError, match="whose tokenizer is not that of"):
+    with pytest.raises(ServerError, match="whose tokenizer differs from that of"):
         build_engine(options, folder)
 
 
