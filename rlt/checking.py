@@ -181,7 +181,7 @@ class _Check:
 
     def _batches(self, step: Step) -> None:
         config: Any = step.config
-        processes = 1
+        processes: Any = 1
         if config.launch:
             try:
                 processes = launch_options(launch_file(config.launch)).get("num_processes")
