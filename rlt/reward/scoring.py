@@ -16,7 +16,8 @@ import torch
 
 from rlt.config import AccuracyConfig, RewardOptions
 from rlt.errors import ConfigError, ModelError, RltError, ScoringError, ServerError
-from rlt.models.logprobs import Head, Progress, Row, exact_kl, project
+from rlt.models.heads import Head, exact_kl, project
+from rlt.models.logprobs import Progress, Row
 from rlt.reward.accuracy import student_accuracy
 from rlt.reward.formula import divergence, reward_parts, stretch_sums
 from rlt.reward.items import ScoredRow, Side, StudentLost
