@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from rlt.config import ModelOptions, RewardOptions, StudentOptions
 from rlt.errors import ConfigError, DataError, ScoringError
-from rlt.reward.items import ScoredRow, Side
+from rlt.reward.items import ScoredRow
 from rlt.reward.placebos import next_text, with_placebos
 from rlt.reward.sampled import sampled_explanations
 from rlt.reward.scoring import RewardEngine
@@ -109,46 +109,47 @@ class TeacherReward:
             raise DataError(
                 "TeacherReward: the dataset needs the columns `question` and `solution` in addition to `prompt`."
             )
-        if self.engine.estimator == "exact" and policy_logprobs is not None and policy_hidden is None:
-            raise ConfigError("the estimator `exact` needs `policy_hidden`; log-probs are not enough.")
-        count = len(completion_ids)
-        known = policy_hidden if self.engine.estimator == "exact" else policy_logprobs
-        items: dict[int, Explanation] = {}
-        sides: list[Side | None] = []
-        rows: list[ScoredRow | None] = [None] * count
-        for i, ids in enumerate(completion_ids):
-            if known is not None and len(known[i]) != len(ids):
-                raise ConfigError(
-                    f"TeacherReward: {len(known[i])} values for {len(ids)} sampled tokens; give one for each of "
-                    "`completion_ids`."
-                )
         problems = [
             Problem(
                 str(i), question[i], solution[i], answer[i] if answer else None, system=system[i] if system else None
             )
-            for i in range(count)
+            for i in range(len(completion_ids))
         ]
-        sampled = sampled_explanations(
-            self.fmt, self.tokenizer, problems, completion_ids, known or [None] * count, self._ends
-        )
-        for i, one in enumerate(sampled):
-            if isinstance(one, ScoringError):
-                rows[i] = ScoredRow.failed(str(one))
-            else:
-                items[i] = one[0]
-                sides.append(one[1])
+        known = self._policy(completion_ids, policy_logprobs, policy_hidden)
+        sampled = sampled_explanations(self.fmt, self.tokenizer, problems, completion_ids, known, self._ends)
+        good = {i: one for i, one in enumerate(sampled) if not isinstance(one, ScoringError)}
+        items, sides = {i: item for i, (item, _) in good.items()}, [side for _, side in good.values()]
         keep = self._sampled(len(items)) if self.tokens else ()
         scored = self.engine.score(list(items.values()), sides, teacher_head=self.policy_head, keep_tokens=keep)
-        scored = self._with_placebos(list(items.values()), scored)
-        for i, row in zip(items, scored, strict=True):
-            rows[i] = row
-        self.last_rows = [row for row in rows if row is not None]
+        rows = dict(zip(items, self._with_placebos(list(items.values()), scored), strict=True))
+        self.last_rows = [
+            ScoredRow.failed(str(one)) if isinstance(one, ScoringError) else rows[i] for i, one in enumerate(sampled)
+        ]
         _refuse_total_failure(self.last_rows)
         if log_metric is not None:
             for name, value in self.metrics(prompts, items).items():
                 log_metric(f"rlt/{name}", value)
         self.last_samples = self._samples(items)
         return [row.parts.reward for row in self.last_rows]
+
+    def _policy(
+        self,
+        completion_ids: Sequence[Sequence[int]],
+        logprobs: Sequence[torch.Tensor] | None,
+        hidden: Sequence[torch.Tensor] | None,
+    ) -> Sequence[torch.Tensor | None]:
+        """For each completion what is known of the policy at its tokens; raises ConfigError if that is not what is needed."""
+        exact = self.engine.estimator == "exact"
+        if exact and logprobs is not None and hidden is None:
+            raise ConfigError("the estimator `exact` needs `policy_hidden`; log-probs are not enough.")
+        known = hidden if exact else logprobs
+        for values, ids in zip(known or [], completion_ids, strict=False):
+            if len(values) != len(ids):
+                raise ConfigError(
+                    f"TeacherReward: {len(values)} values for {len(ids)} sampled tokens; give one for each of "
+                    "`completion_ids`."
+                )
+        return [None] * len(completion_ids) if known is None else known
 
     def close(self) -> None:
         """Close the connections to served students, and end the graders' processes."""

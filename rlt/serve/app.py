@@ -127,6 +127,13 @@ def build_app(config: ServeConfig, load: Callable[[Metrics], Service], token: st
             return StreamingResponse(_as_done(request, futures), media_type="application/x-ndjson")
         return JSONResponse({"rows": [row.to_row() for row in await _all(request, futures)]})
 
+    _add_engines(app, state)
+    return app
+
+
+def _add_engines(app: FastAPI, state: _State) -> None:
+    """The contracts of other engines: OpenRLHF, slime, and NeMo Gym (`/seed_session` and `/verify`)."""
+
     @app.post("/openrlhf")
     async def openrlhf(request: Request) -> JsonRow:
         body = await state.body(request)
@@ -166,8 +173,6 @@ def build_app(config: ServeConfig, load: Callable[[Metrics], Service], token: st
         )
         (scored,) = await _all(request, state.submit([{**row, **(tokens or {"completion": text})}]))
         return {**body, **scored.to_row(), "reward": state.number(scored, 0)}
-
-    return app
 
 
 class _Guard:

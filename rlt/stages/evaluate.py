@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
 
 from tqdm.auto import tqdm
@@ -28,8 +27,8 @@ from rlt.errors import ConfigError, DataError, RltError, RunError
 from rlt.models.loading import context_length, load_config, load_tokenizer
 from rlt.outputs import Result, StageFolder, begin, read_state
 from rlt.results import intervals
-from rlt.results.tables import text_table
-from rlt.tasks import load_grader, load_task
+from rlt.results.benchmarks import numbers, table
+from rlt.tasks import load_grader
 from rlt.tasks.benchmarks import (
     Benchmark,
     Question,
@@ -384,28 +383,6 @@ def _metrics(config: EvaluateConfig, asked: _Asked, rows: Rows) -> JsonRow:
     }
 
 
-def numbers(rows: Sequence[JsonRow], task: str) -> JsonRow:
-    """A benchmark's numbers: pass@1 with standard error and interval, pass@k, majority@k, lengths and shares."""
-    correct, extracted = _by_question(rows)
-    samples = len(correct[0])
-    solved = intervals.pass_at_1(correct)
-    same = getattr(load_task(task), "same", str.__eq__)
-    more = sorted({k for k in (2, 4, 8, 16, 32, 64, samples) if 1 < k <= samples})
-    return {
-        "pass@1": solved.mean,
-        "standard_error": solved.standard_error,
-        "interval": [solved.low, solved.high],
-        "questions": solved.questions,
-        "samples": samples,
-        "pass@k": {str(k): intervals.pass_at_k(correct, k) for k in more},
-        "majority@k": {str(k): intervals.majority_at_k(correct, extracted, k, same) for k in more if k > 2},
-        "mean_completion_tokens": fmean(row["completion_tokens"] for row in rows),
-        "unfinished": fmean(row["finish_reason"] == "length" for row in rows),
-        "unreadable": fmean(row["extracted"] is None and row["error"] is None for row in rows),
-        "not_graded": sum(row["error"] is not None for row in rows),
-    }
-
-
 def _warn_unreadable(config: EvaluateConfig, name: str, share: float) -> None:
     if share >= UNREADABLE:
         print(
@@ -413,14 +390,6 @@ def _warn_unreadable(config: EvaluateConfig, name: str, share: float) -> None:
             f"{config.model} was trained with (`--format`), and is `--max-tokens` large enough?",
             flush=True,
         )
-
-
-def _by_question(rows: Sequence[JsonRow]) -> tuple[list[list[bool]], list[list[str | None]]]:
-    groups: dict[str, list[JsonRow]] = {}
-    for row in rows:
-        groups.setdefault(row["question_id"], []).append(row)
-    ordered = [sorted(group, key=lambda row: row["sample"]) for group in groups.values()]
-    return [[r["correct"] for r in group] for group in ordered], [[r["extracted"] for r in group] for group in ordered]
 
 
 def _results(config: EvaluateConfig, asked: _Asked, metrics: JsonRow) -> JsonRow:
@@ -436,25 +405,3 @@ def _results(config: EvaluateConfig, asked: _Asked, metrics: JsonRow) -> JsonRow
         "benchmarks": metrics["benchmarks"],
         "sources": {part.benchmark.name: part.benchmark.source for part in asked.sets},
     }
-
-
-def table(metrics: JsonRow) -> str:
-    """The benchmarks as a table for the terminal: rates in points of 100, each with how it was sampled."""
-    head = [
-        "benchmark", "questions", "samples", "temperature", "top-p", "seed", "pass@1", "s.e.", "95 %", "pass@k",
-        "majority@k", "tokens", "unfinished", "no answer",
-    ]  # fmt: skip
-    lines = []
-    for name, row in metrics["benchmarks"].items():
-        error = row["standard_error"]
-        low, high = row["interval"]
-        most = str(row["samples"])
-        lines.append([
-            f"{name} v{row['version']}", str(row["questions"]), most, f"{metrics['temperature']:g}",
-            f"{metrics['top_p']:g}", str(row["seed"]), f"{row['pass@1'] * 100:.1f}",
-            "-" if error is None else f"{error * 100:.1f}", f"{low * 100:.1f} to {high * 100:.1f}",
-            *(f"{row[of][most] * 100:.1f} (k={most})" if most in row[of] else "-" for of in ("pass@k", "majority@k")),
-            f"{row['mean_completion_tokens']:.0f}", f"{row['unfinished'] * 100:.1f} %",
-            f"{row['unreadable'] * 100:.1f} %",
-        ])  # fmt: skip
-    return text_table(head, lines)
