@@ -375,7 +375,8 @@ class _Check:
                 return shape.get("max_position_embeddings")
             return self._context_of(start) if isinstance(start, str) else None
         config = self._open(model) or {}
-        length = (config.get("text_config") or config).get("max_position_embeddings")
+        text = config.get("text_config")
+        length = (text if isinstance(text, dict) else config).get("max_position_embeddings")
         return length if isinstance(length, int) else None
 
 

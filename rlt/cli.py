@@ -72,7 +72,7 @@ def _dispatch(words: list[str]) -> int:
 
 def _run(words: list[str]) -> int:
     names, flags = parse_flags(words, recipe=True)
-    restart, only = flags.pop("restart", False), flags.pop("only", None)
+    restart, only = bool(flags.pop("restart", False)), flags.pop("only", None)
     if len(names) != 1:
         raise ConfigError("usage: rlt run RECIPE [--restart] [--only STEP] [--KEY VALUE ...] [--STEP.KEY VALUE ...]")
     from rlt.pipeline import run_recipe
@@ -143,7 +143,7 @@ def _stage(stage: str, words: list[str]) -> int:
         from rlt.recipe import load_recipe
 
         _, flags = parse_flags(words, recipe=True)
-        restart = flags.pop("restart", False)
+        restart = bool(flags.pop("restart", False))
         return run_recipe(load_recipe(names[0], flags), restart=restart, only=stage)
     if names:
         raise ConfigError(
@@ -169,7 +169,7 @@ def _stage(stage: str, words: list[str]) -> int:
         print(f"{stage}: complete before: {summary(result)} -> {config.output}", flush=True)
     elif stage not in SAY_THEIR_END:
         print(f"{stage}: {summary(result)}", flush=True)
-    return int(result.metrics.get("exit_status", 0))
+    return result.exit_status
 
 
 def _reported(folder: Path, others: list[str]) -> bool:
@@ -253,8 +253,9 @@ def _put(flags: JsonRow, path: list[str], value: object) -> None:
             inner = flags[part] = {SHORT_FORMS[part]: inner}
         flags = inner
     last = path[-1]
-    if last in SHORT_FORMS and isinstance(flags.get(last), dict) and not isinstance(value, dict):
-        flags, last = flags[last], SHORT_FORMS[last]
+    inner = flags.get(last)
+    if last in SHORT_FORMS and isinstance(inner, dict) and not isinstance(value, dict):
+        flags, last = inner, SHORT_FORMS[last]
     if last in flags:
         before = flags[last]
         value = [*(before if isinstance(before, list) else [before]), value]

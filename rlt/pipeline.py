@@ -26,12 +26,11 @@ from rlt.checking import check_steps
 from rlt.config import ReportConfig, StageConfig
 from rlt.data.rows import write_text
 from rlt.errors import ProblemsFound, RunError
-from rlt.outputs import Result, check_free, differences, read_state, remove_output
+from rlt.outputs import Result, State, check_free, differences, read_state, remove_output, seconds_of
 from rlt.progress import HEARTBEAT, Progress, clock, summary, told_while_silent
 from rlt.provenance import date_of, prepared
 from rlt.recipe import ONCE, Recipe, RecipeHead, Step, recipe_of_run
 from rlt.text.clock import pin_date
-from rlt.types import JsonMap
 
 SHOWN = 6  # differences that an error lists
 MOST_TOLD = 20  # complete steps whose numbers are repeated where others are still to be run
@@ -78,16 +77,16 @@ def run_recipe(recipe: Recipe, *, restart: bool = False, only: str | None = None
     statuses = []
     for step in rest:
         if step not in todo:
-            metrics = (read_state(step.config.output) or {}).get("metrics", {})
-            statuses.append(_status(metrics))
+            result = Result(step.config.output, (read_state(step.config.output) or State()).get("metrics", {}))
+            statuses.append(result.exit_status)
             if len(rest) - len(todo) <= MOST_TOLD or not todo:
-                print(f"  complete before: {step.key}: {summary(Result(step.config.output, metrics))}", flush=True)
+                print(f"  complete before: {step.key}: {summary(result)}", flush=True)
     progress = Progress([*todo, *once], recipe)
     seed_done, left = _seed_reporter(recipe, once, progress), Counter(step.seed for step in todo)
 
     def done(step: Step, result: Result) -> None:
         progress.end(step, result)
-        statuses.append(_status(result.metrics))
+        statuses.append(result.exit_status)
         left[step.seed] -= 1
         if step.seed is not None and not left[step.seed]:
             seed_done(step.seed)
@@ -118,10 +117,6 @@ def check_stage(stage: str, config: StageConfig) -> None:
 
 def _is(step: Step, only: str) -> bool:
     return only in (step.name, step.name.split("/")[0], step.stage)
-
-
-def _status(metrics: JsonMap) -> int:
-    return int(metrics.get("exit_status", 0))
 
 
 def _complete(step: Step) -> bool:
@@ -230,7 +225,7 @@ def timings(folder: Path) -> dict[str, dict[str, float]]:
 
     def seconds(step: Step) -> float | None:
         state = read_state(step.config.output) if step.stage not in ONCE else None
-        return float(state["metrics"]["seconds"]) if state and state.get("complete") else None
+        return seconds_of(state["metrics"]) if state and state.get("complete") else None
 
     return timing.timings(recipe_of_run(folder).steps, seconds)
 

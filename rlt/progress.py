@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rlt.outputs import Result
 from rlt.recipe import Recipe, Step
+from rlt.results.benchmarks import evaluation
 from rlt.timing import TimeLeft
 
 HEARTBEAT = 20.0  # seconds without a line after which it is said what runs
@@ -36,7 +37,7 @@ class Progress:
 
     def end(self, step: Step, result: Result) -> None:
         self.done += 1
-        self.time_left.end(step, float(result.metrics.get("seconds", 0.0)))
+        self.time_left.end(step, result.seconds)
         self.say(f"{step.key}: {summary(result)}")
 
 
@@ -63,15 +64,15 @@ def clock(seconds: float) -> str:
 
 def summary(result: Result) -> str:
     """One line: how long a stage took, and its first numbers or its solve rates."""
-    solved = result.metrics.get("benchmarks")
-    if solved:
+    if "benchmarks" in result.metrics:
+        solved = evaluation(result.metrics)["benchmarks"]
         rates = ", ".join(f"{Path(name).stem} {row['pass@1']:.3f}" for name, row in solved.items())
-        return f"done in {result.metrics['seconds']:.1f} s (solved: {rates})"
+        return f"done in {result.seconds:.1f} s (solved: {rates})"
     shown = {
         k: v for k, v in result.metrics.items() if isinstance(v, int | float) and k not in ("seconds", "exit_status")
     }
     numbers = ", ".join(f"{name.replace('_', ' ')} {_number(value)}" for name, value in list(shown.items())[:4])
-    return f"done in {result.metrics.get('seconds', 0):.1f} s" + (f" ({numbers})" if numbers else "")
+    return f"done in {result.seconds:.1f} s" + (f" ({numbers})" if numbers else "")
 
 
 def _number(value: float) -> str:

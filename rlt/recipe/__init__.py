@@ -341,14 +341,14 @@ def _step(
     raw: JsonRow,
     head: RecipeHead,
     seed: int | None,
-    expanded: JsonMap,
+    expanded: Mapping[str, JsonRow],
     problems: list[str],
 ) -> list[Step]:
     """The step, in a list; an empty one where it has mistakes, which join `problems`."""
-    stage = raw["stage"]
+    stage = str(raw["stage"])
     after: list[str] = []
     names = list(expanded)
-    earlier, stages = names[: names.index(name)], {one: its["stage"] for one, its in expanded.items()}
+    earlier, stages = names[: names.index(name)], {one: str(its["stage"]) for one, its in expanded.items()}
 
     def path_of(other: str, part: str | None) -> str:
         known = [one for one in names if (one == other or one.startswith(f"{other}/")) and stages[one] not in ONCE]
@@ -363,7 +363,7 @@ def _step(
                 f"step `{name}`: @{other} is a later step. Steps run in order: write `{other}` before `{name}`."
             )
         after.extend(known)
-        path = output_of(head, other, expanded.get(other, {}).get("stage"), seed)
+        path = output_of(head, other, stages.get(other), seed)
         return str(path / part) if part else str(path)
 
     try:
@@ -375,7 +375,7 @@ def _step(
         problems.append(str(error))
         return []
     if stage in ONCE:
-        after = [other for other, its in expanded.items() if its["stage"] not in ONCE]
+        after = [other for other in expanded if stages[other] not in ONCE]
     return [Step(name, stage, seed, config, tuple(one for one in names if one in after))]
 
 

@@ -3,15 +3,94 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import fmean
+from typing import TypedDict, cast
 
+from rlt.data.rows import read_rows
 from rlt.results import intervals
 from rlt.results.tables import text_table
 from rlt.tasks import load_task
-from rlt.types import JsonRow
+from rlt.types import AnyRow, JsonMap
 
 
-def numbers(rows: Sequence[JsonRow], task: str) -> JsonRow:
+class ResponseRow(TypedDict, total=False):
+    """A row of `responses.jsonl`; the last three columns once it is graded, `question` unless the benchmark is private."""
+
+    key: str
+    benchmark: str
+    version: int
+    question_id: str
+    sample: int
+    seed: int | None
+    prompt_sha256: str
+    question_sha256: str
+    question: str
+    answer: str
+    task: str
+    response: str
+    prompt_tokens: int
+    completion_tokens: int
+    finish_reason: str
+    correct: bool
+    extracted: str | None
+    error: str | None
+
+
+Numbers = TypedDict("Numbers", {
+    "pass@1": float, "standard_error": float | None, "interval": list[float], "questions": int, "samples": int,
+    "pass@k": dict[str, float], "majority@k": dict[str, float], "mean_completion_tokens": float, "unfinished": float,
+    "unreadable": float, "not_graded": int,
+})  # fmt: skip
+
+
+class BenchmarkNumbers(Numbers):
+    """The numbers of a benchmark, and which it was."""
+
+    seed: int
+    version: int
+    task: str
+    fingerprint: str
+
+
+class Evaluation(TypedDict):
+    """The metrics of `rlt evaluate`: numbers by benchmark, and how responses were sampled."""
+
+    benchmarks: dict[str, BenchmarkNumbers]
+    temperature: float
+    top_p: float
+    top_k: int | None
+    max_tokens: int
+    samples: int
+    seed: int
+
+
+class Evaluated(TypedDict):
+    """The `results.json` of `rlt evaluate`."""
+
+    model: str
+    preset: str | None
+    engine: str
+    format: str | None
+    system_prompt: str
+    instruction: str
+    sampling: AnyRow
+    interval: str
+    benchmarks: dict[str, BenchmarkNumbers]
+    sources: dict[str, str]
+
+
+def response_rows(folder: Path) -> list[ResponseRow]:
+    """The responses that an evaluate step wrote."""
+    return [cast(ResponseRow, row) for _, row in read_rows(folder / "responses.jsonl")]
+
+
+def evaluation(metrics: JsonMap) -> Evaluation:
+    """The metrics of a complete evaluate step."""
+    return cast(Evaluation, metrics)
+
+
+def numbers(rows: Sequence[ResponseRow], task: str) -> Numbers:
     """A benchmark's numbers: pass@1 with standard error and interval, pass@k, majority@k, lengths and shares."""
     correct, extracted = _by_question(rows)
     samples = len(correct[0])
@@ -33,15 +112,15 @@ def numbers(rows: Sequence[JsonRow], task: str) -> JsonRow:
     }
 
 
-def _by_question(rows: Sequence[JsonRow]) -> tuple[list[list[bool]], list[list[str | None]]]:
-    groups: dict[str, list[JsonRow]] = {}
+def _by_question(rows: Sequence[ResponseRow]) -> tuple[list[list[bool]], list[list[str | None]]]:
+    groups: dict[str, list[ResponseRow]] = {}
     for row in rows:
         groups.setdefault(row["question_id"], []).append(row)
     ordered = [sorted(group, key=lambda row: row["sample"]) for group in groups.values()]
     return [[r["correct"] for r in group] for group in ordered], [[r["extracted"] for r in group] for group in ordered]
 
 
-def table(metrics: JsonRow) -> str:
+def table(metrics: Evaluation) -> str:
     """The benchmarks as a table for the terminal: rates in points of 100, each with how it was sampled."""
     head = [
         "benchmark", "questions", "samples", "temperature", "top-p", "seed", "pass@1", "s.e.", "95 %", "pass@k",
@@ -56,7 +135,7 @@ def table(metrics: JsonRow) -> str:
             f"{name} v{row['version']}", str(row["questions"]), most, f"{metrics['temperature']:g}",
             f"{metrics['top_p']:g}", str(row["seed"]), f"{row['pass@1'] * 100:.1f}",
             "-" if error is None else f"{error * 100:.1f}", f"{low * 100:.1f} to {high * 100:.1f}",
-            *(f"{row[of][most] * 100:.1f} (k={most})" if most in row[of] else "-" for of in ("pass@k", "majority@k")),
+            *(f"{of[most] * 100:.1f} (k={most})" if most in of else "-" for of in (row["pass@k"], row["majority@k"])),
             f"{row['mean_completion_tokens']:.0f}", f"{row['unfinished'] * 100:.1f} %",
             f"{row['unreadable'] * 100:.1f} %",
         ])  # fmt: skip

@@ -167,7 +167,8 @@ def _add_engines(app: FastAPI, state: _State) -> None:
         row = {name: body[name] for name in ("question", "solution", "answer", "system") if body.get(name) is not None}
         tokens = policy_tokens(output, "row 0")
         if tokens.get("logprobs") is not None:
-            tokens["temperature"] = (body.get("responses_create_params") or {}).get("temperature")
+            asked = body.get("responses_create_params")
+            tokens["temperature"] = asked.get("temperature") if isinstance(asked, dict) else None
         text = "".join(
             part.get("text", "") for item in output for part in item.get("content") or [] if isinstance(part, dict)
         )

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from tqdm.auto import tqdm
 
@@ -27,7 +27,7 @@ from rlt.errors import ConfigError, DataError, RltError, RunError
 from rlt.models.loading import context_length, load_config, load_tokenizer
 from rlt.outputs import Result, StageFolder, begin, read_state
 from rlt.results import intervals
-from rlt.results.benchmarks import numbers, table
+from rlt.results.benchmarks import BenchmarkNumbers, Evaluation, ResponseRow, evaluation, numbers, table
 from rlt.tasks import load_grader
 from rlt.tasks.benchmarks import (
     Benchmark,
@@ -60,7 +60,7 @@ class Preset(NamedTuple):
 PRESETS = {"paper": Preset(1, 0.0, 1.0, 32768), "robust": Preset(8, 0.6, 0.95, 32768)}
 RESPONSES, RESULTS = "responses.jsonl", "results.json"
 
-Rows = dict[str, JsonRow]
+Rows = dict[str, ResponseRow]
 """Key `benchmark/question/sample` -> row of responses.jsonl."""
 
 
@@ -69,7 +69,7 @@ def run(config: EvaluateConfig) -> Result:
     folder = begin("evaluate", config)
     if folder.result:
         if not _quiet():
-            print(table(folder.result.metrics))
+            print(table(evaluation(folder.result.metrics)))
         return folder.result
     try:
         asked = _prepare(config)
@@ -257,15 +257,16 @@ def _check_context(asked: _Asked, context: int | None, config: EvaluateConfig) -
 # -- responses ---------------------------------------------------------------------------------------------------------
 
 
-def _written(folder: StageFolder, asked: _Asked) -> dict[str, JsonRow | None]:
+def _written(folder: StageFolder, asked: _Asked) -> dict[str, ResponseRow | None]:
     """Every key in order with the row that is there already, or None. Raises RunError where prompts have changed."""
-    rows: dict[str, JsonRow | None] = {key: None for key, *_ in asked.each()}
+    rows: dict[str, ResponseRow | None] = {key: None for key, *_ in asked.each()}
     path = folder.path / RESPONSES
     if not folder.resumed or not path.exists():
         return rows
     JsonlWriter(path).close()  # cuts off a half-written last line
     prompts = {key: part.prompts[position] for key, part, position, _ in asked.each()}
-    for where, row in read_rows(path):
+    for where, found in read_rows(path):
+        row = cast(ResponseRow, found)
         if row["key"] not in rows or row["prompt_sha256"] != _sha256(prompts[row["key"]]):
             raise RunError(
                 f"{folder.path}: {where} answers another prompt than the data gives now. Put the data back, or choose "
@@ -275,7 +276,7 @@ def _written(folder: StageFolder, asked: _Asked) -> dict[str, JsonRow | None]:
     return rows
 
 
-def _generate(asked: _Asked, rows: dict[str, JsonRow | None], engine: Engine, path: Path) -> None:
+def _generate(asked: _Asked, rows: dict[str, ResponseRow | None], engine: Engine, path: Path) -> None:
     """Ask for every response that is missing, and write each as it is finished."""
     with JsonlWriter(path) as writer:
         for part in asked.sets:
@@ -313,7 +314,7 @@ def _seed(seed: int, part: _Set, position: int, sample: int) -> int:
     return request_seed(seed, part.benchmark.name, part.questions[position].id, sample)
 
 
-def _row(part: _Set, position: int, sample: int, completion: Completion) -> JsonRow:
+def _row(part: _Set, position: int, sample: int, completion: Completion) -> ResponseRow:
     question, benchmark = part.questions[position], part.benchmark
     return {
         "key": completion.key,
@@ -353,23 +354,26 @@ def _grade(config: EvaluateConfig, asked: _Asked, rows: Rows) -> Rows:
             verdicts = pool.grade(items, asked.format, progress=bar.update)
         for (key, row), verdict in zip(mine.items(), verdicts, strict=True):
             # Exactly the verdict's fields: a row graded before keeps nothing of its old verdict.
-            graded[key] = {**row, **asdict(verdict)}
+            graded[key] = {
+                **row, "correct": verdict.correct, "extracted": verdict.extracted, "error": verdict.error,
+            }  # fmt: skip
     return graded
 
 
 # -- numbers -----------------------------------------------------------------------------------------------------------
 
 
-def _metrics(config: EvaluateConfig, asked: _Asked, rows: Rows) -> JsonRow:
-    benchmarks = {}
+def _metrics(config: EvaluateConfig, asked: _Asked, rows: Rows) -> Evaluation:
+    benchmarks: dict[str, BenchmarkNumbers] = {}
     for part in asked.sets:
         mine = [row for row in rows.values() if row["benchmark"] == part.benchmark.name]
-        known = {
+        benchmarks[part.benchmark.name] = {
+            **numbers(mine, part.benchmark.task),
+            "seed": config.seed,
             "version": part.benchmark.version,
             "task": part.benchmark.task,
             "fingerprint": fingerprint(part.benchmark, part.questions),
         }
-        benchmarks[part.benchmark.name] = {**numbers(mine, part.benchmark.task), "seed": config.seed, **known}
         _warn_unreadable(config, part.benchmark.name, benchmarks[part.benchmark.name]["unreadable"])
     sampling = asked.sampling
     return {
@@ -392,7 +396,7 @@ def _warn_unreadable(config: EvaluateConfig, name: str, share: float) -> None:
         )
 
 
-def _results(config: EvaluateConfig, asked: _Asked, metrics: JsonRow) -> JsonRow:
+def _results(config: EvaluateConfig, asked: _Asked, metrics: Evaluation) -> JsonRow:
     return {
         "model": config.model,
         "preset": config.preset,

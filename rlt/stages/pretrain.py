@@ -60,7 +60,7 @@ def run(config: PretrainConfig) -> Result:
     folder = begin("pretrain", config)
     if folder.result:
         return folder.result
-    excluded = [row["question"] for path in config.exclude for _, row in read_rows(path)]
+    excluded = [str(row["question"]) for path in config.exclude for _, row in read_rows(path)]
     tokenizer = word_tokenizer(_words(task, tasks), fmt)
     model = tiny_llama(tokenizer, config.seed, config.model)
     numbers: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}

@@ -21,7 +21,7 @@ def run(config: ProblemsConfig) -> Result:
     folder = begin("problems", config)
     if folder.result:
         return folder.result
-    excluded = {row["question"] for path in config.exclude for _, row in read_rows(path)}
+    excluded = {str(row["question"]) for path in config.exclude for _, row in read_rows(path)}
     problems = _generated(config, excluded) if config.task is not None else _chosen(config, excluded)
     write_rows(folder.path, (problem.to_row() for problem in problems))
     return folder.finish({"problems": len(problems)})

@@ -24,7 +24,7 @@ from rlt.models.loading import context_length, load_config, load_tokenizer
 from rlt.outputs import Result, StageFolder, begin, complete_before
 from rlt.text.formats import Format, check_template, load_format, render_student
 from rlt.text.tokens import tokenize
-from rlt.types import Explanation, JsonRow
+from rlt.types import AnyRow, Explanation, JsonRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -166,6 +166,8 @@ def _check_score(config: SelectConfig, explanation: Explanation, number: int, sc
         )
     if config.by not in score:
         raise DataError(f"{where}: column `{config.by}` is missing.")
+    if not isinstance(score[config.by], int | float | None):
+        raise DataError(f"{where}: column `{config.by}` must hold numbers.")
 
 
 def _candidate(
@@ -177,7 +179,7 @@ def _candidate(
     value = None if score is None else score[config.by]
     if reason is None and score is not None and value is None:
         reason = "it has no score" + (f": {score['error']}" if score.get("error") else "")
-    return Candidate(explanation.id, explanation.problem.id, reason, value)
+    return Candidate(explanation.id, explanation.problem.id, reason, value if isinstance(value, int | float) else None)
 
 
 # -- the choice --------------------------------------------------------------------------------------------------------
@@ -212,7 +214,7 @@ def _bands(config: SelectConfig, candidates: Sequence[Candidate]) -> tuple[list[
     if len(ranked) < config.bands:
         raise DataError(f"{config.scores}: {len(ranked)} scored rows are too few for {config.bands} bands.")
     places: list[int | None] = [None] * len(candidates)
-    metrics = {}
+    metrics: JsonRow = {}
     for band in range(config.bands):
         part = ranked[band * len(ranked) // config.bands : (band + 1) * len(ranked) // config.bands]
         for _, i in part:
@@ -263,7 +265,7 @@ def _coverage(candidates: Sequence[Candidate], places: Sequence[int | None]) -> 
     return {"problems": len(problems), "problems_without": len(problems - kept)}
 
 
-def _listed(metrics: JsonRow, before: str = "") -> str:
+def _listed(metrics: AnyRow, before: str = "") -> str:
     reasons = "; ".join(f"{count} x {reason}" for reason, count in metrics["dropped"].items())
     return before + reasons + (")" if before else "") if reasons else ""
 

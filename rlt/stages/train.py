@@ -77,7 +77,7 @@ def run(config: TrainConfig) -> Result:
     return finish_model(folder, config.model, config.data.path, numbers)
 
 
-def _last_metrics(history: list[JsonRow]) -> dict[str, float]:
+def _last_metrics(history: list[dict[str, float]]) -> dict[str, float]:
     rewards = [row["reward"] for row in history if "reward" in row]
     if not rewards:
         return {}
