@@ -200,7 +200,7 @@ def _refuse_missing_inputs(recipe: Recipe, todo: list[Step]) -> None:
 def _check_gpu(recipe: Recipe) -> None:
     if not _has_gpu():
         raise RunError(
-            f"{recipe.head.name}: this recipe needs a GPU, and none was found. `rlt run recipes/quickstart/recipe.yaml` "
+            f"{recipe.head.name}: this recipe needs a GPU, and none was found. `rlt run quickstart` "
             "shows the method on a CPU; `--needs-gpu false` runs this one anyway."
         )
 
