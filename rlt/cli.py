@@ -17,7 +17,8 @@ from rlt.allocator import keep_freed_memory
 from rlt.catalog import copy_recipe, is_recipe, listing, recipe_path
 from rlt.config import MOVED, SHORT_FORMS, STAGES, ReportConfig, ServeConfig, ViewConfig, parse_yaml, validate
 from rlt.errors import ConfigError, ProblemsFound, guarded
-from rlt.helptext import SUMMARIES, overview, page, terminal_width
+from rlt.helptext import SUMMARIES, overview, page
+from rlt.terminal import fitted, terminal_width
 from rlt.types import JsonRow
 
 
@@ -111,7 +112,8 @@ def _init(words: list[str]) -> int:
     names, flags = parse_flags(words)
     if len(names) != 1:
         raise ConfigError("usage: rlt init FILE [--output RECIPE.yaml] [--KEY VALUE ...]; see `rlt init --help`")
-    print("\n".join(init(validate(InitConfig, {**flags, "data": names[0]}, "rlt init"))))
+    for line in init(validate(InitConfig, {**flags, "data": names[0]}, "rlt init")):
+        print(fitted(line))
     return 0
 
 

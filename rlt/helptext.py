@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import shutil
 import textwrap
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from rlt.config import STAGES, Config, ServeConfig, StageConfig, ViewConfig
+from rlt.terminal import terminal_width
 
 SUMMARIES = {
     "run": "Run all steps of a recipe; complete steps are skipped, interrupted ones resume",
@@ -154,11 +154,6 @@ def overview() -> str:
         "`rlt COMMAND --help` lists the keys of a command.\n"
         "Start with: rlt run quickstart"
     )
-
-
-def terminal_width() -> int:
-    """Columns of the terminal; 80 without a terminal."""
-    return max(40, shutil.get_terminal_size((80, 24)).columns)
 
 
 def _entry(flag: str, text: str) -> str:
