@@ -391,8 +391,14 @@ def output_head(model: nn.Module) -> Head:
         return Head(head.weight.detach().clone(), bias, head.scale, head.softcap)
 
 
+def has_plain_head(model: nn.Module) -> bool:
+    """Whether the model's output layer is one matrix product, so that it has an `output_head`."""
+    core = causal_lm(model)
+    return _is_plain(_output_layer(core)) and (core not in _PLANS or _PLANS[core].tiled)
+
+
 def _check_plain(core: PreTrainedModel) -> None:
-    if not _is_plain(_output_layer(core)) or (core in _PLANS and not _PLANS[core].tiled):
+    if not has_plain_head(core):
         raise ModelError(
             f"{_name(core)}: the estimator `exact` needs an output layer that is one matrix product, and this one is not "
             "(LoRA on `lm_head`, layers before it, or quantized). Use `k1` or `k3`, or leave `lm_head` out of LoRA's targets."
