@@ -6,7 +6,7 @@ RLT := $(VENV)/bin/rlt
 .PHONY: quickstart test test-processors browser-tests screenshots install check format vllm-server gpu-check clean
 
 quickstart: $(VENV)/installed  ## the whole method on two CPU cores, in minutes
-	$(RLT) run recipes/quickstart/recipe.yaml
+	$(RLT) run quickstart
 
 test: $(VENV)/installed-dev  ## all tests
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(VENV)/bin/python -m pytest -n 2 --dist loadfile
