@@ -3,8 +3,8 @@
     pip install reasoning-gym==0.1.25
     python recipes/laptop/get_problems.py [FILE]            (default: models/gsm_symbolic.jsonl)
 
-Of the first 12,000 problems, those in whose question and steps all numbers are whole and at most 40, each question once; of
-these, the 800 with the fewest characters, in the generator's order. The sentence that asks for a bare number is left out.
+Of the first 20,000 problems, those in whose question and steps all numbers are whole and at most 30, each question once; of
+these, the 600 with the fewest characters, in the generator's order. The sentence that asks for a bare number is left out.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import re
 import sys
 from pathlib import Path
 
-GENERATED, KEPT, LARGEST = 12_000, 800, 40
+GENERATED, KEPT, LARGEST = 20_000, 600, 30
 ASKED = " Give the result as your final answer. Do not include units."
 
 
