@@ -135,7 +135,7 @@ class Context:
             rows = self.rows(config.data)
             if config.keep == "bands":
                 return rows // config.bands
-            return rows // self._samples(config.data.path) if config.keep in ("random", "best") else rows
+            return rows // self._samples(config.data.path) if config.keep in ("random", "best", "correct") else rows
         raise ConfigError(f"step `{step.name}` does not make rows.")
 
     def _samples(self, path: str) -> int:

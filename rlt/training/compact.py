@@ -23,5 +23,3 @@ def project_learned_positions() -> None:
 
     compact.of_rlt = True  # type: ignore[attr-defined]
     utils._use_triton = compact
-
-
