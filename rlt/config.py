@@ -178,7 +178,7 @@ class DataConfig(Config):
     """Where problems come from."""
 
     path: str
-    """A JSONL, JSON or Parquet file, a folder of such files, or the name of a dataset on the hub."""
+    """A JSONL, JSON, Parquet or CSV file, a folder of such files, or the name of a dataset on the hub."""
     name: str | None = None
     """Configuration of the hub dataset, for example `main` for openai/gsm8k."""
     split: str = "train"

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from rlt.errors import ConfigError, DependencyError, RltError, RunError
+from rlt.text.clock import pin_date, pinned_date
 from rlt.types import JsonRow
 
 Job = TypeVar("Job")
@@ -76,7 +77,8 @@ _Work = Callable[..., Iterator[Item]]
 class _Worker:
     """What lives in an actor of two threads: one works in `run`, the other takes new items meanwhile."""
 
-    def __init__(self, make: Callable[[], _Work]) -> None:
+    def __init__(self, make: Callable[[], _Work], day: str) -> None:
+        pin_date(day)  # a cluster that runs for days has no environment of this run
         self.make, self.work, self.making = make, None, threading.Lock()
         self.given: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
 
@@ -133,7 +135,7 @@ class Pool:
         if warning:
             print(warning, file=sys.stderr)
         actor_of = ray.remote(num_cpus=1, num_gpus=share, max_restarts=0, max_concurrency=2)(_Worker)
-        self._start = lambda: actor_of.remote(make)
+        self._start = lambda: actor_of.remote(make, pinned_date())
         self.actors: list[Ray] = []
 
     def about(self) -> Any:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import os
 from typing import Any
 
 from rlt.config import DistillConfig, ModelOptions, StageConfig, WarmupConfig
 from rlt.errors import ConfigError, ProblemsFound
+from rlt.training.batches import save_problem
 from rlt.training.cards import UPLOAD
 from rlt.training.lora import peft_config
 from rlt.training.options import trainer_problems
@@ -52,26 +52,12 @@ def loading(options: ModelOptions) -> JsonRow:
 
 
 def check_saving(stage: str, arguments: Any) -> None:
-    """Raise ConfigError if GRPO would save a checkpoint between the steps of one generation.
-
-    Completions are generated for several steps at once, and are not part of a checkpoint.
-    """
+    """Raise ConfigError if GRPO would save a checkpoint between the steps of one generation."""
     cycle = arguments.steps_per_generation * arguments.num_iterations / arguments.gradient_accumulation_steps
-    strategy, every = str(getattr(arguments.save_strategy, "value", arguments.save_strategy)), arguments.save_steps
-    if strategy == "no" or cycle <= 1:
-        return
-    wanted = (
-        f"a multiple of {cycle:g} (steps per generation); otherwise a resumed run would not match an uninterrupted one"
-    )
-    if strategy != "steps":
-        raise ConfigError(
-            f"{stage}: `trainer.save_strategy` {strategy} may save between the steps of one generation. Set it to steps, and "
-            f"`trainer.save_steps` to {wanted}."
-        )
-    if every < 1:
-        every = math.ceil(arguments.max_steps * every) if arguments.max_steps > 0 else math.nan
-    if every % cycle != 0:
-        raise ConfigError(f"{stage}: `trainer.save_steps` {arguments.save_steps} must be {wanted}.")
+    strategy = str(getattr(arguments.save_strategy, "value", arguments.save_strategy))
+    problem = save_problem(strategy, arguments.save_steps, arguments.max_steps, cycle)
+    if problem is not None:
+        raise ConfigError(f"{stage}: {problem}")
 
 
 def sampling_context(arguments: Any, context: int | None) -> int | None:

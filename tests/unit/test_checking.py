@@ -9,6 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from rlt import checking
 from rlt.checking import check_steps
@@ -38,8 +41,10 @@ def everything_installed(monkeypatch):
 def make_folder(path: Path, context: int = 2048) -> str:
     path.mkdir(parents=True)
     (path / "config.json").write_text(json.dumps({"model_type": "llama", "max_position_embeddings": context}))
-    for name in ("tokenizer.json", "model.safetensors"):
-        (path / name).write_text("{}")
+    tokenizer = Tokenizer(WordLevel({"?": 0}, unk_token="?"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    tokenizer.save(str(path / "tokenizer.json"))
+    (path / "model.safetensors").write_text("{}")
     return str(path)
 
 
@@ -73,7 +78,8 @@ def test_every_shipped_recipe_is_fine_and_checked_in_two_seconds(path, everythin
 def test_a_fine_recipe_has_no_problems(model, data):
     assert problems(
         warmup={"model": model, "data": data, "max_length": 2048},
-        train={"model": "@warmup", "student": model, "data": data, "trainer": {"max_completion_length": 1000}},
+        train={"model": "@warmup", "student": model, "data": data,
+               "trainer": {"max_completion_length": 1000, "num_generations": 8}},
         collect={"model": "@train", "data": data},
         distill={"model": model, "data": "@collect", "token_budget": "@collect"},
         evaluate={"model": "@distill", "benchmark": data, "task": "arithmetic", "allow_overlap": True},
@@ -111,10 +117,15 @@ def test_what_is_wrong_with_a_step_is_told(model, data, tmp_path, step, message)
     [
         (
             "train",
-            {"student": "@warmup"},
+            {"student": "@warmup", "trainer": {"num_generations": 8}},
             "`trainer.max_completion_length` 16384 does not fit into the context of 2048",
         ),
-        ("train", {"trainer": {"max_completion_length": 9}}, "`student` is missing"),
+        ("train", {"trainer": {"max_completion_length": 9, "num_generations": 8}}, "`student` is missing"),
+        (
+            "coldstart",
+            {"task": "arithmetic", "trainer": {"max_completion_length": 9, "num_generations": 3}},
+            "`trainer.num_generations` 3 must divide the 8 completions of a generation (8 rows x 1 process x 1 steps",
+        ),
         ("coldstart", {"task": "maths"}, "task 'maths'"),
         ("collect", {"engine": "openai"}, "engine `openai` needs `url`"),
         ("collect", {"url": "http://h"}, "`url` is for engine `openai`"),
@@ -154,7 +165,7 @@ def test_a_pretrained_models_phases_are_checked():
     [
         ({"peft": {}}, "peft"),
         ({"launch": "deepspeed-zero3"}, "deepspeed"),
-        ({"trainer": {"use_vllm": True, "max_completion_length": 9}}, "vllm"),
+        ({"trainer": {"use_vllm": True, "max_completion_length": 9, "num_generations": 8}}, "vllm"),
         ({"stage": "collect", "engine": "vllm"}, "vllm"),
         ({"stage": "collect", "ray": "local"}, "ray"),
     ],
@@ -163,7 +174,7 @@ def test_a_missing_extra_is_told_with_its_install_line(model, data, monkeypatch,
     monkeypatch.setattr(checking, "_is_installed", lambda name: name != package)
     base = {"model": model, "data": data}
     if step.get("stage") != "collect":
-        base |= {"student": model, "trainer": {"max_completion_length": 9}}
+        base |= {"student": model, "trainer": {"max_completion_length": 9, "num_generations": 8}}
     (line,) = problems(train={**base, **step})
     assert line.endswith(f"needs {package}: pip install 'rlt[{package}]'")
 
@@ -267,3 +278,28 @@ def test_held_out_questions_that_a_model_is_trained_on_are_told(model, data):
     (line,) = problems(**steps)
     assert "1 of its questions are in the training data" in line
     assert not problems(**{**steps, "evaluate": {**steps["evaluate"], "allow_overlap": True}})
+
+
+def test_a_prompt_that_cannot_fit_is_told_with_its_row(tmp_path, model):
+    rows = [{"question": "one two", "solution": "three"}, {"question": "one two", "solution": "three " * 2000}]
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    step = {"model": model, "student": model, "trainer": {"max_completion_length": 100, "num_generations": 8}}
+    (line,) = problems(train={**step, "data": "long.jsonl"})
+    assert (
+        "long.jsonl line 2: question and solution alone have 2002 tokens, and `trainer.max_completion_length` leaves 1948"
+        in line
+    )
+    assert problems(train={**step, "data": {"path": "long.jsonl", "on_invalid": "skip"}}) == []
+
+
+def test_a_file_that_is_no_tokenizer_is_told(model, data):
+    Path(model, "tokenizer.json").write_text("{}")
+    (line,) = problems(
+        coldstart={
+            "model": model,
+            "data": data,
+            "task": "arithmetic",
+            "trainer": {"max_completion_length": 9, "num_generations": 8},
+        }
+    )
+    assert "tokenizer.json: not a tokenizer" in line

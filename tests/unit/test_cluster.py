@@ -7,9 +7,10 @@ import pytest
 from rlt.config import EngineOptions
 from rlt.engines.base import Request
 from rlt.engines.build import build_engine
-from rlt.engines.cluster import cluster, in_order, resources
+from rlt.engines.cluster import _Worker, cluster, in_order, resources
 from rlt.engines.ray import _Replica, by_problem, of_replica
 from rlt.errors import ConfigError
+from rlt.text.clock import VARIABLE, pinned_date
 
 
 def test_requests_of_one_prompt_stay_together() -> None:
@@ -60,3 +61,9 @@ def test_a_worker_without_the_key_says_where_to_set_it(monkeypatch: pytest.Monke
 def test_rays_client_is_refused_because_it_cannot_stream() -> None:
     with pytest.raises(ConfigError, match="which cannot stream"), cluster(None, "ray://host:10001", 2):
         pass
+
+
+def test_an_actor_prints_the_date_of_the_run_that_started_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "2031-05-06")  # another day, on another machine
+    _Worker(lambda: iter, "2026-01-02")
+    assert pinned_date() == "2026-01-02"
