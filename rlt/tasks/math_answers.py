@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
-from rlt.tasks.math_spelling import NUMBER, spell
+from rlt.tasks.math_spelling import NUMBER, NUMERALS, spell
 
 # -- structure ---------------------------------------------------------------------------------------------------------
 
