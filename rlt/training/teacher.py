@@ -181,8 +181,8 @@ class TeacherTrainer(ResumablePrompts, TrimmedPadding, WholeCheckpoints, GRPOTra
             raise RunError(
                 f"step {self.state.global_step}: the sampler's log-probs differ from the trainer's by {mean:.3g} nats per "
                 f"token (`sync_threshold` {self.sync_threshold}): it has other weights, or reports log-probs before "
-                "temperature and truncation. Restart it (a vLLM server with `--logprobs-mode processed_logprobs`), or raise the "
-                "threshold."
+                "temperature and truncation. Restart it (a vLLM server with `--logprobs-mode processed_logprobs`), or raise "
+                "the threshold."
             )
 
     # -- the moving reference is part of a checkpoint ------------------------------------------------------------------------
