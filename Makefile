@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RLT := $(VENV)/bin/rlt
 
-.PHONY: quickstart test test-processors browser-tests screenshots install check format vllm-server clean
+.PHONY: quickstart test test-processors browser-tests screenshots install check format vllm-server gpu-check clean
 
 quickstart: $(VENV)/installed  ## the whole method on two CPU cores, in minutes
 	$(RLT) run recipes/quickstart/recipe.yaml
@@ -40,6 +40,9 @@ format: $(VENV)/installed-dev
 	$(VENV)/bin/ruff format rlt tests benchmarks examples
 	$(VENV)/bin/ruff check --fix rlt tests benchmarks examples
 
+gpu-check:  ## everything that depends on a GPU, in blocks under nine minutes; BLOCKS="rl-step fsdp2" for some
+	bash scripts/gpu_check.sh $(BLOCKS)
+
 vllm-server:  ## an environment of its own with vLLM for the CPU, for tests/servers
 	bash scripts/make_vllm_server.sh
 
@@ -58,4 +61,4 @@ $(VENV)/installed-browser: $(VENV)/installed-dev scripts/install_browser.sh
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-vllm .browser build dist *.egg-info
+	rm -rf $(VENV) .venv-vllm .venv-gpu .browser build dist *.egg-info
