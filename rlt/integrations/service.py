@@ -68,7 +68,11 @@ class RewardService:
         if not url:
             raise ServiceError("RLT_URL is not set: it must hold the address of a running `rlt serve`")
         numbers = {}
-        for variable, option in ("RLT_TIMEOUT", "timeout"), ("RLT_RETRY_FOR", "retry_for"), ("RLT_FAILED_REWARD", "failed_reward"):
+        for variable, option in (
+            ("RLT_TIMEOUT", "timeout"),
+            ("RLT_RETRY_FOR", "retry_for"),
+            ("RLT_FAILED_REWARD", "failed_reward"),
+        ):
             value = os.environ.get(variable)
             try:
                 numbers |= {} if not value else {option: float(value)}

@@ -103,8 +103,9 @@ def test_training_scores_as_rlt_score_does_and_as_all_logits_do(name, format_nam
     check(name, name, format_name)
 
 
-@pytest.mark.parametrize("name", ["qwen3", "llama3", "deepseek", "mistral"])
+@pytest.mark.parametrize("name", ["qwen3", "llama3", "deepseek", "tekken"])
 def test_so_it_does_where_the_solution_stands_in_the_users_turn(name):
+    # Not Mistral's: behind `[/INST]` it writes a space that the text of an explanation cannot tell from a sampled one.
     check(name, name, "stratos-user")
 
 
