@@ -53,6 +53,12 @@ def verl_row(fmt: Format, problem: Problem, prompt: str, number: int) -> JsonRow
     }
 
 
+def skyrl_row(fmt: Format, problem: Problem) -> JsonRow:
+    """A row for SkyRL, whose `prompt` is messages; raises ConfigError for a format that needs prefill."""
+    known = {"ground_truth": _label(problem), "method": "rule"}
+    return {"data_source": "rlt", "env_class": "rlt", "prompt": fmt.teacher_messages(problem), "reward_spec": known}
+
+
 def _label(problem: Problem) -> str:
     return json.dumps(_known(problem), ensure_ascii=False)
 
@@ -70,16 +76,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", required=True, help="JSONL, JSON or Parquet file of problems, or a hub dataset")
     parser.add_argument("--model", help="teacher whose chat template renders the prompts; for --kind text and verl")
     parser.add_argument("--format", default=DEFAULT_FORMAT, help="as in every command of rlt")
-    parser.add_argument("--kind", choices=("text", "messages", "verl"), default="text", help="what `prompt` is")
+    parser.add_argument(
+        "--kind", choices=("text", "messages", "verl", "skyrl"), default="text", help="what `prompt` is"
+    )
     parser.add_argument("--output", type=Path, required=True, help="JSONL file to write")
     options = parser.parse_args(arguments)
-    if options.kind != "messages" and options.model is None:
+    if options.kind in ("text", "verl") and options.model is None:
         parser.error(f"--kind {options.kind} needs --model: the prompts are rendered with its chat template")
     try:
         fmt = load_format(options.format)
         problems = load_problems(DataConfig(path=options.data), fmt)
         if options.kind == "messages":
             rows = [messages_row(fmt, problem) for problem in problems]
+        elif options.kind == "skyrl":
+            rows = [skyrl_row(fmt, problem) for problem in problems]
         else:
             tokenizer = load_tokenizer(options.model)
             pin_date(date_of([], os.environ.get(VARIABLE), [Path(options.model)]))
