@@ -150,5 +150,8 @@ class ServeConfig(ModelOptions, FormatOptions, RewardOptions, StudentOptions):
     """Rows that one request may have."""
     max_characters: int = Field(400_000, ge=1)
     """Characters that the texts of one row may have together."""
+    date: str | None = None
+    """Date that chat templates print, as 2026-01-31; null: the one recorded with the policy, teacher or student, else
+    today's."""
     failed_reward: float | None = None
     """For engines that can take only a number: the reward of a row that cannot be scored; null answers 422 instead."""
