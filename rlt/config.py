@@ -14,7 +14,17 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from rlt.errors import ConfigError
@@ -191,8 +201,64 @@ class DataConfig(Config):
     """Leave out the first so many rows (to hold out what another step uses)."""
     stream: bool = False
     """Stream a hub dataset instead of downloading it first."""
+    task: str | None = None
+    """Task whose grader reads the rows' answers; null: what each row's column `task` says, else the stage's own `task`."""
     on_invalid: Literal["error", "skip"] = "error"
     """What to do with an invalid row: stop with an error that names it, or skip and count it."""
+
+    @property
+    def sources(self) -> list[DataConfig]:
+        """The data sets that are read: this one."""
+        return [self]
+
+
+class SourceConfig(DataConfig):
+    """One of several sources of problems."""
+
+    source: str | None = Field(None, pattern=r"^[\w.-]+$")
+    """Name of the source in columns and metrics; null: the last part of its path."""
+    weight: float = Field(1.0, gt=0)
+    """Weight of the source when examples are drawn for training (`temperature`)."""
+
+    @property
+    def label(self) -> str:
+        """The source's name."""
+        return self.source or re.sub(
+            r"[^\w.-]", "-", Path(self.path.rstrip("/")).name.removesuffix(Path(self.path).suffix)
+        )
+
+
+class MixtureConfig(Config):
+    """Several sources of problems, read one after the other; training draws from them by weight."""
+
+    sources: list[SourceConfig] = Field(min_length=1)
+    """The sources: a list of `{path, weight, task, ...}`."""
+    temperature: float | None = Field(None, gt=0)
+    """Training draws from source i with probability proportional to weight_i * rows_i^(1/temperature): 1 follows the sizes,
+    a large number evens them out; null: 1."""
+    on_invalid: Literal["error", "skip"] = "error"
+    """`skip`: skip the invalid rows of every source; a source can also say so for itself."""
+
+    @model_validator(mode="after")
+    def _different_names(self) -> MixtureConfig:
+        labels = [source.label for source in self.sources]
+        twice = next((label for label in labels if labels.count(label) > 1), None)
+        if twice is not None:
+            raise ValueError(f"two sources are called {twice!r}; give one of them another name by `source`")
+        return self
+
+    @property
+    def path(self) -> str:
+        """The paths of all sources, for messages."""
+        return " + ".join(source.path for source in self.sources)
+
+    @property
+    def drawn(self) -> bool:
+        """Whether the sources are to be drawn from other than row by row, which only training does."""
+        return self.temperature is not None or any(source.weight != 1 for source in self.sources)
+
+
+AnyData = DataConfig | MixtureConfig
 
 
 def _named_variable(name: str) -> str:
@@ -210,10 +276,32 @@ SHORT_FORMS = {"data": "path"}
 
 
 def _as_data(value: object) -> object:
+    if isinstance(value, list):
+        value = {"sources": value}
+    if isinstance(value, dict) and isinstance(value.get("sources"), list):
+        return {**value, "sources": [_as_data(source) for source in value["sources"]]}
     return {SHORT_FORMS["data"]: value} if isinstance(value, str | Path) else value
 
 
-Data = Annotated[DataConfig, BeforeValidator(_as_data)]
+def _kind_of_data(value: object) -> str:
+    return "several" if isinstance(value, MixtureConfig) or (isinstance(value, dict) and "sources" in value) else "one"
+
+
+Data = Annotated[
+    Annotated[DataConfig, Tag("one")] | Annotated[MixtureConfig, Tag("several")],
+    Discriminator(_kind_of_data),
+    BeforeValidator(_as_data),
+]
+
+
+def _all_rows(data: AnyData | None) -> AnyData | None:
+    if isinstance(data, MixtureConfig) and data.drawn:
+        raise ValueError("`weight` and `temperature` are for training; this stage reads every row of each source once")
+    return data
+
+
+WholeData = Annotated[Data, AfterValidator(_all_rows)]
+"""Data of a stage that draws nothing."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy and transformers can be seeded with
 EnvironmentVariable = Annotated[str, AfterValidator(_named_variable)]
 
@@ -335,7 +423,7 @@ class AccuracyConfig(Config):
     max_tokens: int = Field(512, ge=1)
     """Maximum number of tokens per solution."""
     task: str = "math"
-    """Task whose grader compares a solution with the answer."""
+    """Task whose grader compares a solution with the answer, for rows without a `task`."""
 
 
 class RewardOptions(Config):
@@ -423,8 +511,8 @@ class ProblemsConfig(StageConfig):
     writes: ClassVar[Literal["folder", "file"]] = "file"
 
     task: str | None = None
-    """Task that generates the problems: `arithmetic` or `countdown`."""
-    data: Data | None = None
+    """Task that generates the problems: `arithmetic`, `countdown`, or `reasoning_gym/` and the name of a generator."""
+    data: WholeData | None = None
     """Dataset to choose the problems from, instead of a task."""
     count: int | None = Field(None, ge=1)
     """Number of problems; null: 1000 of a task, all of a dataset."""
@@ -498,7 +586,7 @@ class CollectConfig(StageConfig, ModelOptions, FormatOptions, EngineOptions, Sam
 
     model: str
     """Folder or hub name of the teacher (for engine `openai`: whose tokenizer and chat template to use)."""
-    data: Data
+    data: WholeData
     """Problems to explain. A problem whose prompt fills the context is an error, or left out, as `on_invalid` says."""
     samples: int = Field(1, ge=1)
     """Explanations for each problem."""
@@ -518,7 +606,7 @@ class CollectConfig(StageConfig, ModelOptions, FormatOptions, EngineOptions, Sam
 class SelectConfig(StageConfig, FormatOptions):
     """Select the explanations that a student gets; the others are listed with the reason."""
 
-    data: Data
+    data: WholeData
     """Explanations: the output of `rlt collect`, or any file with `question`, `solution` and `explanation` or `completion`."""
     keep: Literal["all", "closed", "random", "best", "bands"]
     """`all`: every explanation, as the paper's students do. `closed`: those that close their tag and contain no tag of the
@@ -546,6 +634,10 @@ class SelectConfig(StageConfig, FormatOptions):
             raise ValueError(f"`keep: {self.keep}` needs `scores`, the output of a `score` step for the same data")
         if not ranked and self.scores is not None:
             raise ValueError(f"`scores` has no effect with `keep: {self.keep}`; use `best` or `bands`, or leave it out")
+        if ranked and isinstance(self.data, MixtureConfig):
+            raise ValueError(
+                "`scores` belong to one file; select from each file on its own, then give a list to training"
+            )
         if self.student_context is not None and not self.student:
             raise ValueError("`student_context` needs `student`, whose tokenizer counts the tokens")
         served = [name for name in self.student if name.startswith(("http://", "https://"))]
@@ -577,7 +669,7 @@ class ColdstartConfig(StageConfig, ModelOptions, FormatOptions, TrainerPassthrou
     data: Data
     """Problems with answers."""
     task: str = "math"
-    """Task whose grader decides whether an answer is right."""
+    """Task whose grader decides whether an answer is right, for rows without a `task`."""
     rewards: tuple[float, float, float] = (-1.0, -0.5, 1.0)
     """Rewards for no readable answer, a wrong answer and the right answer."""
 
@@ -592,7 +684,7 @@ class EvaluateConfig(StageConfig, ModelOptions, FormatOptions, EngineOptions):
     data: str | None = None
     """A file that replaces the (single) benchmark's download."""
     task: str | None = None
-    """Task whose grader decides; null: the benchmark's own, and `math` for files."""
+    """Task whose grader decides; null: the one in each row's column `task`, else the benchmark's own, and `math` for files."""
     preset: Literal["paper", "robust"] | None = None
     """`paper`: greedy, 32,768 tokens, one sample. `robust`: temperature 0.6, top-p 0.95, 8 samples."""
     samples: int | None = Field(None, ge=1)
@@ -784,7 +876,7 @@ def _lines(model: type[Config], error: ValidationError) -> list[str]:
 
     lines = []
     for item in error.errors(include_input=False, include_url=False):
-        key = ".".join(map(str, item["loc"]))
+        key = ".".join(str(part) for part in item["loc"] if part not in ("one", "several"))  # tags of `Data`
         near = difflib.get_close_matches(key.split(".")[-1], model.model_fields, n=2, cutoff=0.6)
         hint = f" (did you mean {' or '.join(near)}?)" if item["type"] == "extra_forbidden" and near else ""
         message = "unknown key" if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ")

@@ -94,6 +94,8 @@ class TeacherReward:
         solution: Sequence[str] | None = None,
         answer: Sequence[str | None] | None = None,
         system: Sequence[str | None] | None = None,
+        task: Sequence[str | None] | None = None,
+        source: Sequence[str | None] | None = None,
         policy_logprobs: Sequence[torch.Tensor] | None = None,
         policy_hidden: Sequence[torch.Tensor] | None = None,
         log_metric: Callable[[str, float], None] | None = None,
@@ -124,7 +126,13 @@ class TeacherReward:
                 )
         problems = [
             Problem(
-                str(i), question[i], solution[i], answer[i] if answer else None, system=system[i] if system else None
+                str(i),
+                question[i],
+                solution[i],
+                answer[i] if answer else None,
+                system=system[i] if system else None,
+                task=task[i] if task else None,
+                source=source[i] if source else None,
             )
             for i in range(count)
         ]
@@ -145,7 +153,7 @@ class TeacherReward:
         self.last_rows = [row for row in rows if row is not None]
         _refuse_total_failure(self.last_rows)
         if log_metric is not None:
-            for name, value in self.metrics(prompts, items).items():
+            for name, value in {**self.metrics(prompts, items), **self.source_metrics(source or [], items)}.items():
                 log_metric(f"rlt/{name}", value)
         self.last_samples = self._samples(items)
         return [row.parts.reward for row in self.last_rows]
@@ -184,6 +192,25 @@ class TeacherReward:
             metrics["unclosed"] = sum(not item.closed for item in items.values()) / len(items)
         return metrics
 
+    def source_metrics(self, source: Sequence[str | None], items: dict[int, Explanation]) -> dict[str, float]:
+        """Of each source of a mixture in the last call: `source/NAME/` and `reward`, `r_ss`, `r_kl`, the lifts, `unclosed`,
+        and `share`, its share of the completions."""
+        metrics: dict[str, float] = {}
+        for name in sorted({one for one in source if one is not None}):
+            places = [i for i, one in enumerate(source) if one == name]
+            rows = [self.last_rows[i] for i in places if self.last_rows[i].parts.error is None]
+            numbers = {
+                **{part: [getattr(row.parts, part) for row in rows] for part in ("reward", "r_ss", "r_kl")},
+                **{lift: [getattr(row, lift) for row in rows] for lift in ("lift_over_empty", "lift_over_shuffled")},
+                "unclosed": [float(not items[i].closed) for i in places if i in items],
+                "share": [len(places) / len(source)],
+            }
+            for part, values in numbers.items():
+                known = [value for value in values if value is not None]
+                if known:
+                    metrics[f"source/{name}/{part}"] = statistics.fmean(known)
+        return metrics
+
     # -- helpers -----------------------------------------------------------------------------------------------------
 
     def _with_placebos(self, items: list[Explanation], scored: list[ScoredRow]) -> list[ScoredRow]:
@@ -216,6 +243,7 @@ class TeacherReward:
             {
                 "question": items[i].problem.question,
                 "solution": items[i].problem.solution,
+                **({"source": its} if (its := items[i].problem.source) else {}),
                 "explanation": items[i].text,
                 "closed": items[i].closed,
                 **self.last_rows[i].to_row(),
@@ -252,6 +280,8 @@ def teacher_rows(
             "solution": problem.solution,
             "answer": problem.answer,
             "system": problem.system,
+            "task": problem.task,
+            "source": problem.source,
         }
         for problem in problems
     ]
