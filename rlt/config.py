@@ -211,6 +211,11 @@ class DataConfig(Config):
         """The data sets that are read: this one."""
         return [self]
 
+    @property
+    def labels(self) -> list[str]:
+        """The sources' names: one alone has none."""
+        return []
+
 
 class SourceConfig(DataConfig):
     """One of several sources of problems."""
@@ -241,8 +246,7 @@ class MixtureConfig(Config):
 
     @model_validator(mode="after")
     def _different_names(self) -> MixtureConfig:
-        labels = [source.label for source in self.sources]
-        twice = next((label for label in labels if labels.count(label) > 1), None)
+        twice = next((label for label in self.labels if self.labels.count(label) > 1), None)
         if twice is not None:
             raise ValueError(f"two sources are called {twice!r}; give one of them another name by `source`")
         return self
@@ -251,6 +255,11 @@ class MixtureConfig(Config):
     def path(self) -> str:
         """The paths of all sources, for messages."""
         return " + ".join(source.path for source in self.sources)
+
+    @property
+    def labels(self) -> list[str]:
+        """The sources' names."""
+        return [source.label for source in self.sources]
 
     @property
     def drawn(self) -> bool:

@@ -53,7 +53,7 @@ def answer_of(row: Mapping[str, Any]) -> str | None:
     if row.get("public_test_cases") is not None or row.get("private_test_cases") is not None:
         metadata = row.get("metadata") or {}
         metadata = json.loads(metadata) if isinstance(metadata, str) else metadata
-        cases = [*cases(row.get("public_test_cases")), *cases(row.get("private_test_cases"))]
+        cases = [*_cases(row.get("public_test_cases")), *_cases(row.get("private_test_cases"))]
         return json.dumps({"tests": cases, "fn_name": metadata.get("func_name")})
     return None
 
@@ -80,7 +80,7 @@ class _OnlyText(pickle.Unpickler):
         raise ValueError(f"hidden tests name {module}.{name}; only text is read")
 
 
-def cases(packed: Any) -> list[Any]:
+def _cases(packed: Any) -> list[Any]:
     """LiveCodeBench's test cases: JSON, or that as a pickled text, compressed, in base 64."""
     if not packed:
         return []

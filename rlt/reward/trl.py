@@ -46,7 +46,7 @@ class TeacherReward:
     A completion that cannot be scored gets None, which TRL leaves out of its group's mean; its advantage is 0. If none
     of a batch can be scored, over all processes, ScoringError is raised in each. `last_samples` holds some of the last
     call with their parts, and with `tokens` the numbers of their tokens. `seed` is that of the solutions which students
-    sample for the accuracy reward.
+    sample for the accuracy reward. `sources`: names in the column `source`, whose share is logged also where it is 0.
     """
 
     def __init__(
@@ -63,8 +63,9 @@ class TeacherReward:
         keep_samples: int = 4,
         seed: int = 0,
         tokens: bool = False,
+        sources: Sequence[str] = (),
     ) -> None:
-        self.__name__ = "rlt"
+        self.__name__, self.sources = "rlt", sources
         self.fmt = load_format(format) if isinstance(format, str) else format
         self.tokenizer, self.placebos, self.keep_samples, self.tokens = tokenizer, placebos, keep_samples, tokens
         listed = [students] if isinstance(students, str) else list(students)
@@ -196,7 +197,7 @@ class TeacherReward:
         """Of each source of a mixture in the last call: `source/NAME/` and `reward`, `r_ss`, `r_kl`, the lifts, `unclosed`,
         and `share`, its share of the completions."""
         metrics: dict[str, float] = {}
-        for name in sorted({one for one in source if one is not None}):
+        for name in sorted({*self.sources, *(one for one in source if one is not None)} if source else ()):
             places = [i for i, one in enumerate(source) if one == name]
             rows = [self.last_rows[i] for i in places if self.last_rows[i].parts.error is None]
             numbers = {

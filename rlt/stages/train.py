@@ -64,6 +64,7 @@ def run(config: TrainConfig) -> Result:
     reward = TeacherReward(
         config.student, tokenizer, text.fmt, config, placement=config, model=config, end_ids=sorted(ends),
         placebos=config.placebos, keep_samples=config.keep_samples, seed=config.seed, tokens=config.tokens,
+        sources=config.data.labels,
     )  # fmt: skip
     tokenizer.padding_side = "left"
     logging.getLogger("trl.trainer.grpo_trainer").setLevel(logging.ERROR)
