@@ -68,6 +68,7 @@ GRADERS = {
     "arithmetic": "rlt.tasks.arithmetic",
     "countdown": "rlt.tasks.countdown",
     "code": "rlt.tasks.code",
+    "programs": "rlt.tasks.programs",
 }
 
 

@@ -24,6 +24,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -78,7 +79,7 @@ def extract(solution: str) -> str | None:
     for marks in (("python", "py", "python3"), ("",)):
         for mark, code in reversed(blocks):
             if mark in marks and code.strip():
-                return code  # type: ignore[no-any-return]
+                return textwrap.dedent(code)  # a block in a list is indented as its fence is
     return None
 
 

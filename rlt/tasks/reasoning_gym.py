@@ -14,6 +14,7 @@ import builtins
 import difflib
 import functools
 import json
+import random
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, dataclass, fields
@@ -21,7 +22,7 @@ from importlib import import_module, util
 from typing import Any
 
 from rlt.errors import ConfigError, DependencyError
-from rlt.tasks import Verdict
+from rlt.tasks import Verdict, experts
 from rlt.types import JsonRow, Problem
 
 PREFIX = "reasoning_gym/"
@@ -171,6 +172,28 @@ class ReasoningGym:
         return Problem(key, entry["question"], solution, kept, task=self.name)
 
 
+class ChainSum(ReasoningGym):
+    """The task `reasoning_gym/chain_sum`, with experts that explain sums of numbers of one digit: every running sum."""
+
+    MIXTURES = experts.MIXTURES
+
+    def explain(self, problem: Problem, mixture: str, rng: random.Random) -> str:
+        """An explanation by an expert drawn from `mixture`: `+ 3 7 - 9 -2`."""
+        first, *rest = json.loads(problem.answer or "")["metadata"]["expression"].split()
+        value, steps, slips = int(first), [], []
+        for sign, number in zip(rest[::2], rest[1::2], strict=True):
+            value += int(number) if sign == "+" else -int(number)
+            steps.append(f"{sign} {number} {value}")
+            slips.append(f"{sign} {number} {value + rng.choice((-2, -1, 1, 2))}")
+        return experts.explanation(self.name, steps, slips, problem.solution, mixture, rng)
+
+    def vocabulary(self) -> list[str]:
+        """Every word of questions, explanations and solutions, of sums of at most five numbers of one digit."""
+        options = {"min_digits": 1, "max_digits": 1, "min_terms": 2, "max_terms": 5}
+        asked = [word for problem in self.generate(20, 0, options) for word in problem.question.split()]
+        return [*dict.fromkeys(asked), *map(str, range(-47, 48)), "+", "-", *experts.WORDS]
+
+
 @functools.cache
 def task(name: str) -> ReasoningGym:
     """The task `reasoning_gym/NAME`; raises ConfigError with the near names, DependencyError without the package."""
@@ -181,7 +204,7 @@ def task(name: str) -> ReasoningGym:
         raise ConfigError(f"task {name!r}: reasoning-gym has no such generator{near}.")
     if generator in UNSUPPORTED:
         raise ConfigError(f"task {name!r} cannot be used: {UNSUPPORTED[generator]}.")
-    return ReasoningGym(generator)
+    return (ChainSum if generator == "chain_sum" else ReasoningGym)(generator)
 
 
 @functools.cache
