@@ -16,7 +16,8 @@ import torch
 
 from rlt.config import AccuracyConfig, RewardOptions
 from rlt.errors import ConfigError, ModelError, RltError, ScoringError, ServerError
-from rlt.models.logprobs import Head, Progress, Row, exact_kl, project
+from rlt.models.heads import Head, exact_kl, project
+from rlt.models.logprobs import Progress, Row
 from rlt.reward.accuracy import student_accuracy
 from rlt.reward.formula import divergence, reward_parts, stretch_sums
 from rlt.reward.items import ScoredRow, Side, StudentLost
@@ -80,14 +81,16 @@ class RewardEngine:
         teacher_head: Head | None = None,
         progress: Progress | None = None,
         keep_tokens: Collection[int] = (),
+        ranks: bool = True,
     ) -> list[ScoredRow]:
         """The reward of each explanation, in order; what cannot be scored has an `error` and no numbers.
 
         A row's numbers do not depend on the other rows. `sides`: the teacher's side of each explanation where it is known
         already (in training: the sampled tokens and the policy's log-probs of them); the engine's teacher computes the
         others. `teacher_head`: the policy's output layer, for the exact KL where sides have hidden states. `progress` gets,
-        for each model, numbers of rows and tokens read. `keep_tokens`: rows that keep numbers of single tokens. Raises
-        StudentLost, with the rows before, where the server of a student does not answer any more.
+        for each model, numbers of rows and tokens read. `keep_tokens`: rows that keep numbers of single tokens, with their
+        `ranks` (a forward pass more). Raises StudentLost, with the rows before, where the server of a student does not
+        answer any more.
         """
         errors: list[str | None] = [None] * len(items)
         prepared = [self._prepare(student, items, errors) for student in self.students]
@@ -102,6 +105,8 @@ class RewardEngine:
                 parts = self._score_exactly(items, prepared, teachers, live, teacher_head, progress, kept)
             else:
                 parts = self._score_sampled(items, prepared, teachers, live, progress, kept)
+            if ranks:
+                self._rank(prepared, kept)
             lost = {i: part for i in live for part in parts[i] if isinstance(part, ServerError)}
             if lost and accuracy is not None:
                 raise StudentLost(str(lost[min(lost)]))
@@ -205,6 +210,19 @@ class RewardEngine:
                 if progress is not None:
                     progress(len(rows), sum(len(row.ids) for row in rows))
         return parts
+
+    def _rank(self, prepared: list[list[Tokenized | None]], kept: dict[int, list[TokenNumbers]]) -> None:
+        """Adds the ranks to the kept numbers of students in this process, with one more forward pass of each."""
+        live = [i for i, numbers in kept.items() if len(numbers) == len(self.students)]
+        for number, (student, texts) in enumerate(zip(self.students, prepared, strict=True)):
+            if not isinstance(student, LocalModel) or not student.can_rank:
+                continue
+            for group in _groups(live, [len(_known(texts[i]).ids) for i in live]):
+                rows = [_row(_known(texts[i]), both=True) for i in group]
+                for i, ranks in zip(group, student.ranks(rows), strict=True):
+                    numbers, tokens = kept[i][number], len(_known(texts[i]).spans["explanation"])
+                    single = ranks[:tokens] if len(numbers.explanation) == tokens else None
+                    kept[i][number] = replace(numbers, solution_ranks=ranks[tokens:], explanation_ranks=single)
 
     def _exact_divergence(self, teacher_head: Head, theirs: Side, head: Head, ours: Side) -> torch.Tensor:
         if theirs.hidden is None or ours.hidden is None:

@@ -28,7 +28,7 @@ from rlt.types import Explanation, JsonRow, Problem
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from rlt.models.logprobs import Head
+    from rlt.models.heads import Head
 
 LOGGED = (
     "reward", "r_ss", "r_kl", "solution_log_prob_mean", "solution_log_prob_min", "explanation_kl_mean",

@@ -378,7 +378,7 @@ def _schema(config: ScoreConfig) -> pyarrow.Schema:
     """The columns that the configuration asks for, with `id` as text."""
     import pyarrow as pa
 
-    from rlt.reward.tokens import NUMBERS
+    from rlt.reward.tokens import NUMBERS, RANKS
 
     parts = [
         (name, pa.string() if name == "error" else pa.int64() if name.endswith("_tokens") else pa.float64())
@@ -388,6 +388,7 @@ def _schema(config: ScoreConfig) -> pyarrow.Schema:
     lifts = [(f"lift_over_{name}", pa.float64()) for name in ("empty", "shuffled") if config.placebos]
     words, numbers = pa.list_(pa.string()), pa.list_(pa.float16())
     columns = [("solution", words), ("explanation", words), *((name, numbers) for name in NUMBERS)]
+    columns += [(name, pa.list_(pa.int32())) for name in RANKS]
     tokens = [("tokens", pa.struct(columns))] if config.tokens else []
     if len(config.student) > 1:
         each = pa.struct([*parts, *accuracy, *tokens])

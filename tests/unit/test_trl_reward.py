@@ -11,6 +11,7 @@ from rlt.errors import ConfigError, DataError, ScoringError
 from rlt.models.logprobs import Row, hidden_states, output_head, token_logprobs
 from rlt.reward.scoring import RewardEngine
 from rlt.reward.students import LocalModel
+from rlt.reward.tokens import unpacked
 from rlt.reward.trl import TeacherReward, teacher_rows
 from rlt.text.formats import load_format, render_student
 from rlt.types import Problem
@@ -45,6 +46,21 @@ def test_plain_trl_gets_r_ss_and_the_penalty():
     expected = RewardEngine([STUDENT], FMT, RewardOptions()).score(items)
     assert got == pytest.approx([row.parts.reward for row in expected], abs=1e-4)
     assert all(row.parts.r_kl is None for row in reward.last_rows)
+
+
+def test_samples_keep_their_tokens_if_asked_for():
+    reward = TeacherReward([STUDENT], TOKENIZER, FMT, keep_samples=2, tokens=True)
+    reward(PROMPTS, TEXTS, [sampled(text) for text in TEXTS], **COLUMNS)
+    assert len(reward.last_samples) == 2
+    for sample in reward.last_samples:
+        tokens = sample["tokens"]
+        assert "".join(tokens["solution"]) == sample["solution"]
+        mean = unpacked(tokens["log_probs"]).astype(float).mean()
+        assert mean == pytest.approx(sample["solution_log_prob_mean"], abs=1e-2)
+        assert len(tokens["solution_ranks"]) == len(tokens["solution"])
+    silent = TeacherReward([STUDENT], TOKENIZER, FMT, keep_samples=2)
+    silent(PROMPTS, TEXTS, [sampled(text) for text in TEXTS], **COLUMNS)
+    assert all("tokens" not in sample for sample in silent.last_samples)
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k3", "exact"])
