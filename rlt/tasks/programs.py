@@ -2,7 +2,7 @@
 
 A question names steps, `write add 3 , double , negate ?`; the solution is a program that reads a number, takes these steps
 and prints it, graded by `rlt.tasks.code` against three pairs of input and output (the form of APPS). A full explanation says
-what each step is in Python: `add 3 x + 3 , double x * 2 , negate 0 - x`.
+what each step is in Python: `add 3 += 3 , double *= 2 , negate *= -1 ,`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ CHEAP = code.CHEAP
 MIXTURES = experts.MIXTURES
 INPUTS = (-4, 1, 7)
 NUMBERS = range(1, 10)
-STEPS = {"add": "x + {}", "take": "x - {}", "double": "x * 2", "triple": "x * 3", "negate": "0 - x", "square": "x * x"}
+READ, WRITE = "x=int(input())", "print(x)"
+STEPS = {"add": "+= {}", "take": "-= {}", "double": "*= 2", "triple": "*= 3", "negate": "*= -1", "square": "*= x"}
 """What a question calls a step -> its Python."""
 
 grade = code.grade
@@ -61,7 +62,7 @@ def _step(rng: random.Random) -> str:
 
 
 def _problem(question: str, key: str) -> Problem:
-    lines = ["x = int ( input ( ) )", *(f"x = {python(step)}" for step in steps_of(question)), "print ( x )"]
+    lines = [READ, *(f"x {python(step)}" for step in steps_of(question)), WRITE]
     program = " \n ".join(lines)
     outputs = []
     for x in INPUTS:
@@ -106,5 +107,5 @@ def python_of(step: str) -> str:
 
 def vocabulary() -> list[str]:
     """Every word of questions, explanations and solutions."""
-    kept = ["\n", "```python", "```", "x", "=", "int", "input", "print", "(", ")", "write", ",", ";", "?"]
-    return [*kept, *STEPS, *"0123456789", *"+-*", *experts.WORDS]
+    kept = ["\n", "```python", "```", READ, WRITE, "x", "+=", "-=", "*=", "-1", "write", ",", ";", "?"]
+    return [*kept, *STEPS, *"0123456789", *experts.WORDS]
