@@ -12,7 +12,7 @@ import random
 from collections.abc import Iterable, Sequence
 
 from rlt.errors import ConfigError
-from rlt.tasks import Verdict, code, experts
+from rlt.tasks import code, experts
 from rlt.types import JsonRow, Problem
 
 CHEAP = code.CHEAP

@@ -128,9 +128,8 @@ def test_rows_of_programs_give_question_program_and_tests() -> None:
     }  # fmt: skip
     Path("code.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (apps, mbpp, human)))
     problems = load_problems(data_of("warmup", {"path": "code.jsonl", "task": "code"}))
-    assert [p.solution for p in problems] == [
-        "```python\nprint(2)\n```", "```python\ndef f(x):\n    return 2 * x\n```", "```python\ndef f(x):\n    return 2 * x\n```",
-    ]  # fmt: skip
+    doubled = "```python\ndef f(x):\n    return 2 * x\n```"
+    assert [p.solution for p in problems] == ["```python\nprint(2)\n```", doubled, doubled]
     assert problems[0].answer == apps["input_output"]
     assert "assert f(1) == 2" in problems[1].question
     assert "def f(x):" in problems[2].question
