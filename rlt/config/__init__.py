@@ -8,7 +8,16 @@ keys are refused. The training options of TRL and transformers pass through `tra
 from __future__ import annotations
 
 from rlt.config.base import Config, Described, EnvironmentVariable, Names, Seed, validate
-from rlt.config.data import SHORT_FORMS, Data, DataConfig, ProblemsConfig
+from rlt.config.data import (
+    SHORT_FORMS,
+    AnyData,
+    Data,
+    DataConfig,
+    MixtureConfig,
+    ProblemsConfig,
+    SourceConfig,
+    WholeData,
+)
 from rlt.config.engines import EngineOptions, FormatOptions, ModelOptions, RayOptions, SamplingOptions
 from rlt.config.explanations import CollectConfig, SelectConfig
 from rlt.config.results import EvaluateConfig, GradeConfig, ReportConfig, ViewConfig

@@ -22,7 +22,7 @@ class EvaluateConfig(StageConfig, ModelOptions, FormatOptions, EngineOptions):
     data: str | None = None
     """A file that replaces the (single) benchmark's download."""
     task: str | None = None
-    """Task whose grader decides; null: the benchmark's own, and `math` for files."""
+    """Task whose grader decides; null: the one in each row's column `task`, else the benchmark's own, and `math` for files."""
     preset: Literal["paper", "robust"] | None = None
     """`paper`: greedy, 32,768 tokens, one sample. `robust`: temperature 0.6, top-p 0.95, 8 samples."""
     samples: int | None = Field(None, ge=1)

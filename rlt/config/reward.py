@@ -35,7 +35,7 @@ class AccuracyConfig(Config):
     max_tokens: int = Field(512, ge=1)
     """Maximum number of tokens per solution."""
     task: str = "math"
-    """Task whose grader compares a solution with the answer."""
+    """Task whose grader compares a solution with the answer, for rows without a `task`."""
 
 
 class RewardOptions(Config):

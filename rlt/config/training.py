@@ -101,6 +101,6 @@ class ColdstartConfig(StageConfig, ModelOptions, FormatOptions, TrainerPassthrou
     data: Data
     """Problems with answers."""
     task: str = "math"
-    """Task whose grader decides whether an answer is right."""
+    """Task whose grader decides whether an answer is right, for rows without a `task`."""
     rewards: tuple[float, float, float] = (-1.0, -0.5, 1.0)
     """Rewards for no readable answer, a wrong answer and the right answer."""

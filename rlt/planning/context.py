@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from rlt.config import (
+    AnyData,
     ColdstartConfig,
     CollectConfig,
     DataConfig,
@@ -105,8 +106,11 @@ class Context:
 
     # -- rows ------------------------------------------------------------------------------------------------------
 
-    def rows(self, data: DataConfig) -> int:
-        """Rows of a dataset: of the step that makes it, counted in its file, or known. Raises ConfigError."""
+    def rows(self, data: AnyData) -> int:
+        """Rows of data: of the step that makes it, counted in its file, or known. Raises ConfigError."""
+        return sum(self._rows_of(source) for source in data.sources)
+
+    def _rows_of(self, data: DataConfig) -> int:
         step = self.step_of(data.path)
         if step is not None:
             found = self._rows_made(step)

@@ -10,7 +10,7 @@ from rlt.data.problems import load_problems
 from rlt.data.rows import read_rows, write_rows
 from rlt.errors import DataError
 from rlt.outputs import Result, begin
-from rlt.tasks import load_generated_task
+from rlt.tasks import load_generated_task, load_generating_task
 from rlt.types import Problem
 
 GENERATED = 1000  # problems of a task, where `count` is null
@@ -28,10 +28,12 @@ def run(config: ProblemsConfig) -> Result:
 
 
 def _generated(config: ProblemsConfig, excluded: set[str]) -> list[Problem]:
-    task = load_generated_task(config.task or "")
-    problems = task.generate(config.count or GENERATED, config.seed, config.options, excluded)
+    name = config.task or ""
+    made = load_generating_task(name).generate(config.count or GENERATED, config.seed, config.options, excluded)
+    problems = [replace(problem, task=name) for problem in made]
     if config.experts is None:
         return problems
+    task = load_generated_task(name)
     rng = random.Random(f"experts {config.seed}")
     return [replace(problem, explanation=task.explain(problem, config.experts, rng)) for problem in problems]
 
