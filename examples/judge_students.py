@@ -19,14 +19,37 @@ recipe = build_recipe(
         "folder": str(folder),
         "defaults": {"evaluate": {"task": "arithmetic", "max_tokens": 44}},
         "heldout": {"stage": "problems", "task": "arithmetic", "count": 60, "seed": 900},
-        "originals": {"stage": "problems", "task": "arithmetic", "count": 256, "experts": "hardest", "exclude": ["@heldout"]},
-        "taught": {"stage": "problems", "task": "arithmetic", "count": 256, "experts": "careful", "exclude": ["@heldout"]},
+        "originals": {
+            "stage": "problems",
+            "task": "arithmetic",
+            "count": 256,
+            "experts": "hardest",
+            "exclude": ["@heldout"],
+        },
+        "taught": {
+            "stage": "problems",
+            "task": "arithmetic",
+            "count": 256,
+            "experts": "careful",
+            "exclude": ["@heldout"],
+        },
         "distill": {
             "model": str(FOLDER / "quickstart" / "bases" / "0"),
-            "trainer": {"max_steps": 20, "learning_rate": 1e-3, "per_device_train_batch_size": 32, "save_strategy": "no"},
+            "trainer": {
+                "max_steps": 20,
+                "learning_rate": 1e-3,
+                "per_device_train_batch_size": 32,
+                "save_strategy": "no",
+            },
             "each": {"original": {"data": "@originals"}, "teacher": {"data": "@taught"}},
         },
-        "evaluate": {"each": "@distill", "model": "@distill/{each}", "benchmark": "@heldout", "samples": 4, "temperature": 0.7},
+        "evaluate": {
+            "each": "@distill",
+            "model": "@distill/{each}",
+            "benchmark": "@heldout",
+            "samples": 4,
+            "temperature": 0.7,
+        },
         "report": {
             "arms": {"original": "the original explanations", "teacher": "the teacher's"},
             "headline": ["teacher", "original"],
@@ -35,6 +58,7 @@ recipe = build_recipe(
     "judge_students.py",
 )
 status = run_recipe(recipe)
-results = json.loads((recipe.folder / "results.json").read_text())
-print(f"Arms in results.json: {', '.join(results['arms']) if isinstance(results['arms'], dict) else len(results['arms'])}")
+arms = json.loads((recipe.folder / "results.json").read_text())["arms"]
+for name, arm in arms.items():
+    print(f"{name}: {arm['seeds'][0]['solve_rate_t07']:.3f} of the held-out problems")
 sys.exit(status)
