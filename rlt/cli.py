@@ -96,12 +96,9 @@ def _recipes(words: list[str]) -> int:
         copy = copy_recipe(names[1], Path(names[2]).expanduser())
         print(f"{copy}: edit it, then `rlt check {copy}` and `rlt run {copy}`.")
         return 0
-    from rlt.results.tables import KEEP, text_table
+    from rlt.results.tables import text_table
 
-    rows = [
-        [name, time.replace(" ", KEEP), hardware.replace(" ", KEEP), why] for name, time, hardware, why in listing()
-    ]
-    print(text_table(["recipe", "time", "hardware", "purpose"], rows, width=terminal_width()))
+    print(text_table(["recipe", "time", "hardware", "purpose"], list(listing()), width=terminal_width()))
     print("\n`rlt run NAME` runs one, `rlt recipes copy NAME FOLDER` gives you one to edit.")
     return 0
 

@@ -15,8 +15,8 @@ from rlt.config import ModelOptions, RewardOptions, StudentOptions
 from rlt.engines.client import PROBE, Client, check_tokenizer, served_model
 from rlt.errors import ConfigError, RltError, ScoringError, ServerError
 from rlt.models import loading, logprobs
-from rlt.models.logprobs import Head, Progress, Row
-from rlt.models.ranks import token_ranks
+from rlt.models.heads import Head, causal_lm, token_ranks
+from rlt.models.logprobs import Progress, Row
 from rlt.tasks import load_grader
 from rlt.text.formats import Format, check_template
 
@@ -69,8 +69,8 @@ class LocalModel:
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.name = name or model.name_or_path or type(model).__name__
-        self.context = context if context is not None else loading.context_length(logprobs.causal_lm(model).config)
-        self.vocabulary: int = logprobs.causal_lm(model).get_input_embeddings().num_embeddings
+        self.context = context if context is not None else loading.context_length(causal_lm(model).config)
+        self.vocabulary: int = causal_lm(model).get_input_embeddings().num_embeddings
         self.batch_tokens, self.placement = batch_tokens, placement
 
     @classmethod

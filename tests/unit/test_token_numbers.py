@@ -6,8 +6,7 @@ import torch
 
 from rlt.config import RewardOptions, ScoreConfig
 from rlt.data.rows import read_rows, write_rows
-from rlt.models.logprobs import TILES, Head
-from rlt.models.ranks import token_ranks
+from rlt.models.heads import TILES, Head, token_ranks
 from rlt.reward.formula import reward_parts
 from rlt.reward.items import ScoredRow
 from rlt.reward.placebos import with_placebos
