@@ -1,7 +1,8 @@
 """A student judged against one that learned from the original explanations. Usage: judge_students.py [FOLDER]
 
-Two students from the same start, with the same settings and questions; only the explanations differ. The originals are by experts who
-mostly skip steps; careful experts stand in for a trained teacher here. For your own: files of explanations in place of both.
+Two students from the same start, with the same settings and questions; only the explanations differ. The originals are by
+experts who mostly skip steps; careful experts stand in for a trained teacher here. For your own: files of explanations in place
+of both.
 """
 
 import json

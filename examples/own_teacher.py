@@ -1,7 +1,7 @@
 """A teacher for your own problems. Usage: own_teacher.py [FOLDER]
 
-What `rlt init FILE`, `rlt check` and `rlt run` do, with a file of 60 problems under column names of its own and a shipped tiny model.
-For your own: `rlt init your-file.jsonl`, and no --model, for the largest that fits your GPU.
+What `rlt init FILE`, `rlt check` and `rlt run` do, with a file of 60 problems under column names of its own and a shipped tiny
+model. For your own: `rlt init your-file.jsonl`, and no --model, for the largest that fits your GPU.
 """
 
 import json

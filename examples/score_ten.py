@@ -1,7 +1,7 @@
 """Score ten explanations and look at them. Usage: score_ten.py [FOLDER]
 
-Ten problems of chained arithmetic, explained by experts of whom half skip most steps; a shipped tiny model is student and teacher.
-For your own: any file with question, solution and explanation, and your models' folders or hub names.
+Ten problems of chained arithmetic, explained by experts of whom half skip most steps; a shipped tiny model is student and
+teacher. For your own: any file with question, solution and explanation, and your models' folders or hub names.
 """
 
 import json

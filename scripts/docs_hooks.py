@@ -1,4 +1,4 @@
-"""Hooks of the documentation's site: recipes' pages, the reference of keys and of Python, navigation, links, formulas as MathML."""
+"""Hooks of the documentation's site: recipes' pages, reference of keys and Python, navigation, links, formulas as MathML."""
 
 from __future__ import annotations
 
@@ -92,9 +92,9 @@ def keys_page() -> str:
                 users.setdefault(nested, []).extend(one for one in users[model] if one not in users.get(nested, []))
     parts = [
         "# Keys",
-        "Every key of recipes and commands, made from the configuration itself. In a recipe a key stands in its step; on the command "
-        "line `kl_coef` is `--kl-coef`, or `--train.kl-coef` for `rlt run`. `trainer` goes to TRL, `engine_options` to the engine, "
-        "unread. Sources of numbers stand with their meaning.",
+        "Every key of recipes and commands, made from the configuration itself. In a recipe a key stands in its step; on the "
+        "command line `kl_coef` is `--kl-coef`, or `--train.kl-coef` for `rlt run`. `trainer` goes to TRL, `engine_options` to "
+        "the engine, unread. Sources of numbers stand with their meaning.",
     ]
     shared = [kind for kind, names in users.items() if kind not in {**STAGES, **OTHERS}.values() and _own(kind)]
     for name, model in {**STAGES, **OTHERS}.items():
@@ -146,7 +146,7 @@ def _type(kind: object) -> str:
     if origin is dict:
         return f"mapping of {_type(arguments[1])}"
     names = {str: "text", int: "integer", float: "number", bool: "true or false", type(None): "null", Path: "path"}
-    return names.get(kind) or getattr(kind, "__name__", "any value")  # type: ignore[call-overload]
+    return names.get(kind) or ("any value" if kind is typing.Any else getattr(kind, "__name__", "any value"))  # type: ignore[call-overload]
 
 
 def _cell(text: str) -> str:
