@@ -29,6 +29,7 @@ SUMMARIES = {
     "plan": "Estimate what a recipe needs on given GPUs: memory, hours, money, disk",
     "timings": "Print how long each step of a run took: the table from which `rlt run` estimates the time left",
     "serve": "Serve rewards over HTTP, for any trainer",
+    "export": "Write a benchmark as a task of lm-evaluation-harness, which then scores a student",
     "view": "Make one HTML page of scored rows, token by token, or of a whole run",
 } | {name: " ".join((config.__doc__ or "").split(". ")[0].split()).rstrip(".") for name, config in STAGES.items()}
 
@@ -124,6 +125,16 @@ def _serve(words: list[str]) -> int:
     if names:
         raise ConfigError("usage: rlt serve --student DIR [--student DIR ...] [--teacher DIR] [--KEY VALUE ...]")
     return serve(validate(ServeConfig, flags, "rlt serve"))
+
+
+def _export(words: list[str]) -> int:
+    from rlt.integrations.lm_eval import ExportConfig, export
+
+    names, flags = parse_flags(words)
+    if names != ["lm-eval"]:
+        raise ConfigError("usage: rlt export lm-eval --benchmark NAME --output FOLDER [--KEY VALUE ...]")
+    print(export(validate(ExportConfig, flags, "rlt export")))
+    return 0
 
 
 def _view(words: list[str]) -> int:
@@ -314,6 +325,11 @@ def _help(command: str) -> str:
             ["rlt plan RECIPE --gpu NAME --count N [--KEY VALUE ...] [--STEP.KEY VALUE ...]"],
             command, OVERRIDES, PlanConfig,
         )  # fmt: skip
+    if command == "export":
+        from rlt.integrations.lm_eval import ExportConfig
+
+        usage = "rlt export lm-eval --benchmark NAME --output FOLDER [--KEY VALUE ...]"
+        return _page([usage], command, {}, ExportConfig)
     if command == "serve":
         return _page(["rlt serve --student DIR [--KEY VALUE ...]"], command, {}, ServeConfig)
     if command == "view":
@@ -389,7 +405,15 @@ def _nested(field: FieldInfo) -> type[Config] | None:
     return None
 
 
-COMMANDS = {"run": _run, "check": _check, "timings": _timings, "plan": _plan, "serve": _serve, "view": _view}
+COMMANDS = {
+    "run": _run,
+    "check": _check,
+    "timings": _timings,
+    "plan": _plan,
+    "serve": _serve,
+    "export": _export,
+    "view": _view,
+}
 
 
 if __name__ == "__main__":

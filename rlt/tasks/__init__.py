@@ -59,6 +59,7 @@ class GeneratedTask(Task, Protocol):
 GRADERS = {
     "math": "rlt.tasks.math",
     "multiple_choice": "rlt.tasks.multiple_choice",
+    "science": "rlt.tasks.science",
     "arithmetic": "rlt.tasks.arithmetic",
     "countdown": "rlt.tasks.countdown",
     "code": "rlt.tasks.code",
