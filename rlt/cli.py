@@ -152,6 +152,16 @@ def _serve(words: list[str]) -> int:
     return serve(validate(ServeConfig, flags, "rlt serve"))
 
 
+def _export(words: list[str]) -> int:
+    from rlt.integrations.lm_eval import ExportConfig, export
+
+    names, flags = parse_flags(words)
+    if names != ["lm-eval"]:
+        raise ConfigError("usage: rlt export lm-eval --benchmark NAME --output FOLDER [--KEY VALUE ...]")
+    print(export(validate(ExportConfig, flags, "rlt export")))
+    return 0
+
+
 def _view(words: list[str]) -> int:
     from rlt.results.page import view
 
@@ -292,6 +302,7 @@ COMMANDS = {
     "init": _init,
     "timings": _timings,
     "serve": _serve,
+    "export": _export,
     "view": _view,
     "completion": _completion,
 }

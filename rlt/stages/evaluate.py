@@ -28,6 +28,7 @@ from rlt.errors import ConfigError, DataError, RltError, RunError
 from rlt.models.loading import context_length, load_config, load_tokenizer
 from rlt.outputs import Result, StageFolder, begin, read_state
 from rlt.results import intervals
+from rlt.results.inspect_log import write_logs
 from rlt.results.tables import text_table
 from rlt.tasks import Verdict, load_grader, load_task
 from rlt.tasks.benchmarks import (
@@ -60,6 +61,7 @@ class Preset(NamedTuple):
 # `paper`: SkyThought's defaults at the commit with which RLT was evaluated (PAPER: greedy, 32,768 tokens, one sample).
 PRESETS = {"paper": Preset(1, 0.0, 1.0, 32768), "robust": Preset(8, 0.6, 0.95, 32768)}
 RESPONSES, RESULTS = "responses.jsonl", "results.json"
+LOGS = "inspect"  # one file per benchmark, for `inspect view`
 
 Rows = dict[str, JsonRow]
 """Key `benchmark/question/sample` -> row of responses.jsonl."""
@@ -89,7 +91,9 @@ def run(config: EvaluateConfig) -> Result:
     done = _grade(config, asked, {key: row for key, row in rows.items() if row is not None})
     write_rows(folder.path / RESPONSES, done.values())
     metrics = _metrics(config, asked, done)
-    write_text(folder.path / RESULTS, json.dumps(_results(config, asked, metrics), indent=1, ensure_ascii=False) + "\n")
+    results = _results(config, asked, metrics)
+    write_text(folder.path / RESULTS, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    write_logs(folder.path / LOGS, list(done.values()), results, _shown_prompts(asked))
     if not _quiet():
         print(table(metrics))
     return folder.finish(metrics)
@@ -304,6 +308,10 @@ def _generate(asked: _Asked, rows: dict[str, JsonRow | None], engine: Engine, pa
                     bar.update()
             if pending:
                 raise RltError(f"{part.benchmark.name}: the engine left {len(pending)} responses out; run it again.")
+
+
+def _shown_prompts(asked: _Asked) -> dict[str, str]:
+    return {key: part.prompts[place] for key, part, place, _ in asked.each() if not part.benchmark.private}
 
 
 def _how(asked: _Asked, part: _Set) -> str:
