@@ -546,10 +546,11 @@ class SelectConfig(StageConfig, FormatOptions):
 
     data: Data
     """Explanations: the output of `rlt collect`, or any file with `question`, `solution` and `explanation` or `completion`."""
-    keep: Literal["all", "closed", "random", "best", "bands"]
+    keep: Literal["all", "closed", "random", "best", "bands", "correct"]
     """`all`: every explanation, as the paper's students do. `closed`: those that close their tag and contain no tag of the
     format. `random`, `best`: of these, one for each problem, drawn or with the highest score. `bands`: all that have a
-    score, in `bands` files of equal size, lowest first (the paper's correlation study)."""
+    score, in `bands` files of equal size, lowest first (the paper's correlation study). `correct`: of the responses that
+    `rlt evaluate` graded, one right one for each question, drawn: rejection sampling, as in STaR."""
     scores: Path | None = None
     """For `best` and `bands`: what `rlt score` wrote for the same rows, in the same order."""
     by: str = "reward"

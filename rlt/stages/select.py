@@ -136,7 +136,11 @@ def _read(config: SelectConfig, fmt: Format) -> Iterator[tuple[str, Explanation 
             raise _other_rows(config)
         if number < data.skip or (stop is not None and number >= stop):
             continue
+        if config.keep == "correct" and not row.get("correct"):
+            yield str(number), _wrong(row, where), score
+            continue
         try:
+            row = response_row(row, where, fmt) if config.keep == "correct" else row
             explanation: Explanation | DataError = explanation_of(row, where, str(number), fmt, data.columns)
         except DataError as error:
             if data.on_invalid == "error":
@@ -149,6 +153,27 @@ def _read(config: SelectConfig, fmt: Format) -> Iterator[tuple[str, Explanation 
         raise DataError(f"{data.path}: has no rows.")
     if scores is not None and next(scores, None) is not None:
         raise _other_rows(config)
+
+
+def _wrong(row: JsonRow, where: str) -> DataError:
+    """Why a row of responses is left out. Raises DataError where it was not graded."""
+    if not {"correct", "response"} <= row.keys():
+        raise DataError(
+            f"{where}: `keep: correct` needs `responses.jsonl` of `rlt evaluate`, with `response` and `correct`."
+        )
+    return DataError("its answer is wrong")
+
+
+def response_row(row: JsonRow, where: str, fmt: Format) -> JsonRow:
+    """A graded response as a row with an explanation, its thought, and its solution. Raises DataError without their tags."""
+    thought, solution = fmt.tags.thought, fmt.tags.solution
+    before, closed, after = str(row["response"]).partition(thought.close)
+    inside, ended, _ = after.partition(solution.open)[2].partition(solution.close)
+    if not (closed and ended):
+        raise DataError(f"{where}: the response does not have {thought.close} and then {solution.close}.")
+    text = before.rpartition(thought.open)[2].strip()
+    kept = {"question": row.get("question"), "answer": row["answer"], "id": row["question_id"]}
+    return {**kept, "solution": inside.strip(), "explanation": text}
 
 
 def _other_rows(config: SelectConfig) -> DataError:
@@ -173,7 +198,7 @@ def _candidate(
 ) -> Candidate:
     if isinstance(explanation, DataError):
         return Candidate(default_id, default_id, f"it is invalid: {explanation}")
-    reason = fits.reason(explanation, closed=config.keep in ("closed", "random", "best"))
+    reason = fits.reason(explanation, closed=config.keep in ("closed", "random", "best", "correct"))
     value = None if score is None else score[config.by]
     if reason is None and score is not None and value is None:
         reason = "it has no score" + (f": {score['error']}" if score.get("error") else "")
@@ -188,7 +213,7 @@ def choose(config: SelectConfig, candidates: Sequence[Candidate]) -> tuple[list[
     if config.keep == "bands":
         return _bands(config, candidates)
     chosen = {i for i, candidate in enumerate(candidates) if candidate.reason is None}
-    if config.keep in ("random", "best"):
+    if config.keep in ("random", "best", "correct"):
         chosen = set(_one_each(config, candidates))
     return [0 if i in chosen else None for i in range(len(candidates))], {}
 
@@ -200,7 +225,7 @@ def _one_each(config: SelectConfig, candidates: Sequence[Candidate]) -> Iterator
         if candidate.reason is None:
             groups[candidate.problem].append(i)
     for problem, group in groups.items():
-        if config.keep == "random":
+        if config.keep in ("random", "correct"):
             yield random.Random(f"select {config.seed} {problem}").choice(group)
         else:
             yield max(group, key=lambda i: candidates[i].score or 0.0)

@@ -241,3 +241,25 @@ def test_a_complete_selection_is_not_made_again(tmp_path: Path) -> None:
     again = select.run(SelectConfig.model_validate(json.loads(json.dumps(read_state(tmp_path / "out")["config"]))))
     assert again.metrics == first.metrics
     assert (tmp_path / "out" / "selected.jsonl").stat().st_mtime_ns == stamp
+
+
+# -- rejection sampling ------------------------------------------------------------------------------------------------
+
+
+def test_one_right_response_of_each_question_becomes_its_explanation(tmp_path: Path) -> None:
+    def row(question: str, sample: int, response: str, correct: bool) -> JsonRow:
+        return {"key": f"b/{question}/{sample}", "question_id": question, "question": f"{question} ?", "answer": "7",
+                "response": response, "correct": correct}  # fmt: skip
+
+    good, bad = "<think> a + 4 7 </think> <answer> 7 </answer>", "<think> a 3 </think> <answer> 3 </answer>"
+    rows = [row("q1", 0, bad, False), row("q1", 1, good, True), row("q2", 0, good, True), row("q2", 1, good, True),
+            row("q3", 0, bad, False), row("q4", 0, "<think> 7", True)]  # fmt: skip
+    write_rows(tmp_path / "responses.jsonl", rows)
+    data = {"path": str(tmp_path / "responses.jsonl"), "on_invalid": "skip"}
+    config = {"output": str(tmp_path / "out"), "data": data, "keep": "correct", "format": "words"}
+    metrics = select.run(SelectConfig.model_validate(config)).metrics
+    kept = [one for _, one in read_rows(tmp_path / "out" / "selected.jsonl")]
+    assert [(one["question"], one["solution"], one["explanation"]) for one in kept] == [
+        ("q1 ?", "7", "a + 4 7"), ("q2 ?", "7", "a + 4 7"),
+    ]  # fmt: skip
+    assert metrics["selected"] == 2
