@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rlt.config import DataConfig, EngineOptions, MixtureConfig, StageConfig
+from rlt.config import SELF, DataConfig, EngineOptions, MixtureConfig, StageConfig, TrainConfig
 from rlt.data.overlap import leaks
 from rlt.data.problems import names_a_file, problem_in, problem_of, rows_of
 from rlt.data.rows import read_rows
@@ -400,7 +400,8 @@ def _models(config: StageConfig) -> Iterator[tuple[str, str]]:
         if isinstance(name, str):
             yield key, name
     for name in getattr(config, "student", []):
-        yield "student", name
+        if not (name == SELF and isinstance(config, TrainConfig)):
+            yield "student", name
 
 
 def _defaults(step: Step) -> JsonRow:

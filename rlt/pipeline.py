@@ -37,7 +37,7 @@ from rlt.types import JsonMap
 HEARTBEAT = 20.0  # seconds without a line after which it is said what runs
 SHOWN = 6  # differences that an error lists
 MOST_TOLD = 20  # complete steps whose numbers are repeated where others are still to be run
-SILENT = ("problems", "select")  # stages that show no progress of their own
+SILENT = ("problems", "select", "best")  # stages that show no progress of their own
 
 
 def run_stage(stage: str, config: StageConfig) -> Result:
@@ -65,7 +65,8 @@ def run_recipe(recipe: Recipe, *, restart: bool = False, only: str | None = None
         raise RunError(f"{recipe.head.name}: unknown step `{only}`; steps are {', '.join(names)}.")
     once = [step for step in steps if step.stage in ONCE]
     rest = [step for step in steps if step.stage not in ONCE]
-    todo = [step for step in rest if restart or not _complete(step)]
+    ended = {} if restart else recipe.not_run()
+    todo = [step for step in rest if restart or not (_complete(step) or step.key in ended)]
     if recipe.head.needs_gpu and todo:
         _check_gpu(recipe)
     _check(recipe, [*todo, *once])
@@ -80,7 +81,9 @@ def run_recipe(recipe: Recipe, *, restart: bool = False, only: str | None = None
     )
     statuses = []
     for step in rest:
-        if step not in todo:
+        if step.key in ended and not _complete(step):
+            print(f"  not run: {step.key}: its loop ended at round {ended[step.key]}", flush=True)
+        elif step not in todo:
             metrics = (read_state(step.config.output) or {}).get("metrics", {})
             statuses.append(_status(metrics))
             if len(rest) - len(todo) <= MOST_TOLD or not todo:
@@ -91,8 +94,8 @@ def run_recipe(recipe: Recipe, *, restart: bool = False, only: str | None = None
     if recipe.head.jobs > 1 and len(todo) > 1:
         statuses += _side_by_side(todo, recipe, progress, seed_done)
     else:
-        statuses += _one_by_one(todo, progress, seed_done)
-    statuses += _one_by_one(once, progress, lambda seed: None)
+        statuses += _one_by_one(todo, progress, seed_done, recipe)
+    statuses += _one_by_one(once, progress, lambda seed: None, recipe)
     return max(statuses, default=0)
 
 
@@ -190,10 +193,11 @@ def _refuse_changes(recipe: Recipe, made: list[Step], orphans: list[Step], remov
 
 def _refuse_missing_inputs(recipe: Recipe, todo: list[Step]) -> None:
     known = {(step.seed, step.name): step for step in recipe.steps}
-    wanted = {(step.seed, step.name) for step in todo}
+    wanted, ended = {(step.seed, step.name) for step in todo}, recipe.not_run()
     for step in todo:
         for name in step.after:
-            if (step.seed, name) not in wanted and not _complete(known[step.seed, name]):
+            other = known[step.seed, name]
+            if (step.seed, name) not in wanted and not _complete(other) and other.key not in ended:
                 raise RunError(
                     f"{step.key}: its input `{name}` is not complete. Run the whole recipe, or `--only {name}` first."
                 )
@@ -237,6 +241,11 @@ class Progress:
         self.time_left.begin(step, time.monotonic())
         self.say(f"{step.key} ...")
 
+    def skip(self, step: Step, ended: int) -> None:
+        self.done += 1
+        self.time_left.skip(step)
+        self.say(f"{step.key}: not run, its loop ended at round {ended}")
+
     def end(self, step: Step, result: Result) -> None:
         self.done += 1
         self.time_left.end(step, float(result.metrics.get("seconds", 0.0)))
@@ -276,14 +285,20 @@ def clock(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
-def _one_by_one(steps: Sequence[Step], progress: Progress, seed_done: Callable[[int], None]) -> list[int]:
+def _one_by_one(
+    steps: Sequence[Step], progress: Progress, seed_done: Callable[[int], None], recipe: Recipe
+) -> list[int]:
     statuses, left = [], Counter(step.seed for step in steps)
     for step in steps:
-        progress.begin(step)
-        with told_while_silent(step.stage, step.key, progress.say):
-            result = run_stage(step.stage, step.config)
-        progress.end(step, result)
-        statuses.append(_status(result.metrics))
+        ended = recipe.not_run().get(step.key)
+        if ended is not None:
+            progress.skip(step, ended)
+        else:
+            progress.begin(step)
+            with told_while_silent(step.stage, step.key, progress.say):
+                result = run_stage(step.stage, step.config)
+            progress.end(step, result)
+            statuses.append(_status(result.metrics))
         left[step.seed] -= 1
         if step.seed is not None and not left[step.seed]:
             seed_done(step.seed)
@@ -303,6 +318,12 @@ def _side_by_side(
     running: dict[Future[Result], tuple[Step, float]] = {}
     failed: BaseException | None = None
     statuses: list[int] = []
+
+    def step_done(step: Step) -> None:
+        left[step.seed] -= 1
+        if step.seed is not None and not left[step.seed]:
+            seed_done(step.seed)
+
     # One thread each: two processes of two threads starve each other (see docs/experiments.md).
     environment = {
         "OMP_NUM_THREADS": "1",
@@ -317,11 +338,20 @@ def _side_by_side(
         with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_prepare_worker) as pool:
             while running or (waiting and failed is None):
                 ready = [s for s in waiting if failed is None and not any((s.seed, a) in unfinished for a in s.after)]
+                ended = recipe.not_run()
+                for step in [step for step in ready if step.key in ended]:
+                    waiting.remove(step)
+                    unfinished.discard((step.seed, step.name))
+                    progress.skip(step, ended[step.key])
+                    step_done(step)
+                ready = [step for step in ready if step.key not in ended]
                 for step in ready[: jobs - len(running)]:
                     waiting.remove(step)
                     progress.begin(step)
                     future = pool.submit(_run_logged, step.stage, step.config, log_of(recipe, step))
                     running[future] = (step, time.monotonic())
+                if not running:
+                    continue  # all that was ready is not run: what waited for it may be ready now
                 done, _ = wait(running, timeout=HEARTBEAT, return_when=FIRST_COMPLETED)
                 if not done:
                     now = time.monotonic()
@@ -342,9 +372,7 @@ def _side_by_side(
                     result = future.result()
                     progress.end(step, result)
                     statuses.append(_status(result.metrics))
-                    left[step.seed] -= 1
-                    if step.seed is not None and not left[step.seed]:
-                        seed_done(step.seed)
+                    step_done(step)
     finally:
         for key, value in before.items():
             os.environ.pop(key, None) if value is None else os.environ.__setitem__(key, value)
