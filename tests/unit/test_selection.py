@@ -243,23 +243,32 @@ def test_a_complete_selection_is_not_made_again(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "selected.jsonl").stat().st_mtime_ns == stamp
 
 
-# -- rejection sampling ------------------------------------------------------------------------------------------------
+def response(question: int, sample: int, text: str, correct: bool = True) -> JsonRow:
+    return {"key": f"b/{question}/{sample}", "question_id": str(question), "sample": sample, "question": f"{question}?",
+            "answer": "5", "response": text, "correct": correct}  # fmt: skip
 
 
-def test_one_right_response_of_each_question_becomes_its_explanation(tmp_path: Path) -> None:
-    def row(question: str, sample: int, response: str, correct: bool) -> JsonRow:
-        return {"key": f"b/{question}/{sample}", "question_id": question, "question": f"{question} ?", "answer": "7",
-                "response": response, "correct": correct}  # fmt: skip
+RIGHT = FORMAT.student_response(FORMAT.as_written("2 + 3 = 5."), "It is 5.")
 
-    good, bad = "<think> a + 4 7 </think> <answer> 7 </answer>", "<think> a 3 </think> <answer> 3 </answer>"
-    rows = [row("q1", 0, bad, False), row("q1", 1, good, True), row("q2", 0, good, True), row("q2", 1, good, True),
-            row("q3", 0, bad, False), row("q4", 0, "<think> 7", True)]  # fmt: skip
-    write_rows(tmp_path / "responses.jsonl", rows)
-    data = {"path": str(tmp_path / "responses.jsonl"), "on_invalid": "skip"}
-    config = {"output": str(tmp_path / "out"), "data": data, "keep": "correct", "format": "words"}
-    metrics = select.run(SelectConfig.model_validate(config)).metrics
-    kept = [one for _, one in read_rows(tmp_path / "out" / "selected.jsonl")]
-    assert [(one["question"], one["solution"], one["explanation"]) for one in kept] == [
-        ("q1 ?", "7", "a + 4 7"), ("q2 ?", "7", "a + 4 7"),
+
+def test_correct_keeps_the_first_right_response_to_each_question_and_says_why_the_others_are_left_out(tmp_path: Path):
+    given = [
+        response(1, 0, "It is 4.", correct=False), response(1, 1, RIGHT), response(1, 2, RIGHT), response(2, 0, "It is 5."),
     ]  # fmt: skip
-    assert metrics["selected"] == 2
+    result = run(tmp_path, given, keep="correct")
+    assert (result.metrics["problems"], result.metrics["problems_without"]) == (2, 1)
+    ((_, row),) = read_rows(tmp_path / "out" / "selected.jsonl")
+    assert (row["problem"], row["question"], row["explanation"], row["solution"]) == (
+        "1",
+        "1?",
+        "2 + 3 = 5.",
+        "It is 5.",
+    )
+    assert dropped(tmp_path) == {
+        "b/1/0": "its answer is wrong", "b/1/2": OTHER, "b/2/0": "it has no thought or no solution in the format's tags",
+    }  # fmt: skip
+
+
+def test_correct_needs_graded_responses(tmp_path: Path):
+    with pytest.raises(DataError, match=r"data.jsonl.*: column `response` is missing; .* reads responses.jsonl"):
+        run(tmp_path, rows(explanation("1", 0, "Add.")), keep="correct")
