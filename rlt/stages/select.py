@@ -253,7 +253,7 @@ def _one_each(config: SelectConfig, candidates: Sequence[Candidate]) -> Iterator
         if candidate.reason is None:
             groups[candidate.problem].append(i)
     for problem, group in groups.items():
-        if config.keep in ("random", "correct"):
+        if config.keep == "random":
             yield random.Random(f"select {config.seed} {problem}").choice(group)
         elif config.keep == "correct":
             yield group[0]

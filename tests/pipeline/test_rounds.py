@@ -48,6 +48,7 @@ def test_rounds_run_from_end_to_end_and_resume_after_a_cut(world, tmp_path):
         "report": {"task": "arithmetic"},
     }  # fmt: skip
     recipe = build_recipe(values, "r.yaml")
+    run_recipe(recipe, only="problems")
     run_recipe(recipe, only="round0")  # cut here
     assert run_recipe(recipe) == 0
     folder = tmp_path / "r"
