@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RLT := $(VENV)/bin/rlt
 
-.PHONY: quickstart test test-processors browser-tests screenshots install check format vllm-server clean
+.PHONY: quickstart test test-processors browser-tests screenshots install check format vllm-server engines clean
 
 quickstart: $(VENV)/installed  ## the whole method on two CPU cores, in minutes
 	$(RLT) run recipes/quickstart/recipe.yaml
@@ -43,6 +43,9 @@ format: $(VENV)/installed-dev
 vllm-server:  ## an environment of its own with vLLM for the CPU, for tests/servers
 	bash scripts/make_vllm_server.sh
 
+engines: $(VENV)/installed-dev  ## environments of other trainers, for tests/engines
+	for script in scripts/make_engine_*.sh; do RLT_VENV=$(VENV) bash $$script || exit 1; done
+
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
@@ -58,4 +61,4 @@ $(VENV)/installed-browser: $(VENV)/installed-dev scripts/install_browser.sh
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-vllm .browser build dist *.egg-info
+	rm -rf $(VENV) .venv-* .browser build dist *.egg-info
