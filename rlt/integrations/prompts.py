@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from rlt.data.problems import load_problems
 from rlt.data.rows import write_rows
 from rlt.errors import RltError
 from rlt.models.loading import load_tokenizer
+from rlt.provenance import date_of
+from rlt.text.clock import VARIABLE, pin_date
 from rlt.text.formats import DEFAULT_FORMAT, Format, load_format, teacher_prompt
 from rlt.types import JsonRow, Problem
 
@@ -37,6 +40,25 @@ def messages_row(fmt: Format, problem: Problem) -> JsonRow:
     }
 
 
+def verl_row(fmt: Format, problem: Problem, prompt: str, number: int) -> JsonRow:
+    """A row for verl. One that needs prefill names the agent loop `rlt`, since verl's own would not continue its turn."""
+    prefilled = fmt.solution_turn == "assistant"
+    messages = fmt.teacher_messages(problem, fmt.teacher_prefix(problem) if prefilled else None)
+    return {
+        "data_source": "rlt",
+        **({"agent_name": "rlt"} if prefilled else {}),
+        "prompt": messages,
+        "reward_model": {"style": "rule", "ground_truth": _label(problem)},
+        "extra_info": {"index": number, "teacher_prompt": prompt},
+    }
+
+
+def skyrl_row(fmt: Format, problem: Problem) -> JsonRow:
+    """A row for SkyRL, whose `prompt` is messages; raises ConfigError for a format that needs prefill."""
+    known = {"ground_truth": _label(problem), "method": "rule"}
+    return {"data_source": "rlt", "env_class": "rlt", "prompt": fmt.teacher_messages(problem), "reward_spec": known}
+
+
 def _label(problem: Problem) -> str:
     return json.dumps(_known(problem), ensure_ascii=False)
 
@@ -48,23 +70,34 @@ def _known(problem: Problem) -> JsonRow:
 
 def main(arguments: list[str] | None = None) -> int:
     """Write the rows; the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m rlt.integrations.prompts", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m rlt.integrations.prompts", description=(__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("--data", required=True, help="JSONL, JSON or Parquet file of problems, or a hub dataset")
-    parser.add_argument("--model", help="teacher whose chat template renders the prompts; for --kind text")
+    parser.add_argument("--model", help="teacher whose chat template renders the prompts; for --kind text and verl")
     parser.add_argument("--format", default=DEFAULT_FORMAT, help="as in every command of rlt")
-    parser.add_argument("--kind", choices=("text", "messages"), default="text", help="what `prompt` is")
+    parser.add_argument(
+        "--kind", choices=("text", "messages", "verl", "skyrl"), default="text", help="what `prompt` is"
+    )
     parser.add_argument("--output", type=Path, required=True, help="JSONL file to write")
     options = parser.parse_args(arguments)
-    if options.kind == "text" and options.model is None:
-        parser.error("--kind text needs --model: the prompts are rendered with its chat template")
+    if options.kind in ("text", "verl") and options.model is None:
+        parser.error(f"--kind {options.kind} needs --model: the prompts are rendered with its chat template")
     try:
         fmt = load_format(options.format)
         problems = load_problems(DataConfig(path=options.data), fmt)
         if options.kind == "messages":
             rows = [messages_row(fmt, problem) for problem in problems]
+        elif options.kind == "skyrl":
+            rows = [skyrl_row(fmt, problem) for problem in problems]
         else:
             tokenizer = load_tokenizer(options.model)
-            rows = [text_row(problem, teacher_prompt(fmt, tokenizer, problem)) for problem in problems]
+            pin_date(date_of([], os.environ.get(VARIABLE), [Path(options.model)]))
+            prompts = [(problem, teacher_prompt(fmt, tokenizer, problem)) for problem in problems]
+            if options.kind == "text":
+                rows = [text_row(problem, prompt) for problem, prompt in prompts]
+            else:
+                rows = [verl_row(fmt, problem, prompt, number) for number, (problem, prompt) in enumerate(prompts)]
     except RltError as error:
         print(f"rlt: error: {error}", file=sys.stderr)
         return 1

@@ -116,6 +116,10 @@ class Format(BaseModel):
 
     # -- the student's side ------------------------------------------------------------------------------------------
 
+    def for_students(self) -> tuple[object, ...]:
+        """What a student's text depends on: two formats that agree in it are one to students."""
+        return self.student_system_prompt, self.tags.thought, self.tags.solution, self.padding, self.delimiter
+
     def student_system(self, problem: Problem) -> str | None:
         """The student's system prompt for this problem, or None."""
         return problem.system if self.student_system_prompt is None else self.student_system_prompt

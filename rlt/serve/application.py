@@ -22,7 +22,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rlt.config import ServeConfig
 from rlt.errors import DataError, RltError, ScoringError, ServerError
-from rlt.reward.items import ScoredRow, Side
+from rlt.reward.items import ScoredRow
+from rlt.reward.sides import Side
 from rlt.serve.queue import QueueFull, RewardQueue
 from rlt.serve.rows import Reader, after_prompt, label_row, policy_tokens
 from rlt.types import Explanation, JsonRow, RewardParts
@@ -75,8 +76,10 @@ class Metrics:
         self.tokens.inc(sum((row.parts.solution_tokens or 0) + (row.parts.explanation_tokens or 0) for row in rows))
 
 
-def build_app(config: ServeConfig, load: Callable[[Metrics], Service], token: str | None = None) -> FastAPI:
-    """The application. `load` makes its Service, in a thread: `/health` answers meanwhile.
+def build_app(
+    config: ServeConfig, load: Callable[[Metrics], Service], token: str | None = None, wait: bool = False
+) -> FastAPI:
+    """The application. `load` makes its Service, in a thread: `/health` answers meanwhile, unless it is to `wait`.
 
     `token`: what clients must send as `Authorization: Bearer ...`.
     """
@@ -85,7 +88,11 @@ def build_app(config: ServeConfig, load: Callable[[Metrics], Service], token: st
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        threading.Thread(target=state.load, args=(load,), daemon=True).start()
+        loading = threading.Thread(target=state.load, args=(load,), daemon=True)
+        loading.start()
+        if wait:
+            await asyncio.to_thread(loading.join)
+            state.ready()
         yield
         await asyncio.to_thread(state.close)
 
