@@ -7,7 +7,6 @@ import warnings
 
 warnings.simplefilter("ignore")
 
-import rlt.integrations.service as service  # noqa: E402
 from fastapi import FastAPI  # noqa: E402
 from fastapi.testclient import TestClient  # noqa: E402
 from nemo_gym.config_types import ModelServerRef, ResourcesServerRef  # noqa: E402
@@ -19,6 +18,8 @@ from nemo_gym.openai_utils import (  # noqa: E402
 from nemo_gym.server_utils import ServerClient  # noqa: E402
 from omegaconf import OmegaConf  # noqa: E402
 from responses_api_agents.simple_agent.app import SimpleAgent, SimpleAgentConfig  # noqa: E402
+
+import rlt.integrations.service as service  # noqa: E402
 from rlt.integrations.nemo_gym import TeacherRewardServer  # noqa: E402
 
 PLACE = {"host": "127.0.0.1", "port": 1, "entrypoint": "app.py"}

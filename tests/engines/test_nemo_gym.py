@@ -1,5 +1,6 @@
 """NeMo Gym's simple agent and rlt's resources server, in its environment, against a running service."""
 
+# ruff: noqa: F811 - the fixtures of tests/serve
 from __future__ import annotations
 
 import pytest
@@ -9,12 +10,12 @@ from serve.conftest import folder, served  # noqa: F401
 
 
 @pytest.fixture(scope="module")
-def rows(folder):  # noqa: F811
+def rows(folder):
     return sampled_rows(folder)
 
 
 @pytest.fixture(scope="module")
-def cases(served, rows):  # noqa: F811
+def cases(served, rows):
     """What each case came to, by name: one process of NeMo Gym's environment for all."""
     plain = {"environment": {"RLT_URL": served.url, "RLT_RETRY_FOR": "30"}, "rows": rows, "sampling": {}}
     named = {
@@ -29,7 +30,7 @@ def cases(served, rows):  # noqa: F811
     return dict(zip(named, results, strict=True))
 
 
-def test_the_agents_rollouts_carry_the_rewards_of_their_tokens_and_log_probs(cases, served, rows):  # noqa: F811
+def test_the_agents_rollouts_carry_the_rewards_of_their_tokens_and_log_probs(cases, served, rows):
     expected = of_the_service(served, rows)
     assert cases["agent"]["rewards"] == pytest.approx([row["reward"] for row in expected], rel=TOLERANCE)
     for answer, row in zip(cases["agent"]["info"], expected, strict=True):

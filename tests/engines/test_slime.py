@@ -1,5 +1,6 @@
 """slime's reward function, on samples with the fields that slime's have: slime itself is not on the package index."""
 
+# ruff: noqa: F811 - the fixtures of tests/serve
 from __future__ import annotations
 
 import asyncio
@@ -17,7 +18,7 @@ ARGUMENTS = {"reward_key": None, "rollout_temperature": 0.7, "rollout_top_p": 1.
 
 
 @pytest.fixture(scope="module")
-def rows(folder):  # noqa: F811
+def rows(folder):
     return sampled_rows(folder)
 
 
@@ -46,7 +47,7 @@ def asked(samples, **arguments):
     return asyncio.run(reward(SimpleNamespace(**{**ARGUMENTS, **arguments}), samples))
 
 
-def test_one_sample_and_a_group_get_the_services_rewards(served, rows, use):  # noqa: F811
+def test_one_sample_and_a_group_get_the_services_rewards(served, rows, use):
     use({"RLT_URL": served.url})
     expected = of_the_service(served, rows)
     assert asked([sample(row) for row in rows]) == pytest.approx([row["reward"] for row in expected], rel=TOLERANCE)
@@ -64,7 +65,7 @@ def test_one_sample_and_a_group_get_the_services_rewards(served, rows, use):  # 
         ({}, {"label": "It is 2."}, "the label must be a JSON object"),
     ],
 )
-def test_what_would_be_another_reward_is_refused(served, rows, use, arguments, more, words):  # noqa: F811
+def test_what_would_be_another_reward_is_refused(served, rows, use, arguments, more, words):
     use({"RLT_URL": served.url})
     with pytest.raises(ServiceError, match=words):
         asked(sample(rows[0], **more), **arguments)
