@@ -57,7 +57,10 @@ def case(given, tokenizer):
     except service.ServiceError as error:
         return {"error": str(error)}
     return {
-        "rewards": [None if sample.rewards is None else output["reward"] for sample, output in zip(samples, outputs)],
+        "rewards": [
+            None if sample.rewards is None else output["reward"]
+            for sample, output in zip(samples, outputs, strict=True)
+        ],
         "info": [{name: float(value) for name, value in sample.info.items()} for sample in samples],
     }
 

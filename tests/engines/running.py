@@ -19,7 +19,10 @@ TOLERANCE = 1e-5  # float32 sums over batches of other rows
 
 
 def run_engine(engine: str, job: dict) -> list:
-    """What `tests/engines/ENGINE_worker.py` printed for `job` in the engine's environment; skips where that is absent, and fails in CI."""
+    """What `tests/engines/ENGINE_worker.py` printed for `job` in the engine's environment.
+
+    Skips where that is absent, and fails in CI.
+    """
     python = ROOT / f".venv-{engine.replace('_', '-')}" / "bin" / "python"
     if not python.exists():
         absent = f"no {engine} here; `make engines` makes its environment, {python.parents[1].name}"
