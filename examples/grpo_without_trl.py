@@ -21,7 +21,8 @@ from rlt.integrations.service import RewardService
 from rlt.text.formats import load_format, teacher_prompt
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "quickstart" / "recipe.yaml"
-PROMPTS, GROUP, LENGTH, TEMPERATURE, LEARNING_RATE, CLIP = 16, 16, 32, 0.7, 5e-4, 0.2
+PROMPTS, GROUP, LENGTH, LEARNING_RATE, CLIP = 16, 16, 32, 5e-4, 0.2
+TEMPERATURE, SCORE_TEMPERATURE = 0.7, 1.0  # of sampling, and of the reward's log-probs
 
 
 def train(teacher, tokenizer, prompts, problems, service, steps):
@@ -33,18 +34,19 @@ def train(teacher, tokenizer, prompts, problems, service, steps):
         chosen = [int(order[(step * PROMPTS + i) % len(order)]) for i in range(PROMPTS) for _ in range(GROUP)]
         ids, mask, start = sample(teacher, tokenizer, [prompts[i] for i in chosen])
         with torch.no_grad():
-            old = logprobs(teacher, ids, mask, start)
+            old = logprobs(teacher, ids, mask, start, TEMPERATURE)
+            known = logprobs(teacher, ids, mask, start, SCORE_TEMPERATURE)
         written = mask[:, start:].bool()
         rows = [
-            {"question": problems[i].question, "solution": problems[i].solution, "temperature": TEMPERATURE,
-             "token_ids": ids[n, start:][written[n]].tolist(), "logprobs": old[n][written[n]].tolist()}
+            {"question": problems[i].question, "solution": problems[i].solution, "temperature": SCORE_TEMPERATURE,
+             "token_ids": ids[n, start:][written[n]].tolist(), "logprobs": known[n][written[n]].tolist()}
             for n, i in enumerate(chosen)
         ]  # fmt: skip
         scored = service.score(rows)
         rewards = torch.tensor([row["reward"] for row in scored])
         groups = rewards.view(PROMPTS, GROUP)
         advantages = ((groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-4)).view(-1, 1)
-        ratio = (logprobs(teacher, ids, mask, start) - old).exp()
+        ratio = (logprobs(teacher, ids, mask, start, TEMPERATURE) - old).exp()
         gain = torch.min(ratio * advantages, ratio.clamp(1 - CLIP, 1 + CLIP) * advantages)
         loss = -(gain * written).sum() / written.sum()
         optimizer.zero_grad()
@@ -71,20 +73,19 @@ def sample(teacher, tokenizer, prompts):
     return ids, torch.cat([batch["attention_mask"], alive.long()], 1), start
 
 
-def logprobs(teacher, ids, mask, start):
-    """The log-prob (B, T - start) of each completion token at the sampling temperature."""
+def logprobs(teacher, ids, mask, start, temperature):
+    """The log-prob (B, T - start) of each completion token, in nats."""
     places = (mask.cumsum(1) - 1).clamp(min=0)
     logits = teacher(input_ids=ids, attention_mask=mask, position_ids=places).logits[:, start - 1 : -1]
-    scaled = logits.float() / TEMPERATURE
-    return scaled.log_softmax(-1).gather(-1, ids[:, start:, None])[..., 0]
+    return (logits.float() / temperature).log_softmax(-1).gather(-1, ids[:, start:, None])[..., 0]
 
 
 @contextlib.contextmanager
 def served(student):
-    """A running `rlt serve`, with the quickstart's reward, for log-probs at the temperature of the policy."""
+    """A running `rlt serve`, with the quickstart's reward."""
     command = [
         sys.executable, "-m", "rlt", "serve", "--port", "0", "--student", str(student), "--policy", str(student),
-        "--format", "words", "--score-temperature", str(TEMPERATURE), "--unclosed-penalty", "-6", "--floor", "-8",
+        "--format", "words", "--score-temperature", str(SCORE_TEMPERATURE), "--unclosed-penalty", "-6", "--floor", "-8",
     ]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
@@ -110,13 +111,18 @@ def picture(curve, path):
     )
 
 
-def main(output, steps):
+def prepare(output):
+    """The folder with the corpus, the student and the warmed-up teacher: the quickstart's own steps, for seed 0."""
+    for step in ("heldout", "corpus", "student", "warmup"):
+        command = [sys.executable, "-m", "rlt", "run", str(RECIPE), "--folder", str(output), "--name", "run", "--seeds", "[0]"]
+        subprocess.run([*command, "--jobs", "1", "--only", step], check=True)
+    return output / "run"
+
+
+def main(run, output, steps):
+    """Train, and leave the teacher, rewards.json and rewards.svg in `output`."""
     began = time.monotonic()
-    for step in ("student", "warmup"):
-        command = [sys.executable, "-m", "rlt", "run", str(RECIPE), "--seeds", "[0]", "--output", str(output / "run")]
-        subprocess.run([*command, "--only", step], check=True)
     torch.manual_seed(0)
-    run = output / "run"
     fmt = load_format("words")
     tokenizer = AutoTokenizer.from_pretrained(run / "warmup", padding_side="left")
     teacher = AutoModelForCausalLM.from_pretrained(run / "warmup", dtype=torch.float32)
@@ -129,11 +135,12 @@ def main(output, steps):
     tokenizer.save_pretrained(output / "teacher")
     tenth = max(1, steps // 10)
     first, last = (sum(p["reward"] for p in part) / tenth for part in (curve[:tenth], curve[-tenth:]))
-    record = {"steps": curve, "first": first, "last": last, "students": info["students"], "options": info["options"]}
+    record = {"first": first, "last": last, "options": info["options"], "steps": curve}
     (output / "rewards.json").write_text(json.dumps(record, indent=1) + "\n")
     picture(curve, output / "rewards.svg")
     print(f"mean reward {first:.2f} over the first {tenth} steps, {last:.2f} over the last; {time.monotonic() - began:.0f} s")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 60)
+    folder = Path(sys.argv[1])
+    main(prepare(folder), folder, int(sys.argv[2]) if len(sys.argv) > 2 else 60)

@@ -67,7 +67,7 @@ class RewardService:
         url = os.environ.get("RLT_URL")
         if not url:
             raise ServiceError("RLT_URL is not set: it must hold the address of a running `rlt serve`")
-        numbers = {}
+        numbers: dict[str, float] = {}
         for variable, option in (
             ("RLT_TIMEOUT", "timeout"),
             ("RLT_RETRY_FOR", "retry_for"),

@@ -22,7 +22,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rlt.config import ServeConfig
 from rlt.errors import DataError, RltError, ScoringError, ServerError
-from rlt.reward.items import ScoredRow, Side
+from rlt.reward.items import ScoredRow
+from rlt.reward.sides import Side
 from rlt.serve.queue import QueueFull, RewardQueue
 from rlt.serve.rows import Reader, after_prompt, label_row, policy_tokens
 from rlt.types import Explanation, JsonRow, RewardParts

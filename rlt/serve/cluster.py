@@ -2,7 +2,7 @@
 
 # Ray reads the annotation of `app` at run time, so annotations here are not postponed.
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rlt.config import ServeConfig
 from rlt.errors import ConfigError, DependencyError
@@ -36,7 +36,7 @@ def app(config: ServeConfig) -> "Application":
     def build() -> "FastAPI":
         return replica(config)
 
-    deployment = serve.deployment(
+    deployment: Any = serve.deployment(  # Ray types it as the function it takes
         serve.ingress(build)(),
         name="Reward",
         num_replicas=config.replicas,

@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rlt.data.explanations import explanation_of
 from rlt.errors import DataError, ScoringError
-from rlt.reward.items import Side
 from rlt.reward.sampled import sampled_explanations
+from rlt.reward.sides import Side
 from rlt.text.formats import Format
 from rlt.types import Explanation, JsonMap, JsonRow, Problem
 
