@@ -14,7 +14,7 @@ import pytest
 from serve.conftest import CLOSE
 
 from rlt.config import ServeConfig
-from rlt.errors import ConfigError
+from rlt.errors import ConfigError, ModelError
 from rlt.integrations.service import RewardService
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'rlt[ray-serve]'")
@@ -93,5 +93,5 @@ def test_where_it_listens_is_ray_serves_to_decide(folder):
 
 
 def test_a_missing_student_ends_it_before_a_replica_starts():
-    with pytest.raises(ConfigError, match="not a model folder"):
+    with pytest.raises(ModelError, match="not a model folder"):
         app(ServeConfig(student=["./nowhere"]))
