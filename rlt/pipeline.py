@@ -30,6 +30,7 @@ from rlt.outputs import Result, State, check_free, differences, read_state, remo
 from rlt.progress import HEARTBEAT, Progress, clock, summary, told_while_silent
 from rlt.provenance import date_of, prepared
 from rlt.recipe import ONCE, Recipe, RecipeHead, Step, recipe_of_run
+from rlt.terminal import fitted
 from rlt.text.clock import pin_date
 
 SHOWN = 6  # differences that an error lists
@@ -61,14 +62,15 @@ def run_recipe(recipe: Recipe, *, restart: bool = False, only: str | None = None
         raise RunError(f"{recipe.head.name}: unknown step `{only}`; steps are {', '.join(names)}.")
     once = [step for step in steps if step.stage in ONCE]
     rest = [step for step in steps if step.stage not in ONCE]
-    todo = [step for step in rest if restart or not _complete(step)]
+    ended = {} if restart else recipe.not_run()
+    todo = [step for step in rest if restart or not (_complete(step) or step.key in ended)]
     if recipe.head.needs_gpu and todo:
         _check_gpu(recipe)
     _check(recipe, [*todo, *once])
     _claim(recipe, rest, todo, restart, whole=only is None)
     pin_date(date_of(step.config.output for step in recipe.steps))
     seeds = len(recipe.head.seeds)
-    print(f"{recipe.head.name}: {recipe.head.description}".rstrip(": "), flush=True)
+    print(fitted(f"{recipe.head.name}: {recipe.head.description}".rstrip(": ")), flush=True)
     print(
         f"  {len(steps)} steps, {seeds} seed{'s' * (seeds > 1)}, {recipe.head.jobs} at a time -> {recipe.folder}"
         + (f"; {len(rest) - len(todo)} complete before" if len(rest) > len(todo) else ""),
@@ -76,17 +78,20 @@ def run_recipe(recipe: Recipe, *, restart: bool = False, only: str | None = None
     )
     statuses = []
     for step in rest:
-        if step not in todo:
-            result = Result(step.config.output, (read_state(step.config.output) or State()).get("metrics", {}))
-            statuses.append(result.exit_status)
+        if step.key in ended and not _complete(step):
+            print(f"  not run: {step.key}: its loop ended at round {ended[step.key]}", flush=True)
+        elif step not in todo:
+            before = Result(step.config.output, (read_state(step.config.output) or State()).get("metrics", {}))
+            statuses.append(before.exit_status)
             if len(rest) - len(todo) <= MOST_TOLD or not todo:
-                print(f"  complete before: {step.key}: {summary(result)}", flush=True)
+                print(fitted(f"  complete before: {step.key}: {summary(before)}", indent=6), flush=True)
     progress = Progress([*todo, *once], recipe)
     seed_done, left = _seed_reporter(recipe, once, progress), Counter(step.seed for step in todo)
 
-    def done(step: Step, result: Result) -> None:
-        progress.end(step, result)
-        statuses.append(result.exit_status)
+    def done(step: Step, result: Result | None) -> None:  # None: not run, because its loop has ended
+        if result is not None:
+            progress.end(step, result)
+            statuses.append(result.exit_status)
         left[step.seed] -= 1
         if step.seed is not None and not left[step.seed]:
             seed_done(step.seed)
@@ -94,8 +99,8 @@ def run_recipe(recipe: Recipe, *, restart: bool = False, only: str | None = None
     if recipe.head.jobs > 1 and len(todo) > 1:
         _SideBySide(todo, recipe, progress).run(done)
     else:
-        _one_by_one(todo, progress, done)
-    _one_by_one(once, progress, done)
+        _one_by_one(todo, progress, done, recipe)
+    _one_by_one(once, progress, done, recipe)
     return max(statuses, default=0)
 
 
@@ -189,10 +194,11 @@ def _refuse_changes(recipe: Recipe, made: list[Step], orphans: list[Step], remov
 
 def _refuse_missing_inputs(recipe: Recipe, todo: list[Step]) -> None:
     known = {(step.seed, step.name): step for step in recipe.steps}
-    wanted = {(step.seed, step.name) for step in todo}
+    wanted, ended = {(step.seed, step.name) for step in todo}, recipe.not_run()
     for step in todo:
         for name in step.after:
-            if (step.seed, name) not in wanted and not _complete(known[step.seed, name]):
+            other = known[step.seed, name]
+            if (step.seed, name) not in wanted and not _complete(other) and other.key not in ended:
                 raise RunError(
                     f"{step.key}: its input `{name}` is not complete. Run the whole recipe, or `--only {name}` first."
                 )
@@ -201,7 +207,7 @@ def _refuse_missing_inputs(recipe: Recipe, todo: list[Step]) -> None:
 def _check_gpu(recipe: Recipe) -> None:
     if not _has_gpu():
         raise RunError(
-            f"{recipe.head.name}: this recipe needs a GPU, and none was found. `rlt run recipes/quickstart/recipe.yaml` "
+            f"{recipe.head.name}: this recipe needs a GPU, and none was found. `rlt run quickstart` "
             "shows the method on a CPU; `--needs-gpu false` runs this one anyway."
         )
 
@@ -230,8 +236,15 @@ def timings(folder: Path) -> dict[str, dict[str, float]]:
     return timing.timings(recipe_of_run(folder).steps, seconds)
 
 
-def _one_by_one(steps: Sequence[Step], progress: Progress, done: Callable[[Step, Result], None]) -> None:
+def _one_by_one(
+    steps: Sequence[Step], progress: Progress, done: Callable[[Step, Result | None], None], recipe: Recipe
+) -> None:
     for step in steps:
+        ended = recipe.not_run().get(step.key)
+        if ended is not None:
+            progress.skip(step, ended)
+            done(step, None)
+            continue
         progress.begin(step)
         with told_while_silent(step.stage, step.key, progress.say):
             result = run_stage(step.stage, step.config)
@@ -251,12 +264,14 @@ class _SideBySide:
         self.running: dict[Future[Result], tuple[Step, float]] = {}
         self.failed: BaseException | None = None
 
-    def run(self, done: Callable[[Step, Result], None]) -> None:
+    def run(self, done: Callable[[Step, Result | None], None]) -> None:
         jobs = self.recipe.head.jobs
         context = multiprocessing.get_context("spawn")
         with _set_environment(), ProcessPoolExecutor(jobs, context, initializer=_prepare_worker) as pool:
             while self.running or (self.waiting and self.failed is None):
-                self._start(pool, jobs - len(self.running))
+                self._start(pool, jobs - len(self.running), done)
+                if not self.running:
+                    continue  # all that was ready is not run: what waited for it may be ready now
                 ended, _ = wait(self.running, timeout=HEARTBEAT, return_when=FIRST_COMPLETED)
                 if not ended:
                     now = time.monotonic()
@@ -278,11 +293,17 @@ class _SideBySide:
         if self.failed is not None:
             raise self.failed
 
-    def _start(self, pool: ProcessPoolExecutor, places: int) -> None:
+    def _start(self, pool: ProcessPoolExecutor, places: int, done: Callable[[Step, Result | None], None]) -> None:
         if self.failed is not None:
             return
         ready = [s for s in self.waiting if not any((s.seed, name) in self.unfinished for name in s.after)]
-        for step in ready[:places]:
+        ended = self.recipe.not_run()
+        for step in [step for step in ready if step.key in ended]:
+            self.waiting.remove(step)
+            self.unfinished.discard((step.seed, step.name))
+            self.progress.skip(step, ended[step.key])
+            done(step, None)
+        for step in [step for step in ready if step.key not in ended][:places]:
             self.waiting.remove(step)
             self.progress.begin(step)
             future = pool.submit(_run_logged, step.stage, step.config, log_of(self.recipe, step))

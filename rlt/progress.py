@@ -11,10 +11,11 @@ from pathlib import Path
 from rlt.outputs import Result
 from rlt.recipe import Recipe, Step
 from rlt.results.benchmarks import evaluation
+from rlt.terminal import fitted
 from rlt.timing import TimeLeft
 
 HEARTBEAT = 20.0  # seconds without a line after which it is said what runs
-SILENT = ("problems", "select")  # stages that show no progress of their own
+SILENT = ("problems", "select", "best")  # stages that show no progress of their own
 
 
 class Progress:
@@ -29,11 +30,16 @@ class Progress:
         left = self.time_left.left(now) if now - self.started > 5 and self.done < self.total else None
         if left is not None:
             about = f", about {clock(left)} left"
-        print(f"[{clock(now - self.started)} {self.done}/{self.total}{about}] {text}", flush=True)
+        print(fitted(f"[{clock(now - self.started)} {self.done}/{self.total}{about}] {text}"), flush=True)
 
     def begin(self, step: Step) -> None:
         self.time_left.begin(step, time.monotonic())
         self.say(f"{step.key} ...")
+
+    def skip(self, step: Step, ended: int) -> None:
+        self.done += 1
+        self.time_left.skip(step)
+        self.say(f"{step.key}: not run, its loop ended at round {ended}")
 
     def end(self, step: Step, result: Result) -> None:
         self.done += 1

@@ -8,11 +8,28 @@ keys are refused. The training options of TRL and transformers pass through `tra
 from __future__ import annotations
 
 from rlt.config.base import Config, Described, EnvironmentVariable, Names, Seed, validate
-from rlt.config.data import SHORT_FORMS, Data, DataConfig, ProblemsConfig
+from rlt.config.data import (
+    SHORT_FORMS,
+    AnyData,
+    Data,
+    DataConfig,
+    MixtureConfig,
+    ProblemsConfig,
+    SourceConfig,
+    WholeData,
+)
 from rlt.config.engines import EngineOptions, FormatOptions, ModelOptions, RayOptions, SamplingOptions
 from rlt.config.explanations import CollectConfig, SelectConfig
-from rlt.config.results import EvaluateConfig, GradeConfig, ReportConfig, ViewConfig
-from rlt.config.reward import PRESETS, AccuracyConfig, RewardOptions, ScoreConfig, ServeConfig, StudentOptions
+from rlt.config.results import (
+    AcceptanceOptions,
+    AcceptConfig,
+    BestConfig,
+    EvaluateConfig,
+    GradeConfig,
+    ReportConfig,
+    ViewConfig,
+)
+from rlt.config.reward import PRESETS, SELF, AccuracyConfig, RewardOptions, ScoreConfig, ServeConfig, StudentOptions
 from rlt.config.stage import MOVED, StageConfig
 from rlt.config.training import (
     ColdstartConfig,
@@ -37,5 +54,7 @@ STAGES: dict[str, type[StageConfig]] = {
     "evaluate": EvaluateConfig,
     "score": ScoreConfig,
     "grade": GradeConfig,
+    "accept": AcceptConfig,
+    "best": BestConfig,
     "report": ReportConfig,
 }

@@ -9,7 +9,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from rlt.errors import ConfigError
@@ -133,7 +141,7 @@ def _lines(model: type[Config], error: ValidationError) -> list[str]:
 
     lines = []
     for item in error.errors(include_input=False, include_url=False):
-        key = ".".join(map(str, item["loc"]))
+        key = ".".join(str(part) for part in item["loc"] if part not in ("one", "several"))  # tags of `Data`
         near = difflib.get_close_matches(key.split(".")[-1], model.model_fields, n=2, cutoff=0.6)
         hint = f" (did you mean {' or '.join(near)}?)" if item["type"] == "extra_forbidden" and near else ""
         message = "unknown key" if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ")

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from rlt.config.base import Names
-from rlt.config.data import Data
+from rlt.config.data import MixtureConfig, WholeData
 from rlt.config.engines import EngineOptions, FormatOptions, ModelOptions, SamplingOptions
 from rlt.config.stage import MOVED, StageConfig
 
@@ -18,7 +18,7 @@ class CollectConfig(StageConfig, ModelOptions, FormatOptions, EngineOptions, Sam
 
     model: str
     """Folder or hub name of the teacher (for engine `openai`: whose tokenizer and chat template to use)."""
-    data: Data
+    data: WholeData
     """Problems to explain. A problem whose prompt fills the context is an error, or left out, as `on_invalid` says."""
     samples: int = Field(1, ge=1)
     """Explanations for each problem."""
@@ -38,12 +38,13 @@ class CollectConfig(StageConfig, ModelOptions, FormatOptions, EngineOptions, Sam
 class SelectConfig(StageConfig, FormatOptions):
     """Select the explanations that a student gets; the others are listed with the reason."""
 
-    data: Data
+    data: WholeData
     """Explanations: the output of `rlt collect`, or any file with `question`, `solution` and `explanation` or `completion`."""
-    keep: Literal["all", "closed", "random", "best", "bands"]
+    keep: Literal["all", "closed", "random", "best", "bands", "correct"]
     """`all`: every explanation, as the paper's students do. `closed`: those that close their tag and contain no tag of the
     format. `random`, `best`: of these, one for each problem, drawn or with the highest score. `bands`: all that have a
-    score, in `bands` files of equal size, lowest first (the paper's correlation study)."""
+    score, in `bands` files of equal size, lowest first (the paper's correlation study). `correct`: of the responses that
+    `rlt evaluate` wrote (`data: "@evaluate:responses.jsonl"`), the first right one to each question: rejection sampling."""
     scores: Path | None = None
     """For `best` and `bands`: what `rlt score` wrote for the same rows, in the same order."""
     by: str = "reward"
@@ -66,6 +67,10 @@ class SelectConfig(StageConfig, FormatOptions):
             raise ValueError(f"`keep: {self.keep}` needs `scores`, the output of a `score` step for the same data")
         if not ranked and self.scores is not None:
             raise ValueError(f"`scores` has no effect with `keep: {self.keep}`; use `best` or `bands`, or leave it out")
+        if ranked and isinstance(self.data, MixtureConfig):
+            raise ValueError(
+                "`scores` belong to one file; select from each file on its own, then give a list to training"
+            )
         if self.student_context is not None and not self.student:
             raise ValueError("`student_context` needs `student`, whose tokenizer counts the tokens")
         served = [name for name in self.student if name.startswith(("http://", "https://"))]

@@ -35,7 +35,7 @@ class AccuracyConfig(Config):
     max_tokens: int = Field(512, ge=1)
     """Maximum number of tokens per solution."""
     task: str = "math"
-    """Task whose grader compares a solution with the answer."""
+    """Task whose grader compares a solution with the answer, for rows without a `task`."""
 
 
 class RewardOptions(Config):
@@ -70,12 +70,16 @@ class RewardOptions(Config):
         return self.model_copy(update={key: value for key, value in preset.items() if getattr(self, key) is None})
 
 
+SELF = "self"
+"""Name of the student that is the policy itself, in `train`."""
+
+
 class StudentOptions(Config):
     """The student in the reward, and where it runs."""
 
     student: Names = []
     """Student whose understanding is the reward: folder, hub name, or URL of a vLLM server; several are allowed. Append
-    `#FOLDER` to a URL to name its tokenizer, if the server's own path cannot be read here."""
+    `#FOLDER` to a URL to name its tokenizer, if the server's own path cannot be read here. In `train`, `self` is the policy."""
     student_placement: str = Field("same", pattern=r"^(same|offload|sharded|cpu|cuda(:\d+)?)$")
     """Where local students run: on the policy's device (`same`), on a device (`cpu`, `cuda`, `cuda:1`), on the CPU between
     uses (`offload`), or over all ranks (`sharded`). Has no effect on a served student."""
@@ -109,6 +113,9 @@ class ScoreConfig(StageConfig, ModelOptions, FormatOptions, StudentOptions, Rewa
     """Also score an empty explanation and another question's, and report the lift over both."""
     tokens: bool = False
     """Also write the text and the numbers of every token, which `rlt view` shows; makes the file ten times as large."""
+    solutions: Path | None = None
+    """File of problems whose solutions are scored in place of the rows' own, matched by question: with explanations of
+    `wrong` solutions, what a wrong explanation does for the right one."""
     control: Literal["empty", "numbers", "solution"] | None = None
     """Score this in place of each explanation: an `empty` one, the same with its `numbers` replaced at random, or the
     `solution` itself (the answer given away). What a reward should not like; null scores the explanations."""
@@ -147,5 +154,8 @@ class ServeConfig(ModelOptions, FormatOptions, RewardOptions, StudentOptions):
     """Rows that one request may have."""
     max_characters: int = Field(400_000, ge=1)
     """Characters that the texts of one row may have together."""
+    date: str | None = None
+    """Date that chat templates print, as 2026-01-31; null: the one recorded with the policy, teacher or student, else
+    today's."""
     failed_reward: float | None = None
     """For engines that can take only a number: the reward of a row that cannot be scored; null answers 422 instead."""

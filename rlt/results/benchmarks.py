@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import TypedDict, cast
+from typing import NotRequired, TypedDict, cast
 
 from rlt.data.rows import read_rows
 from rlt.results import intervals
@@ -35,12 +35,14 @@ class ResponseRow(TypedDict, total=False):
     correct: bool
     extracted: str | None
     error: str | None
+    score: float
 
 
 Numbers = TypedDict("Numbers", {
     "pass@1": float, "standard_error": float | None, "interval": list[float], "questions": int, "samples": int,
     "pass@k": dict[str, float], "majority@k": dict[str, float], "mean_completion_tokens": float, "unfinished": float,
-    "unreadable": float, "not_graded": int,
+    "unreadable": float, "not_graded": int, "mean_score": NotRequired[float],
+    "by_task": NotRequired[dict[str, "Numbers"]],
 })  # fmt: skip
 
 
@@ -91,13 +93,18 @@ def evaluation(metrics: JsonMap) -> Evaluation:
 
 
 def numbers(rows: Sequence[ResponseRow], task: str) -> Numbers:
-    """A benchmark's numbers: pass@1 with standard error and interval, pass@k, majority@k, lengths and shares."""
+    """A benchmark's numbers: pass@1 with standard error and interval, pass@k, majority@k, lengths and shares.
+
+    `mean_score` where the task gives parts of a point, and `by_task` where there are several tasks: each one's numbers.
+    """
     correct, extracted = _by_question(rows)
     samples = len(correct[0])
     solved = intervals.pass_at_1(correct)
-    same = getattr(load_task(task), "same", str.__eq__)
+    tasks = sorted({row["task"] for row in rows})
+    same = getattr(load_task(task), "same", str.__eq__) if len(tasks) == 1 else str.__eq__
+    scores = [row["score"] for row in rows if row.get("score") is not None]
     more = sorted({k for k in (2, 4, 8, 16, 32, 64, samples) if 1 < k <= samples})
-    return {
+    result: Numbers = {
         "pass@1": solved.mean,
         "standard_error": solved.standard_error,
         "interval": [solved.low, solved.high],
@@ -110,6 +117,11 @@ def numbers(rows: Sequence[ResponseRow], task: str) -> Numbers:
         "unreadable": fmean(row["extracted"] is None and row["error"] is None for row in rows),
         "not_graded": sum(row["error"] is not None for row in rows),
     }
+    if scores:
+        result["mean_score"] = fmean(scores)
+    if len(tasks) > 1:
+        result["by_task"] = {one: numbers([row for row in rows if row["task"] == one], one) for one in tasks}
+    return result
 
 
 def _by_question(rows: Sequence[ResponseRow]) -> tuple[list[list[bool]], list[list[str | None]]]:
@@ -127,13 +139,18 @@ def table(metrics: Evaluation) -> str:
         "majority@k", "tokens", "unfinished", "no answer",
     ]  # fmt: skip
     lines = []
-    for name, row in metrics["benchmarks"].items():
+    named = [
+        (label, row, part)
+        for name, row in metrics["benchmarks"].items()
+        for label, part in [(name, row), *((f"{name} ({task})", its) for task, its in row.get("by_task", {}).items())]
+    ]
+    for name, whole, row in named:
         error = row["standard_error"]
         low, high = row["interval"]
         most = str(row["samples"])
         lines.append([
-            f"{name} v{row['version']}", str(row["questions"]), most, f"{metrics['temperature']:g}",
-            f"{metrics['top_p']:g}", str(row["seed"]), f"{row['pass@1'] * 100:.1f}",
+            f"{name} v{whole['version']}", str(row["questions"]), most, f"{metrics['temperature']:g}",
+            f"{metrics['top_p']:g}", str(whole["seed"]), f"{row['pass@1'] * 100:.1f}",
             "-" if error is None else f"{error * 100:.1f}", f"{low * 100:.1f} to {high * 100:.1f}",
             *(f"{of[most] * 100:.1f} (k={most})" if most in of else "-" for of in (row["pass@k"], row["majority@k"])),
             f"{row['mean_completion_tokens']:.0f}", f"{row['unfinished'] * 100:.1f} %",

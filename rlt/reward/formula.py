@@ -112,7 +112,7 @@ def combine(parts: Sequence[RewardParts], aggregate: str) -> RewardParts:
     if len(parts) == 1:
         return parts[0]
     if aggregate == "min":
-        return parts[smallest(parts)]
+        return parts[smallest_of(parts)]
 
     def mean(name: str) -> float | None:
         values = [getattr(part, name) for part in parts]
@@ -136,6 +136,6 @@ def combine(parts: Sequence[RewardParts], aggregate: str) -> RewardParts:
     )
 
 
-def smallest(parts: Sequence[RewardParts]) -> int:
-    """Index of the student with the smallest reward."""
+def smallest_of(parts: Sequence[RewardParts]) -> int:
+    """The index of the smallest reward."""
     return min(range(len(parts)), key=lambda i: parts[i].reward or 0.0)

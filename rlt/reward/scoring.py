@@ -19,12 +19,12 @@ from rlt.errors import ConfigError, ModelError, RltError, ScoringError, ServerEr
 from rlt.models.heads import Head, exact_kl, project
 from rlt.models.logprobs import Progress, Row
 from rlt.reward.accuracy import student_accuracy
-from rlt.reward.formula import combine, reward_parts, smallest
-from rlt.reward.items import ScoredRow, Side, StudentLost
-from rlt.reward.sides import explanation_divergence, side_of, token_numbers
+from rlt.reward.formula import combine, reward_parts, smallest_of
+from rlt.reward.items import ScoredRow, StudentLost
+from rlt.reward.sides import Side, explanation_divergence, side_of, token_numbers
 from rlt.reward.students import LocalModel, Scorer, check_estimator, close_students, same_tokens
 from rlt.reward.tokens import TokenNumbers
-from rlt.tasks.grading import GraderPool
+from rlt.tasks.grading import Graders
 from rlt.text.formats import Format, Rendered, render_student, render_teacher
 from rlt.text.tokens import Tokenized, aligned, tokenize
 from rlt.types import Explanation, RewardParts
@@ -60,7 +60,7 @@ class RewardEngine:
         names = [student.name for student in self.students]
         if len(set(names)) < len(names):
             raise ConfigError(f"students must have names of their own; these are {', '.join(names)}.")
-        self._graders: GraderPool | None = None
+        self._graders: Graders | None = None
         self._same_tokens = [theirs is not None and same_tokens(theirs, student.tokenizer) for student in students]
         for student in self.students:
             student.check(self.options)
@@ -127,7 +127,7 @@ class RewardEngine:
         if accuracy is None or not items:
             return []
         if self._graders is None:
-            self._graders = GraderPool(accuracy.task)
+            self._graders = Graders()
         return [student_accuracy(s, self.fmt, items, accuracy, self._graders, self.seed) for s in self.students]
 
     def close(self) -> None:
@@ -274,9 +274,9 @@ class RewardEngine:
                 replace(part, reward=(part.reward or 0.0) + weight * share)
                 for part, share in zip(known, right, strict=True)
             ]
-        total = combine(known, self.options.aggregate)
+        total, smallest = combine(known, self.options.aggregate), smallest_of(known)
         if right:  # with `min` the accuracy too is that student's
-            accuracy = right[smallest(known)] if self.options.aggregate == "min" else sum(right) / len(right)
+            accuracy = right[smallest] if self.options.aggregate == "min" else sum(right) / len(right)
         else:
             accuracy = None
         if self.options.floor is not None and total.reward is not None:

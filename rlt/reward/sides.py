@@ -1,15 +1,36 @@
-"""The two sides of the divergence, teacher and student: their tokens of the explanation, and what both give together."""
+"""What two models say of one explanation, compared: token by token, or by stretches where their tokenizers differ."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 
 from rlt.errors import ConfigError
 from rlt.reward.formula import divergence, stretch_sums
-from rlt.reward.items import Side
 from rlt.reward.tokens import TokenNumbers, token_texts
 from rlt.text.tokens import Tokenized, aligned
 from rlt.types import Explanation
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One model's tokens of an explanation: those wholly between the padding that opens it and its closing tag.
+
+    `ids` `(n,)`; `boundaries` `(n + 1,)` characters from the explanation's start before and after each; `logprobs` `(n,)`
+    float32 in nats, at the scoring temperature; `hidden` `(n, H)`, the states that predict them, for the exact KL.
+    """
+
+    ids: list[int]
+    boundaries: list[int]
+    logprobs: torch.Tensor | None = None
+    hidden: torch.Tensor | None = None
+
+
+def side_of(text: Tokenized, logprobs: torch.Tensor | None, hidden: torch.Tensor | None = None) -> Side:
+    """The model's side of a text: its explanation's tokens, with their log-probs or hidden states."""
+    span = text.spans["explanation"]
+    return Side(text.ids[span.start : span.stop], text.boundaries("explanation"), logprobs, hidden)
 
 
 def explanation_divergence(teacher: Side, student: Side, estimator: str, same: bool) -> tuple[torch.Tensor, int]:
@@ -40,6 +61,7 @@ def token_numbers(
     kl: torch.Tensor | None,
     same: bool,
 ) -> TokenNumbers:
+    """The numbers of single tokens behind one student's parts: `solution` `(S,)` log-probs, `kl` `(E,)` divergences."""
     words = token_texts(item.problem.solution, text.boundaries("solution"))
     if teacher is None:
         return TokenNumbers(words, solution, token_texts(item.text, student.boundaries))
@@ -52,8 +74,3 @@ def token_numbers(
     ours = None if student.logprobs is None else stretch_sums(student.logprobs, [b for _, b in pairs])
     stretches = ["".join(pieces[b.start : b.stop]) for _, b in pairs]
     return TokenNumbers(words, solution, stretches, theirs, ours, kl)
-
-
-def side_of(text: Tokenized, logprobs: torch.Tensor | None, hidden: torch.Tensor | None = None) -> Side:
-    span = text.spans["explanation"]
-    return Side(text.ids[span.start : span.stop], text.boundaries("explanation"), logprobs, hidden)

@@ -27,7 +27,8 @@ from rlt.errors import ConfigError, DataError, RltError, RunError
 from rlt.models.loading import context_length, load_config, load_tokenizer
 from rlt.outputs import Result, StageFolder, begin, read_state
 from rlt.results import intervals
-from rlt.results.benchmarks import BenchmarkNumbers, Evaluation, ResponseRow, evaluation, numbers, table
+from rlt.results.benchmarks import BenchmarkNumbers, Evaluated, Evaluation, ResponseRow, evaluation, numbers, table
+from rlt.results.inspect_log import write_logs
 from rlt.tasks import load_grader
 from rlt.tasks.benchmarks import (
     Benchmark,
@@ -36,9 +37,9 @@ from rlt.tasks.benchmarks import (
     load_benchmark,
     load_questions,
 )
-from rlt.tasks.grading import GraderPool
+from rlt.tasks.grading import Graders
 from rlt.text.formats import Format, check_template, load_format, student_prompt
-from rlt.types import JsonRow, Problem
+from rlt.types import Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -59,6 +60,7 @@ class Preset(NamedTuple):
 # `paper`: SkyThought's defaults at the commit with which RLT was evaluated (PAPER: greedy, 32,768 tokens, one sample).
 PRESETS = {"paper": Preset(1, 0.0, 1.0, 32768), "robust": Preset(8, 0.6, 0.95, 32768)}
 RESPONSES, RESULTS = "responses.jsonl", "results.json"
+LOGS = "inspect"  # one file per benchmark, for `inspect view`
 
 Rows = dict[str, ResponseRow]
 """Key `benchmark/question/sample` -> row of responses.jsonl."""
@@ -88,7 +90,9 @@ def run(config: EvaluateConfig) -> Result:
     done = _grade(config, asked, {key: row for key, row in rows.items() if row is not None})
     write_rows(folder.path / RESPONSES, done.values())
     metrics = _metrics(config, asked, done)
-    write_text(folder.path / RESULTS, json.dumps(_results(config, asked, metrics), indent=1, ensure_ascii=False) + "\n")
+    results = _results(config, asked, metrics)
+    write_text(folder.path / RESULTS, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    write_logs(folder.path / LOGS, list(done.values()), results, _shown_prompts(asked))
     if not _quiet():
         print(table(metrics))
     return folder.finish(metrics)
@@ -178,14 +182,16 @@ def _load(config: EvaluateConfig) -> list[tuple[Benchmark, list[Question]]]:
 
 
 def _check_answers(config: EvaluateConfig, loaded: Sequence[tuple[Benchmark, list[Question]]]) -> None:
-    for benchmark, questions in loaded:
-        load_grader(benchmark.task)
-        with GraderPool(benchmark.task, config.grade_workers, config.grade_timeout) as pool:
-            reasons = pool.check([(question.answer, question.question) for question in questions])
+    for _, questions in loaded:
+        tasks = [question.task for question in questions]
+        for task in dict.fromkeys(tasks):
+            load_grader(task)
+        with Graders(config.grade_workers, config.grade_timeout) as graders:
+            reasons = graders.check(tasks, [(question.answer, question.question) for question in questions])
         for question, reason in zip(questions, reasons, strict=True):
             if reason is not None:
                 raise DataError(
-                    f"{question.where}: column `answer`: {reason}, so no response could be graded ({benchmark.task}). "
+                    f"{question.where}: column `answer`: {reason}, so no response could be graded ({question.task}). "
                     "Fix or remove the row, or choose another `task`."
                 )
 
@@ -304,6 +310,10 @@ def _generate(asked: _Asked, rows: dict[str, ResponseRow | None], engine: Engine
                 raise RltError(f"{part.benchmark.name}: the engine left {len(pending)} responses out; run it again.")
 
 
+def _shown_prompts(asked: _Asked) -> dict[str, str]:
+    return {key: part.prompts[place] for key, part, place, _ in asked.each() if not part.benchmark.private}
+
+
 def _how(asked: _Asked, part: _Set) -> str:
     sampling = asked.sampling
     how = "greedy" if sampling.temperature == 0 else f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g}"
@@ -327,7 +337,7 @@ def _row(part: _Set, position: int, sample: int, completion: Completion) -> Resp
         "question_sha256": _sha256(question.question),
         **({} if benchmark.private else {"question": question.question}),
         "answer": question.answer,
-        "task": benchmark.task,
+        "task": question.task,
         "response": completion.text,
         "prompt_tokens": completion.prompt_tokens,
         "completion_tokens": completion.completion_tokens,
@@ -343,20 +353,23 @@ def _grade(config: EvaluateConfig, asked: _Asked, rows: Rows) -> Rows:
     """The same rows with `extracted`, `correct` and, where grading failed, `error`."""
     graded: Rows = {}
     for part in asked.sets:
-        questions = {question.id: question.question for question in part.questions}
+        questions = {question.id: question for question in part.questions}
         mine = {key: row for key, row in rows.items() if row["benchmark"] == part.benchmark.name}
-        items = [(row["response"], row["answer"], questions[row["question_id"]]) for row in mine.values()]
+        tasks = [question.task for row in mine.values() for question in [questions[row["question_id"]]]]
+        items = [(row["response"], row["answer"], questions[row["question_id"]].question) for row in mine.values()]
         desc = f"grading {part.benchmark.name}"
         with (
-            GraderPool(part.benchmark.task, config.grade_workers, config.grade_timeout) as pool,
-            tqdm(total=len(items), unit=" responses", desc=desc, disable=_quiet() or pool.cheap) as bar,
+            Graders(config.grade_workers, config.grade_timeout) as graders,
+            tqdm(total=len(items), unit=" responses", desc=desc, disable=_quiet()) as bar,
         ):
-            verdicts = pool.grade(items, asked.format, progress=bar.update)
+            verdicts = graders.grade(tasks, items, asked.format, progress=bar.update)
         for (key, row), verdict in zip(mine.items(), verdicts, strict=True):
             # Exactly the verdict's fields: a row graded before keeps nothing of its old verdict.
-            graded[key] = {
-                **row, "correct": verdict.correct, "extracted": verdict.extracted, "error": verdict.error,
-            }  # fmt: skip
+            row.pop("score", None)
+            row |= {"correct": verdict.correct, "extracted": verdict.extracted, "error": verdict.error}
+            if verdict.score is not None:
+                row["score"] = verdict.score
+            graded[key] = row
     return graded
 
 
@@ -367,11 +380,12 @@ def _metrics(config: EvaluateConfig, asked: _Asked, rows: Rows) -> Evaluation:
     benchmarks: dict[str, BenchmarkNumbers] = {}
     for part in asked.sets:
         mine = [row for row in rows.values() if row["benchmark"] == part.benchmark.name]
+        task = _task(mine, part.benchmark.task)
         benchmarks[part.benchmark.name] = {
-            **numbers(mine, part.benchmark.task),
+            **numbers(mine, task),
             "seed": config.seed,
             "version": part.benchmark.version,
-            "task": part.benchmark.task,
+            "task": task,
             "fingerprint": fingerprint(part.benchmark, part.questions),
         }
         _warn_unreadable(config, part.benchmark.name, benchmarks[part.benchmark.name]["unreadable"])
@@ -387,6 +401,11 @@ def _metrics(config: EvaluateConfig, asked: _Asked, rows: Rows) -> Evaluation:
     }
 
 
+def _task(rows: Sequence[ResponseRow], default: str) -> str:
+    """The task of a benchmark's rows, or all of theirs."""
+    return " + ".join(sorted({row["task"] for row in rows})) or default
+
+
 def _warn_unreadable(config: EvaluateConfig, name: str, share: float) -> None:
     if share >= UNREADABLE:
         print(
@@ -396,7 +415,7 @@ def _warn_unreadable(config: EvaluateConfig, name: str, share: float) -> None:
         )
 
 
-def _results(config: EvaluateConfig, asked: _Asked, metrics: Evaluation) -> JsonRow:
+def _results(config: EvaluateConfig, asked: _Asked, metrics: Evaluation) -> Evaluated:
     return {
         "model": config.model,
         "preset": config.preset,

@@ -1,4 +1,4 @@
-"""One spelling for each mathematical answer: LaTeX, Unicode and plain text alike, without spaces, its unit apart."""
+"""One spelling for a mathematical answer: LaTeX and plain notations of the same thing become the same text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TEXT = re.compile(
 )
 _WORD = "\ue000"  # stands on both sides of what was set as text, until units are told from variables
 # Other private characters: \ue001 and \ue002 are a set's braces, \ue003 ends a row of a matrix, \ue004 is a space that
-# stays, \ue005 and \ue006 (in `math_answers`) are "at most" and "at least". None of them occurs in LaTeX.
+# stays, \ue005 and \ue006 are "at most" and "at least". None of them occurs in LaTeX.
 _JOIN = re.compile(
     rf"{_WORD}\s*,?\s*(?:and|or)\s*{_WORD}|(?<=[\s\d)}}\]]),?\s*\b(?:and|or)\b\s*(?=[\s\d({{\[\\a-zA-Z-])"
 )
@@ -28,6 +28,7 @@ _FUNCTIONS = frozenset({
     "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "log", "ln", "exp", "sqrt", "pi", "mod",
     "inf", "infinity", "max", "min", "gcd", "lcm",
 })  # fmt: skip
+
 # Spelling of a unit -> the unit; only these are compared, other words after a number say what is counted.
 _UNITS = {
     spelling: unit
@@ -49,6 +50,8 @@ NUMERALS = {
         "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
     ])
 }  # fmt: skip
+
+
 _BOXED = re.compile(r"[\s$]*\\boxed\s*\{(.*)\}[\s$.]*", re.DOTALL)
 
 
