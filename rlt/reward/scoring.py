@@ -24,7 +24,7 @@ from rlt.reward.items import ScoredRow, StudentLost
 from rlt.reward.sides import Side, explanation_divergence, side_of, token_numbers
 from rlt.reward.students import LocalModel, Scorer, check_estimator, close_students, same_tokens
 from rlt.reward.tokens import TokenNumbers
-from rlt.tasks.grading import GraderPool
+from rlt.tasks.grading import Graders
 from rlt.text.formats import Format, Rendered, render_student, render_teacher
 from rlt.text.tokens import Tokenized, aligned, tokenize
 from rlt.types import Explanation, RewardParts
@@ -60,7 +60,7 @@ class RewardEngine:
         names = [student.name for student in self.students]
         if len(set(names)) < len(names):
             raise ConfigError(f"students must have names of their own; these are {', '.join(names)}.")
-        self._graders: GraderPool | None = None
+        self._graders: Graders | None = None
         self._same_tokens = [theirs is not None and same_tokens(theirs, student.tokenizer) for student in students]
         for student in self.students:
             student.check(self.options)
@@ -127,7 +127,7 @@ class RewardEngine:
         if accuracy is None or not items:
             return []
         if self._graders is None:
-            self._graders = GraderPool(accuracy.task)
+            self._graders = Graders()
         return [student_accuracy(s, self.fmt, items, accuracy, self._graders, self.seed) for s in self.students]
 
     def close(self) -> None:

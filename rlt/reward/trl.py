@@ -7,6 +7,7 @@ samples are tokenized again on the teacher's side nor the policy's log-probs com
 
 from __future__ import annotations
 
+import random
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -47,7 +48,8 @@ class TeacherReward:
     A completion that cannot be scored gets None, which TRL leaves out of its group's mean; its advantage is 0. If none
     of a batch can be scored, over all processes, ScoringError is raised in each. `last_samples` holds some of the last
     call with their parts, and with `tokens` the numbers of their tokens. `seed` is that of the solutions which students
-    sample for the accuracy reward.
+    sample for the accuracy reward. `sources`: names in the column `source`, whose share is logged also where it is 0.
+    `shuffled`: a control, in which a batch's rewards are dealt out to it at random.
     """
 
     def __init__(
@@ -64,8 +66,10 @@ class TeacherReward:
         keep_samples: int = 4,
         seed: int = 0,
         tokens: bool = False,
+        sources: Sequence[str] = (),
+        shuffled: bool = False,
     ) -> None:
-        self.__name__ = "rlt"
+        self.__name__, self.sources = "rlt", sources
         self.fmt = load_format(format) if isinstance(format, str) else format
         self.tokenizer, self.placebos, self.keep_samples, self.tokens = tokenizer, placebos, keep_samples, tokens
         listed = [students] if isinstance(students, str) else list(students)
@@ -79,6 +83,7 @@ class TeacherReward:
             [next(loaded) if isinstance(student, str) else student for student in listed],
             self.fmt, options, teacher_tokenizer=tokenizer, seed=seed,
         )  # fmt: skip
+        self.seed, self.shuffled = seed, shuffled
         self._ends = {*end_ids, tokenizer.eos_token_id, tokenizer.pad_token_id} - {None}
         self.last_samples: list[JsonRow] = []
         self.last_rows: list[ScoredRow] = []
@@ -95,6 +100,8 @@ class TeacherReward:
         solution: Sequence[str] | None = None,
         answer: Sequence[str | None] | None = None,
         system: Sequence[str | None] | None = None,
+        task: Sequence[str | None] | None = None,
+        source: Sequence[str | None] | None = None,
         policy_logprobs: Sequence[torch.Tensor] | None = None,
         policy_hidden: Sequence[torch.Tensor] | None = None,
         log_metric: Callable[[str, float], None] | None = None,
@@ -120,7 +127,13 @@ class TeacherReward:
         rows: list[ScoredRow | None] = [None] * count
         problems = [
             Problem(
-                str(i), question[i], solution[i], answer[i] if answer else None, system=system[i] if system else None
+                str(i),
+                question[i],
+                solution[i],
+                answer[i] if answer else None,
+                system=system[i] if system else None,
+                task=task[i] if task else None,
+                source=source[i] if source else None,
             )
             for i in range(count)
         ]
@@ -141,10 +154,11 @@ class TeacherReward:
         self.last_rows = [row for row in rows if row is not None]
         _refuse_total_failure(self.last_rows)
         if log_metric is not None:
-            for name, value in self.metrics(prompts, items).items():
+            for name, value in {**self.metrics(prompts, items), **self.source_metrics(source or [], items)}.items():
                 log_metric(f"rlt/{name}", value)
         self.last_samples = self._samples(items)
-        return [row.parts.reward for row in self.last_rows]
+        rewards = [row.parts.reward for row in self.last_rows]
+        return self._dealt_out(rewards, completion_ids) if self.shuffled else rewards
 
     def close(self) -> None:
         """Close the connections to served students, and end the graders' processes."""
@@ -180,6 +194,32 @@ class TeacherReward:
             metrics["unclosed"] = sum(not item.closed for item in items.values()) / len(items)
         return metrics
 
+    def source_metrics(self, source: Sequence[str | None], items: dict[int, Explanation]) -> dict[str, float]:
+        """Of each source of a mixture in the last call: `source/NAME/` and `reward`, `r_ss`, `r_kl`, the lifts, `unclosed`,
+        and `share`, its share of the completions."""
+        metrics: dict[str, float] = {}
+        for name in sorted({*self.sources, *(one for one in source if one is not None)} if source else ()):
+            places = [i for i, one in enumerate(source) if one == name]
+            rows = [self.last_rows[i] for i in places if self.last_rows[i].parts.error is None]
+            numbers = {
+                **{part: [getattr(row.parts, part) for row in rows] for part in ("reward", "r_ss", "r_kl")},
+                **{lift: [getattr(row, lift) for row in rows] for lift in ("lift_over_empty", "lift_over_shuffled")},
+                "unclosed": [float(not items[i].closed) for i in places if i in items],
+                "share": [len(places) / len(source)],
+            }
+            for part, values in numbers.items():
+                known = [value for value in values if value is not None]
+                if known:
+                    metrics[f"source/{name}/{part}"] = statistics.fmean(known)
+        return metrics
+
+    def _dealt_out(self, rewards: list[float | None], ids: Sequence[Sequence[int]]) -> list[float | None]:
+        """The rewards, permuted by the seed and the completions alone, so that a resumed run deals them out alike."""
+        known = [reward for reward in rewards if reward is not None]
+        random.Random(f"shuffled rewards {self.seed} {ids}").shuffle(known)
+        dealt = iter(known)
+        return [None if reward is None else next(dealt) for reward in rewards]
+
     # -- helpers -----------------------------------------------------------------------------------------------------
 
     def _with_placebos(self, items: list[Explanation], scored: list[ScoredRow]) -> list[ScoredRow]:
@@ -212,6 +252,7 @@ class TeacherReward:
             {
                 "question": items[i].problem.question,
                 "solution": items[i].problem.solution,
+                **({"source": its} if (its := items[i].problem.source) else {}),
                 "explanation": items[i].text,
                 "closed": items[i].closed,
                 **self.last_rows[i].to_row(),
@@ -256,6 +297,8 @@ def teacher_rows(
             "solution": problem.solution,
             "answer": problem.answer,
             "system": problem.system,
+            "task": problem.task,
+            "source": problem.source,
         }
         for problem in problems
     ]

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
 
 from tqdm.auto import tqdm
@@ -28,8 +27,9 @@ from rlt.errors import ConfigError, DataError, RltError, RunError
 from rlt.models.loading import context_length, load_config, load_tokenizer
 from rlt.outputs import Result, StageFolder, begin, read_state
 from rlt.results import intervals
-from rlt.results.tables import text_table
-from rlt.tasks import load_grader, load_task
+from rlt.results.benchmarks import numbers, table
+from rlt.results.inspect_log import write_logs
+from rlt.tasks import Verdict, load_grader
 from rlt.tasks.benchmarks import (
     Benchmark,
     Question,
@@ -37,7 +37,7 @@ from rlt.tasks.benchmarks import (
     load_benchmark,
     load_questions,
 )
-from rlt.tasks.grading import GraderPool
+from rlt.tasks.grading import Graders
 from rlt.text.formats import Format, check_template, load_format, student_prompt
 from rlt.types import JsonRow, Problem
 
@@ -60,6 +60,7 @@ class Preset(NamedTuple):
 # `paper`: SkyThought's defaults at the commit with which RLT was evaluated (PAPER: greedy, 32,768 tokens, one sample).
 PRESETS = {"paper": Preset(1, 0.0, 1.0, 32768), "robust": Preset(8, 0.6, 0.95, 32768)}
 RESPONSES, RESULTS = "responses.jsonl", "results.json"
+LOGS = "inspect"  # one file per benchmark, for `inspect view`
 
 Rows = dict[str, JsonRow]
 """Key `benchmark/question/sample` -> row of responses.jsonl."""
@@ -89,7 +90,9 @@ def run(config: EvaluateConfig) -> Result:
     done = _grade(config, asked, {key: row for key, row in rows.items() if row is not None})
     write_rows(folder.path / RESPONSES, done.values())
     metrics = _metrics(config, asked, done)
-    write_text(folder.path / RESULTS, json.dumps(_results(config, asked, metrics), indent=1, ensure_ascii=False) + "\n")
+    results = _results(config, asked, metrics)
+    write_text(folder.path / RESULTS, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    write_logs(folder.path / LOGS, list(done.values()), results, _shown_prompts(asked))
     if not _quiet():
         print(table(metrics))
     return folder.finish(metrics)
@@ -179,14 +182,16 @@ def _load(config: EvaluateConfig) -> list[tuple[Benchmark, list[Question]]]:
 
 
 def _check_answers(config: EvaluateConfig, loaded: Sequence[tuple[Benchmark, list[Question]]]) -> None:
-    for benchmark, questions in loaded:
-        load_grader(benchmark.task)
-        with GraderPool(benchmark.task, config.grade_workers, config.grade_timeout) as pool:
-            reasons = pool.check([(question.answer, question.question) for question in questions])
+    for _, questions in loaded:
+        tasks = [question.task for question in questions]
+        for task in dict.fromkeys(tasks):
+            load_grader(task)
+        with Graders(config.grade_workers, config.grade_timeout) as graders:
+            reasons = graders.check(tasks, [(question.answer, question.question) for question in questions])
         for question, reason in zip(questions, reasons, strict=True):
             if reason is not None:
                 raise DataError(
-                    f"{question.where}: column `answer`: {reason}, so no response could be graded ({benchmark.task}). "
+                    f"{question.where}: column `answer`: {reason}, so no response could be graded ({question.task}). "
                     "Fix or remove the row, or choose another `task`."
                 )
 
@@ -304,6 +309,10 @@ def _generate(asked: _Asked, rows: dict[str, JsonRow | None], engine: Engine, pa
                 raise RltError(f"{part.benchmark.name}: the engine left {len(pending)} responses out; run it again.")
 
 
+def _shown_prompts(asked: _Asked) -> dict[str, str]:
+    return {key: part.prompts[place] for key, part, place, _ in asked.each() if not part.benchmark.private}
+
+
 def _how(asked: _Asked, part: _Set) -> str:
     sampling = asked.sampling
     how = "greedy" if sampling.temperature == 0 else f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g}"
@@ -327,7 +336,7 @@ def _row(part: _Set, position: int, sample: int, completion: Completion) -> Json
         "question_sha256": _sha256(question.question),
         **({} if benchmark.private else {"question": question.question}),
         "answer": question.answer,
-        "task": benchmark.task,
+        "task": question.task,
         "response": completion.text,
         "prompt_tokens": completion.prompt_tokens,
         "completion_tokens": completion.completion_tokens,
@@ -343,19 +352,26 @@ def _grade(config: EvaluateConfig, asked: _Asked, rows: Rows) -> Rows:
     """The same rows with `extracted`, `correct` and, where grading failed, `error`."""
     graded: Rows = {}
     for part in asked.sets:
-        questions = {question.id: question.question for question in part.questions}
+        questions = {question.id: question for question in part.questions}
         mine = {key: row for key, row in rows.items() if row["benchmark"] == part.benchmark.name}
-        items = [(row["response"], row["answer"], questions[row["question_id"]]) for row in mine.values()]
+        tasks = [question.task for row in mine.values() for question in [questions[row["question_id"]]]]
+        items = [(row["response"], row["answer"], questions[row["question_id"]].question) for row in mine.values()]
         desc = f"grading {part.benchmark.name}"
         with (
-            GraderPool(part.benchmark.task, config.grade_workers, config.grade_timeout) as pool,
-            tqdm(total=len(items), unit=" responses", desc=desc, disable=_quiet() or pool.cheap) as bar,
+            Graders(config.grade_workers, config.grade_timeout) as graders,
+            tqdm(total=len(items), unit=" responses", desc=desc, disable=_quiet()) as bar,
         ):
-            verdicts = pool.grade(items, asked.format, progress=bar.update)
+            verdicts = graders.grade(tasks, items, asked.format, progress=bar.update)
         for (key, row), verdict in zip(mine.items(), verdicts, strict=True):
             # Exactly the verdict's fields: a row graded before keeps nothing of its old verdict.
-            graded[key] = {**row, **asdict(verdict)}
+            graded[key] = {column: value for column, value in row.items() if column != "score"} | _columns(verdict)
     return graded
+
+
+def _columns(verdict: Verdict) -> JsonRow:
+    """The verdict's columns; `score` where its task gives one."""
+    columns = asdict(verdict)
+    return columns if verdict.score is not None else {key: value for key, value in columns.items() if key != "score"}
 
 
 # -- numbers -----------------------------------------------------------------------------------------------------------
@@ -365,12 +381,12 @@ def _metrics(config: EvaluateConfig, asked: _Asked, rows: Rows) -> JsonRow:
     benchmarks = {}
     for part in asked.sets:
         mine = [row for row in rows.values() if row["benchmark"] == part.benchmark.name]
-        known = {
+        known: JsonRow = {
             "version": part.benchmark.version,
-            "task": part.benchmark.task,
+            "task": _task(mine, part.benchmark.task),
             "fingerprint": fingerprint(part.benchmark, part.questions),
         }
-        benchmarks[part.benchmark.name] = {**numbers(mine, part.benchmark.task), "seed": config.seed, **known}
+        benchmarks[part.benchmark.name] = {**numbers(mine, known["task"]), "seed": config.seed, **known}
         _warn_unreadable(config, part.benchmark.name, benchmarks[part.benchmark.name]["unreadable"])
     sampling = asked.sampling
     return {
@@ -384,26 +400,9 @@ def _metrics(config: EvaluateConfig, asked: _Asked, rows: Rows) -> JsonRow:
     }
 
 
-def numbers(rows: Sequence[JsonRow], task: str) -> JsonRow:
-    """A benchmark's numbers: pass@1 with standard error and interval, pass@k, majority@k, lengths and shares."""
-    correct, extracted = _by_question(rows)
-    samples = len(correct[0])
-    solved = intervals.pass_at_1(correct)
-    same = getattr(load_task(task), "same", str.__eq__)
-    more = sorted({k for k in (2, 4, 8, 16, 32, 64, samples) if 1 < k <= samples})
-    return {
-        "pass@1": solved.mean,
-        "standard_error": solved.standard_error,
-        "interval": [solved.low, solved.high],
-        "questions": solved.questions,
-        "samples": samples,
-        "pass@k": {str(k): intervals.pass_at_k(correct, k) for k in more},
-        "majority@k": {str(k): intervals.majority_at_k(correct, extracted, k, same) for k in more if k > 2},
-        "mean_completion_tokens": fmean(row["completion_tokens"] for row in rows),
-        "unfinished": fmean(row["finish_reason"] == "length" for row in rows),
-        "unreadable": fmean(row["extracted"] is None and row["error"] is None for row in rows),
-        "not_graded": sum(row["error"] is not None for row in rows),
-    }
+def _task(rows: Sequence[JsonRow], default: str) -> str:
+    """The task of a benchmark's rows, or all of theirs."""
+    return " + ".join(sorted({row["task"] for row in rows})) or default
 
 
 def _warn_unreadable(config: EvaluateConfig, name: str, share: float) -> None:
@@ -413,14 +412,6 @@ def _warn_unreadable(config: EvaluateConfig, name: str, share: float) -> None:
             f"{config.model} was trained with (`--format`), and is `--max-tokens` large enough?",
             flush=True,
         )
-
-
-def _by_question(rows: Sequence[JsonRow]) -> tuple[list[list[bool]], list[list[str | None]]]:
-    groups: dict[str, list[JsonRow]] = {}
-    for row in rows:
-        groups.setdefault(row["question_id"], []).append(row)
-    ordered = [sorted(group, key=lambda row: row["sample"]) for group in groups.values()]
-    return [[r["correct"] for r in group] for group in ordered], [[r["extracted"] for r in group] for group in ordered]
 
 
 def _results(config: EvaluateConfig, asked: _Asked, metrics: JsonRow) -> JsonRow:
@@ -436,25 +427,3 @@ def _results(config: EvaluateConfig, asked: _Asked, metrics: JsonRow) -> JsonRow
         "benchmarks": metrics["benchmarks"],
         "sources": {part.benchmark.name: part.benchmark.source for part in asked.sets},
     }
-
-
-def table(metrics: JsonRow) -> str:
-    """The benchmarks as a table for the terminal: rates in points of 100, each with how it was sampled."""
-    head = [
-        "benchmark", "questions", "samples", "temperature", "top-p", "seed", "pass@1", "s.e.", "95 %", "pass@k",
-        "majority@k", "tokens", "unfinished", "no answer",
-    ]  # fmt: skip
-    lines = []
-    for name, row in metrics["benchmarks"].items():
-        error = row["standard_error"]
-        low, high = row["interval"]
-        most = str(row["samples"])
-        lines.append([
-            f"{name} v{row['version']}", str(row["questions"]), most, f"{metrics['temperature']:g}",
-            f"{metrics['top_p']:g}", str(row["seed"]), f"{row['pass@1'] * 100:.1f}",
-            "-" if error is None else f"{error * 100:.1f}", f"{low * 100:.1f} to {high * 100:.1f}",
-            *(f"{row[of][most] * 100:.1f} (k={most})" if most in row[of] else "-" for of in ("pass@k", "majority@k")),
-            f"{row['mean_completion_tokens']:.0f}", f"{row['unfinished'] * 100:.1f} %",
-            f"{row['unreadable'] * 100:.1f} %",
-        ])  # fmt: skip
-    return text_table(head, lines)

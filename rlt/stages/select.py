@@ -10,14 +10,15 @@ import os
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from rlt.config import SelectConfig
+from rlt.config import DataConfig, SelectConfig, SourceConfig
+from rlt.data.code_rows import code_row
 from rlt.data.explanations import explanation_of, schema, write_card
-from rlt.data.problems import rows_of
+from rlt.data.problems import labelled, rows_of
 from rlt.data.rows import read_rows, write_rows
 from rlt.errors import DataError, ModelError
 from rlt.models.loading import context_length, load_config, load_tokenizer
@@ -126,7 +127,14 @@ def _read(config: SelectConfig, fmt: Format) -> Iterator[tuple[str, Explanation 
     An invalid row is replaced by its error, which is raised unless `on_invalid` is `skip`. Scores belong to the rows of
     the whole file: raises DataError where their numbers or ids differ.
     """
-    data = config.data
+    for source in config.data.sources:
+        on_invalid = "skip" if "skip" in (config.data.on_invalid, source.on_invalid) else "error"
+        yield from _read_source(config, source, on_invalid, fmt)
+
+
+def _read_source(
+    config: SelectConfig, data: DataConfig, on_invalid: str, fmt: Format
+) -> Iterator[tuple[str, Explanation | DataError, JsonRow | None]]:
     stop = None if data.limit is None else data.skip + data.limit
     scores = None if config.scores is None else iter([row for _, row in read_rows(config.scores)])
     number = -1
@@ -137,15 +145,17 @@ def _read(config: SelectConfig, fmt: Format) -> Iterator[tuple[str, Explanation 
         if number < data.skip or (stop is not None and number >= stop):
             continue
         try:
-            explanation: Explanation | DataError = (
+            row = code_row(row, where) if data.task == "code" else row
+            read = (
                 _right_response(row, where, fmt)
                 if config.keep == "correct"
                 else explanation_of(row, where, str(number), fmt, data.columns)
             )
+            explanation: Explanation | DataError = _labelled(read, data)
         except NotRight as reason:
             explanation = reason
         except DataError as error:
-            if data.on_invalid == "error":
+            if on_invalid == "error":
                 raise DataError(f"{error} Or set `on_invalid: skip`.") from error
             explanation = error
         if score is not None and isinstance(explanation, Explanation):
@@ -181,11 +191,22 @@ def _right_response(row: JsonRow, where: str, fmt: Format) -> Explanation:
     return Explanation(problem, thought.removeprefix(fmt.padding), id=row["key"], sample=row["sample"])
 
 
+def _labelled(explanation: Explanation, source: DataConfig) -> Explanation:
+    """The explanation with the task and the name of its source."""
+    name = f"{source.label}/{explanation.id}" if isinstance(source, SourceConfig) else explanation.id
+    return replace(explanation, id=name, problem=labelled(explanation.problem, source))
+
+
 def _other_rows(config: SelectConfig) -> DataError:
-    counts = [sum(1 for _ in rows) for rows in (read_rows(config.scores or config.output), rows_of(config.data))]
+    counts = [sum(1 for _ in rows) for rows in (read_rows(config.scores or config.output), _all(config))]
     return DataError(
         f"{config.scores}: has {counts[0]} rows, and {config.data.path} has {counts[1]}. Score the same file again."
     )
+
+
+def _all(config: SelectConfig) -> Iterator[object]:
+    for source in config.data.sources:
+        yield from rows_of(source)
 
 
 def _check_score(config: SelectConfig, explanation: Explanation, number: int, score: JsonRow) -> None:

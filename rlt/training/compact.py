@@ -1,7 +1,7 @@
 """TRL's fused output layer on a CPU, of learned positions only, as on a GPU.
 
 Without Triton, TRL 1.16 projects every position onto the vocabulary, prompts and padding too, and masks afterwards, for the
-sake of devices that compile anew for each shape (`trl.trainer.utils.add_fused_lm_head`). At 135M parameters and a vocabulary
+sake of devices that recompile for each shape (`trl.trainer.utils.add_fused_lm_head`). At 135M parameters and a vocabulary
 of 49,152 that is a third of a training step.
 """
 

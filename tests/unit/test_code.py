@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
+from rlt.data.code_rows import answer_of, question_of
 from rlt.errors import ConfigError, DataError, DependencyError
 from rlt.tasks import GRADERS, load_grader
 from rlt.tasks.benchmarks import load_benchmark, load_questions
-from rlt.tasks.code import answer_of, check_answer, check_machine, extract, grade, question_of, same_output, same_value
+from rlt.tasks.code import check_answer, check_machine, extract, grade, same_output, same_value
 from rlt.tasks.grading import GraderPool
 from rlt.text.formats import load_format
 

@@ -180,3 +180,17 @@ def test_parts_spreads_shares_and_lifts_are_logged_and_samples_kept():
         earned = sum(row.parts.r_ss for row in sample) / 3 - sum(lifts) / 3
         assert logged[f"rlt/r_ss_{name}"] == pytest.approx(earned)
     assert [sample["question"] for sample in reward.last_samples] == ["What is 0?", "What is 1?"]
+
+
+def test_each_source_of_a_mixture_has_its_own_numbers():
+    reward = TeacherReward([STUDENT], TOKENIZER, FMT, placebos=6)
+    logged, source = {}, ["a", "a", "b", "b", "b", "b"]
+    ids = [sampled(text) for text in TEXTS]
+    got = reward(PROMPTS, TEXTS, ids, **COLUMNS, source=source, log_metric=logged.__setitem__)
+    assert logged["rlt/source/a/reward"] == pytest.approx((got[0] + got[1]) / 2)
+    assert logged["rlt/source/b/reward"] == pytest.approx(sum(got[2:]) / 4)
+    assert logged["rlt/source/b/unclosed"] == 0.5  # TEXTS close at odd places
+    assert logged["rlt/source/b/share"] == pytest.approx(4 / 6)
+    lifts = [row.lift_over_empty for row in reward.last_rows[2:]]
+    assert logged["rlt/source/b/lift_over_empty"] == pytest.approx(sum(lifts) / 4)
+    assert [sample["source"] for sample in reward.last_samples] == ["a", "a", "b", "b"]
