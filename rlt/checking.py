@@ -23,7 +23,7 @@ from rlt.errors import DataError, ModelError, RltError
 from rlt.launching import launch_file, launch_options
 from rlt.models.hub import check_can_be_had, config_here, folder_problem, is_cached, is_folder_name, unreachable
 from rlt.recipe import ONCE, Recipe, Step
-from rlt.tasks import GRADERS, load_generated_task, load_generating_task, load_task
+from rlt.tasks import load_generated_task, load_generating_task, load_grader
 from rlt.tasks.benchmarks import load_benchmark, load_questions
 from rlt.text.formats import check_problem, load_format
 from rlt.training.batches import batch_problems
@@ -165,8 +165,8 @@ class _Check:
         sources = data.sources if isinstance(data, DataConfig | MixtureConfig) else []
         own = [getattr(config, "task", None), accuracy.task if accuracy else None]
         for name in (*own, *(source.task for source in sources)):
-            if name is not None and name not in GRADERS:  # a task that is known need not be imported
-                self._try(load_task, name)
+            if name is not None:
+                self._try(load_grader, name)
 
     def _generated(self, step: Step) -> None:
         config: Any = step.config
@@ -317,6 +317,7 @@ class _Check:
                 continue
             self._looked.add(f"{name} {config.data} {config.task}")
             benchmark, path = load_benchmark(name, config.task)
+            self._try(load_grader, benchmark.task)
             source = path or config.data
             if source is not None and not self._made(source):
                 load_questions(benchmark, source, limit=1)
