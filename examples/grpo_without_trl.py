@@ -42,7 +42,7 @@ def train(teacher, tokenizer, prompts, problems, service, steps):
             for n, i in enumerate(chosen)
         ]  # fmt: skip
         scored = service.score(rows)
-        rewards = torch.tensor([row["reward"] for row in scored])
+        rewards = torch.tensor([service.number(row) for row in scored])
         groups = rewards.view(PROMPTS, GROUP)
         advantages = ((groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-4)).view(-1, 1)
         ratio = (logprobs(teacher, ids, mask, start, TEMPERATURE) - old).exp()
@@ -53,12 +53,9 @@ def train(teacher, tokenizer, prompts, problems, service, steps):
         torch.nn.utils.clip_grad_norm_(teacher.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        curve.append(
-            {"step": step + 1} | {k: sum(row[k] for row in scored) / len(scored) for k in ("reward", "r_ss", "r_kl")}
-        )
-        print(
-            "step {step:3d}  reward {reward:7.3f}  r_ss {r_ss:7.3f}  r_kl {r_kl:7.3f}".format(**curve[-1]), flush=True
-        )
+        means = {name: sum(row[name] for row in scored) / len(scored) for name in ("reward", "r_ss", "r_kl")}
+        curve.append({"step": step + 1, **{name: round(mean, 4) for name, mean in means.items()}})
+        print("  ".join(f"{name} {value}" for name, value in curve[-1].items()), flush=True)
     return curve
 
 
@@ -138,7 +135,7 @@ def main(run, output, steps):
     tokenizer.save_pretrained(output / "teacher")
     tenth = max(1, steps // 10)
     first, last = (sum(p["reward"] for p in part) / tenth for part in (curve[:tenth], curve[-tenth:]))
-    record = {"first": first, "last": last, "options": info["options"], "steps": curve}
+    record = {"first": round(first, 4), "last": round(last, 4), "options": info["options"], "steps": curve}
     (output / "rewards.json").write_text(json.dumps(record, indent=1) + "\n")
     picture(curve, output / "rewards.svg")
     print(
