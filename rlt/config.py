@@ -188,7 +188,7 @@ class DataConfig(Config):
     """Where problems come from."""
 
     path: str
-    """A JSONL, JSON or Parquet file, a folder of such files, or the name of a dataset on the hub."""
+    """A JSONL, JSON, Parquet or CSV file, a folder of such files, or the name of a dataset on the hub."""
     name: str | None = None
     """Configuration of the hub dataset, for example `main` for openai/gsm8k."""
     split: str = "train"
@@ -527,8 +527,9 @@ class ProblemsConfig(StageConfig):
     """Number of problems; null: 1000 of a task, all of a dataset."""
     shortest: bool = False
     """From a dataset: the problems with the fewest characters (question, solution and explanation together)."""
-    solution: Literal["full", "answer"] = "full"
-    """From a dataset: `answer` makes the worked solution the explanation, and "The answer is N." the solution."""
+    solution: Literal["full", "answer", "wrong"] = "full"
+    """From a dataset: `answer` makes the worked solution the explanation, and "The answer is N." the solution; `wrong`
+    says so of another problem's answer, for a teacher to explain as a placebo (`solutions` of `score`)."""
     options: JsonRow = {}
     """Options of the task's generator, for example {steps: [2, 5]}."""
     experts: str | None = None
@@ -617,10 +618,11 @@ class SelectConfig(StageConfig, FormatOptions):
 
     data: WholeData
     """Explanations: the output of `rlt collect`, or any file with `question`, `solution` and `explanation` or `completion`."""
-    keep: Literal["all", "closed", "random", "best", "bands"]
+    keep: Literal["all", "closed", "random", "best", "bands", "correct"]
     """`all`: every explanation, as the paper's students do. `closed`: those that close their tag and contain no tag of the
     format. `random`, `best`: of these, one for each problem, drawn or with the highest score. `bands`: all that have a
-    score, in `bands` files of equal size, lowest first (the paper's correlation study)."""
+    score, in `bands` files of equal size, lowest first (the paper's correlation study). `correct`: of the responses that
+    `rlt evaluate` wrote (`data: "@evaluate:responses.jsonl"`), the first right one to each question: rejection sampling."""
     scores: Path | None = None
     """For `best` and `bands`: what `rlt score` wrote for the same rows, in the same order."""
     by: str = "reward"
@@ -736,6 +738,9 @@ class ScoreConfig(StageConfig, ModelOptions, FormatOptions, StudentOptions, Rewa
     """Also score an empty explanation and another question's, and report the lift over both."""
     tokens: bool = False
     """Also write the text and the numbers of every token, which `rlt view` shows; makes the file ten times as large."""
+    solutions: Path | None = None
+    """File of problems whose solutions are scored in place of the rows' own, matched by question: with explanations of
+    `wrong` solutions, what a wrong explanation does for the right one."""
     control: Literal["empty", "numbers", "solution"] | None = None
     """Score this in place of each explanation: an `empty` one, the same with its `numbers` replaced at random, or the
     `solution` itself (the answer given away). What a reward should not like; null scores the explanations."""

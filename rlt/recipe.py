@@ -70,6 +70,10 @@ class RecipeHead(Config):
     """Name of the run's folder."""
     description: str = ""
     """Purpose of the recipe in one line; shown at the start and in the report."""
+    time: str = ""
+    """How long the recipe takes, and whether that was measured or planned; for `rlt recipes`."""
+    hardware: str = ""
+    """What it was measured or planned on; for `rlt recipes`."""
     folder: Path = Path("runs")
     """Folder that holds all runs."""
     seeds: Annotated[list[Seed], BeforeValidator(_as_numbers), Field(min_length=1), AfterValidator(_different)] = [0]

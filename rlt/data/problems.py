@@ -1,4 +1,4 @@
-"""Datasets to problems: the hub, JSONL, JSON and Parquet; known schemas; validation that names file, row and column."""
+"""Datasets to problems: the hub and files of rows; known schemas; validation that names file, row and column."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def problem_of(row: JsonRow, where: str, default_id: str, columns: dict[str, str
 
     Known without a mapping: question/solution (+ answer, explanation, system, id), Bespoke-Stratos (`system`,
     `conversations`), GSM8K (`question`, `answer` with `####`), MATH (`problem`, `solution`). Texts are taken as they
-    are; an `answer` may be a number. Raises DataError, naming the column, for any other value.
+    are; an `answer` or a `solution` may be a number. Raises DataError, naming the column, for any other value.
     """
     values = _mapped(row, where, columns) if columns else _known_schema(row, where)
     for column in ("question", "solution"):
@@ -149,9 +149,11 @@ def problem_of(row: JsonRow, where: str, default_id: str, columns: dict[str, str
         if text is None or (isinstance(text, str) and not text.strip()):
             state = "missing" if text is None else "empty"
             raise DataError(f"{where}: column `{column}` is {state}; every problem needs a {column}. Drop the row.")
-    answer, key = values.get("answer"), values.get("id", row.get("id"))
-    if isinstance(answer, int) or (isinstance(answer, float) and math.isfinite(answer)):
-        values["answer"] = str(answer)
+    key = values.get("id", row.get("id"))
+    for column in ("answer", "solution"):  # an answer takes the place of a solution where there is none
+        value = values.get(column)
+        if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
+            values[column] = str(value)
     values["id"] = default_id if key is None else str(key)
     values |= {label: row[label] for label in LABELS if isinstance(row.get(label), str)}
     return Problem(**{column: text_of(value, where, column) for column, value in values.items()})  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ from rlt.config import (
     CollectConfig,
     DataConfig,
     DistillConfig,
+    EvaluateConfig,
     PretrainConfig,
     ProblemsConfig,
     ScoreConfig,
@@ -130,22 +131,25 @@ class Context:
     def _rows_made(self, step: Step) -> int:
         config = step.config
         if isinstance(config, ProblemsConfig):
-            return config.count or 1000
+            return config.count or getattr(config.data, "limit", None) or 1000
         if isinstance(config, CollectConfig):
             return self.rows(config.data) * config.samples
+        if isinstance(config, EvaluateConfig):
+            return (config.limit or self.rows_at(config.benchmark[0])) * (config.samples or 1)
         if isinstance(config, ScoreConfig):
             return self.rows_at(str(config.data))
         if isinstance(config, SelectConfig):
             rows = self.rows(config.data)
             if config.keep == "bands":
                 return rows // config.bands
-            return rows // self._samples(config.data.path) if config.keep in ("random", "best") else rows
+            return rows // self._samples(config.data.path) if config.keep in ("random", "best", "correct") else rows
         raise ConfigError(f"step `{step.name}` does not make rows.")
 
     def _samples(self, path: str) -> int:
-        """Explanations per problem in the output of a collect step; 1 for other data."""
+        """Rows per problem in the output of a collect or evaluate step; 1 for other data."""
         step = self.step_of(path)
-        return step.config.samples if step is not None and isinstance(step.config, CollectConfig) else 1
+        samples = step.config.samples if step and isinstance(step.config, CollectConfig | EvaluateConfig) else None
+        return samples or 1
 
 
 @lru_cache

@@ -17,10 +17,11 @@ import torch.distributed as dist
 
 from rlt.config import ModelOptions, RewardOptions, StudentOptions
 from rlt.errors import ConfigError, DataError, ScoringError
-from rlt.reward.items import ScoredRow, Side
+from rlt.reward.items import ScoredRow
 from rlt.reward.placebos import next_text, with_placebos
 from rlt.reward.sampled import sampled_explanations
 from rlt.reward.scoring import RewardEngine
+from rlt.reward.sides import Side
 from rlt.reward.students import Scorer, load_students, open_students
 from rlt.text.formats import Format, load_format, teacher_prompt
 from rlt.types import Explanation, JsonRow, Problem
@@ -116,15 +117,10 @@ class TeacherReward:
             raise ConfigError("the estimator `exact` needs `policy_hidden`; log-probs are not enough.")
         count = len(completion_ids)
         known = policy_hidden if self.engine.estimator == "exact" else policy_logprobs
+        _check_one_per_token(known, completion_ids)
         items: dict[int, Explanation] = {}
         sides: list[Side | None] = []
         rows: list[ScoredRow | None] = [None] * count
-        for i, ids in enumerate(completion_ids):
-            if known is not None and len(known[i]) != len(ids):
-                raise ConfigError(
-                    f"TeacherReward: {len(known[i])} values for {len(ids)} sampled tokens; give one for each of "
-                    "`completion_ids`."
-                )
         problems = [
             Problem(
                 str(i),
@@ -251,6 +247,14 @@ class TeacherReward:
             }
             for i in chosen
         ]
+
+
+def _check_one_per_token(known: Sequence[Any] | None, completion_ids: Sequence[Sequence[int]]) -> None:
+    for values, ids in zip(known or [], completion_ids, strict=False):
+        if len(values) != len(ids):
+            raise ConfigError(
+                f"TeacherReward: {len(values)} values for {len(ids)} sampled tokens; give one for each of `completion_ids`."
+            )
 
 
 def _refuse_total_failure(rows: Sequence[ScoredRow]) -> None:

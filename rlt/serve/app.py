@@ -21,8 +21,9 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rlt.config import ServeConfig
-from rlt.errors import DataError, RltError, ServerError
-from rlt.reward.items import ScoredRow, Side
+from rlt.errors import DataError, RltError, ScoringError, ServerError
+from rlt.reward.items import ScoredRow
+from rlt.reward.sides import Side
 from rlt.serve.queue import QueueFull, RewardQueue
 from rlt.serve.rows import Reader, after_prompt, label_row, policy_tokens
 from rlt.types import Explanation, JsonRow, RewardParts
@@ -251,21 +252,22 @@ class _State:
         return body
 
     def submit(self, rows: Sequence[object]) -> list[Future[ScoredRow]]:
-        """A future for each row. A row that cannot be read gets its own error; raises DataError if no row can be read."""
+        """A future for each row. A row that cannot be read gets its own error; raises DataError if all are the caller's."""
         service = self.ready()
         if not 0 < len(rows) <= self.config.max_rows:
             raise DataError(f"{len(rows)} rows in one request; 1 to {self.config.max_rows} are allowed")
-        read: list[Prepared | DataError] = []
+        read: list[Prepared | DataError | ScoringError] = []
         for number, row in enumerate(rows):
             try:
                 read.append(service.reader.read(row, number))
-            except DataError as error:
+            except (DataError, ScoringError) as error:
                 read.append(error)
-        good = [one for one in read if not isinstance(one, DataError)]
-        if not good:
-            raise next(one for one in read if isinstance(one, DataError))
-        scored = iter(service.queue.submit(good))
-        return [_failed(one) if isinstance(one, DataError) else next(scored) for one in read]
+        refused = [one for one in read if isinstance(one, DataError)]
+        if len(refused) == len(read):
+            raise refused[0]
+        good = [one for one in read if not isinstance(one, (DataError, ScoringError))]
+        scored = iter(service.queue.submit(good) if good else [])
+        return [_failed(one) if isinstance(one, (DataError, ScoringError)) else next(scored) for one in read]
 
     def number(self, row: ScoredRow, number: int) -> float:
         """The reward of a row for an engine that takes only numbers; raises DataError if the row failed."""
@@ -276,7 +278,7 @@ class _State:
         raise DataError(f"row {number}: {row.parts.error}")
 
 
-def _failed(error: DataError) -> Future[ScoredRow]:
+def _failed(error: RltError) -> Future[ScoredRow]:
     future: Future[ScoredRow] = Future()
     future.set_result(ScoredRow.failed(str(error)))
     return future

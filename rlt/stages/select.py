@@ -25,7 +25,7 @@ from rlt.models.loading import context_length, load_config, load_tokenizer
 from rlt.outputs import Result, StageFolder, begin, complete_before
 from rlt.text.formats import Format, check_template, load_format, render_student
 from rlt.text.tokens import tokenize
-from rlt.types import Explanation, JsonRow
+from rlt.types import Explanation, JsonRow, Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -146,8 +146,14 @@ def _read_source(
             continue
         try:
             row = code_row(row, where) if data.task == "code" else row
-            read = explanation_of(row, where, str(number), fmt, data.columns)
+            read = (
+                _right_response(row, where, fmt)
+                if config.keep == "correct"
+                else explanation_of(row, where, str(number), fmt, data.columns)
+            )
             explanation: Explanation | DataError = _labelled(read, data)
+        except NotRight as reason:
+            explanation = reason
         except DataError as error:
             if on_invalid == "error":
                 raise DataError(f"{error} Or set `on_invalid: skip`.") from error
@@ -165,6 +171,28 @@ def _labelled(explanation: Explanation, source: DataConfig) -> Explanation:
     """The explanation with the task and the name of its source."""
     name = f"{source.label}/{explanation.id}" if isinstance(source, SourceConfig) else explanation.id
     return replace(explanation, id=name, problem=labelled(explanation.problem, source))
+
+
+class NotRight(DataError):
+    """A response that cannot be an example; its text is the reason."""
+
+
+def _right_response(row: JsonRow, where: str, fmt: Format) -> Explanation:
+    """The thought and the solution of a row of `rlt evaluate` whose answer is right; raises NotRight for another."""
+    for column in ("response", "correct", "question", "question_id", "sample", "key"):
+        if row.get(column) is None:
+            raise DataError(
+                f"{where}: column `{column}` is missing; `keep: correct` reads responses.jsonl of `rlt evaluate`."
+            )
+    if not row["correct"]:
+        raise NotRight("its answer is wrong")
+    thought, solution = fmt.parse_response(row["response"])
+    if thought is None or not solution:
+        raise NotRight("it has no thought or no solution in the format's tags")
+    problem = Problem(
+        str(row["question_id"]), row["question"], solution, answer=row.get("answer"), task=row.get("task")
+    )
+    return Explanation(problem, thought.removeprefix(fmt.padding), id=row["key"], sample=row["sample"])
 
 
 def _other_rows(config: SelectConfig) -> DataError:
@@ -192,9 +220,11 @@ def _check_score(config: SelectConfig, explanation: Explanation, number: int, sc
 def _candidate(
     config: SelectConfig, fits: Fits, default_id: str, explanation: Explanation | DataError, score: JsonRow | None
 ) -> Candidate:
+    if isinstance(explanation, NotRight):
+        return Candidate(default_id, default_id, str(explanation))
     if isinstance(explanation, DataError):
         return Candidate(default_id, default_id, f"it is invalid: {explanation}")
-    reason = fits.reason(explanation, closed=config.keep in ("closed", "random", "best"))
+    reason = fits.reason(explanation, closed=config.keep in ("closed", "random", "best", "correct"))
     value = None if score is None else score[config.by]
     if reason is None and score is not None and value is None:
         reason = "it has no score" + (f": {score['error']}" if score.get("error") else "")
@@ -209,13 +239,13 @@ def choose(config: SelectConfig, candidates: Sequence[Candidate]) -> tuple[list[
     if config.keep == "bands":
         return _bands(config, candidates)
     chosen = {i for i, candidate in enumerate(candidates) if candidate.reason is None}
-    if config.keep in ("random", "best"):
+    if config.keep in ("random", "best", "correct"):
         chosen = set(_one_each(config, candidates))
     return [0 if i in chosen else None for i in range(len(candidates))], {}
 
 
 def _one_each(config: SelectConfig, candidates: Sequence[Candidate]) -> Iterator[int]:
-    """The place of one candidate of each problem: drawn by seed and problem alone, or of the highest score, the first."""
+    """The place of one candidate of each problem: drawn by seed and problem alone, of the highest score, or the first."""
     groups: dict[str, list[int]] = defaultdict(list)
     for i, candidate in enumerate(candidates):
         if candidate.reason is None:
@@ -223,6 +253,8 @@ def _one_each(config: SelectConfig, candidates: Sequence[Candidate]) -> Iterator
     for problem, group in groups.items():
         if config.keep == "random":
             yield random.Random(f"select {config.seed} {problem}").choice(group)
+        elif config.keep == "correct":
+            yield group[0]
         else:
             yield max(group, key=lambda i: candidates[i].score or 0.0)
 

@@ -186,7 +186,7 @@ def tests_of(answer: str) -> Programs | Calls | Checked:
         return Programs([_text(value) for value in inputs], [_text(value) for value in outputs])
     wrong = [value for value in inputs if not isinstance(value, list)]
     if wrong:
-        raise ValueError(f"the input {wrong[0]!r} of `{name}` is no list of arguments")
+        raise ValueError(f"the input {wrong[0]!r} of `{name}` is not a list of arguments")
     return Calls(str(name), inputs, outputs, found.get("boxed", True))
 
 
@@ -206,7 +206,7 @@ def _check_function(found: Mapping[str, Any]) -> Checked:
 def _asserts(found: Mapping[str, Any]) -> Checked:
     statements = found["test_list"]
     if not isinstance(statements, list) or not statements:
-        raise ValueError("the tests' `test_list` is no list of assert statements")
+        raise ValueError("the tests' `test_list` is not a list of assert statements")
     imports = found.get("test_imports") or []
     setup = "\n".join([*imports, str(found.get("test_setup_code") or "")])
     tests = "\n".join(map(str, statements))

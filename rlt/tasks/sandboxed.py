@@ -272,7 +272,7 @@ def _program(job: dict[str, Any]) -> None:
 
 # -- calls between two sandboxes ---------------------------------------------------------------------------------------
 #
-# One request and one reply per line. Values that JSON has not are tagged lists; what is no plain data stays where it is,
+# One request and one reply per line. Values that JSON has not are tagged lists; what is not plain data stays where it is,
 # and the other side gets a reference. A reference can be called and its attributes read; it never answers a comparison,
 # so that no object of the solution decides whether it is the right one.
 

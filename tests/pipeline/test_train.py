@@ -133,7 +133,7 @@ def test_the_policy_runs_for_the_reward_once_a_batch_or_not_at_all(world, tmp_pa
     assert trainers[0].policy_passes == passes
 
 
-OTHER_WEIGHTS = r"step 0: the sampler's log-probs differ from the trainer's by {} nats a token"
+OTHER_WEIGHTS = r"step 0: the sampler's log-probs differ from the trainer's by {} nats per token"
 
 
 @pytest.mark.parametrize("correction", [True, False])
