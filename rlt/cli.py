@@ -152,6 +152,16 @@ def _serve(words: list[str]) -> int:
     return serve(validate(ServeConfig, flags, "rlt serve"))
 
 
+def _export(words: list[str]) -> int:
+    from rlt.integrations.lm_eval import ExportConfig, export
+
+    names, flags = parse_flags(words)
+    if names != ["lm-eval"]:
+        raise ConfigError("usage: rlt export lm-eval --benchmark NAME --output FOLDER [--KEY VALUE ...]")
+    print(export(validate(ExportConfig, flags, "rlt export")))
+    return 0
+
+
 def _view(words: list[str]) -> int:
     from rlt.results.page import view
 
@@ -180,7 +190,8 @@ def _stage(stage: str, words: list[str]) -> int:
     if isinstance(config, ReportConfig) and _reported(config.output, [key for key in flags if key != "output"]):
         return 0
     from rlt.outputs import read_state
-    from rlt.pipeline import check_stage, run_stage, summary, told_while_silent
+    from rlt.pipeline import check_stage, run_stage
+    from rlt.progress import summary, told_while_silent
 
     before = bool((read_state(config.output) or {}).get("complete"))
     check_stage(stage, config)
@@ -292,6 +303,7 @@ COMMANDS = {
     "init": _init,
     "timings": _timings,
     "serve": _serve,
+    "export": _export,
     "view": _view,
     "completion": _completion,
 }

@@ -241,13 +241,25 @@ class _Draft:
         """Tokens of an explanation: half more than the 95th percentile of the given ones, in steps of 128."""
         longest, most = (1.5 * self.data.longest("explanation"), 8192) if self.explained else (0, 2048)
         most = min(most, 256) if self.gpu is None else most
+        most = min(most, (self.context or 2 * most) // 2)
         return min(most, max(128, math.ceil(longest / 128) * 128)) if self.explained else most
 
     @property
     def text_tokens(self) -> int:
         """Tokens of a training text: question, explanation and solution, with room for the system prompt."""
         rest = self.data.longest("question") + self.data.longest("solution") + 300
-        return math.ceil((rest + self.most_tokens) / 256) * 256
+        return min(math.ceil((rest + self.most_tokens) / 256) * 256, self.context or 10**9)
+
+    @property
+    def response_tokens(self) -> int:
+        """Tokens of a student's response, explanation and solution, where the context has room for the question too."""
+        wanted = self.most_tokens + math.ceil(self.data.longest("solution") / 64) * 64 + 64
+        return min(wanted, (self.context or 10**9) * 3 // 4)
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that the given model's texts may have; those of MODELS have room."""
+        return load_shape(self.config.model).context if self.config.model else None
 
     def choose(self) -> _Choice:
         """The largest model, all weights or LoRA, whose plan fits; where none does, the smallest with LoRA."""
@@ -394,7 +406,7 @@ class _Draft:
                 '  model: "@distill/{each}"',
                 '  benchmark: "@heldout"',
                 f"  task: {self.task}",
-                f"  max_tokens: {self.text_tokens}{vllm.replace(', ', chr(10) + '  ')}",
+                f"  max_tokens: {self.response_tokens}{vllm.replace(', ', chr(10) + '  ')}",
                 "  samples: 4",
                 "  temperature: 0.7",
                 "",

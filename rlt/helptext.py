@@ -24,6 +24,7 @@ SUMMARIES = {
     "init": "Write a recipe for your own data, with settings that fit your hardware",
     "timings": "Print how long each step of a run took: the table from which `rlt run` estimates the time left",
     "serve": "Serve rewards over HTTP, for any trainer",
+    "export": "Write a benchmark as a task of lm-evaluation-harness, which then scores a student",
     "view": "Make one HTML page of scored rows, token by token, or of a whole run",
     "completion": "Print a script that completes commands, keys and recipes in bash, zsh or fish",
 } | {name: " ".join((config.__doc__ or "").split(". ")[0].split()).rstrip(".") for name, config in STAGES.items()}
@@ -73,6 +74,10 @@ def describe(name: str) -> Command:
         from rlt.drafting import InitConfig
 
         return Command(["rlt init FILE [--output RECIPE.yaml] [--KEY VALUE ...]"], {}, InitConfig)
+    if name == "export":
+        from rlt.integrations.lm_eval import ExportConfig
+
+        return Command(["rlt export lm-eval --benchmark NAME --output FOLDER [--KEY VALUE ...]"], {}, ExportConfig)
     commands = {
         "check": Command(["rlt check RECIPE [--KEY VALUE ...] [--STEP.KEY VALUE ...]"], OVERRIDES, None, RECIPE),
         "recipes": Command(["rlt recipes", "rlt recipes copy NAME FOLDER"]),

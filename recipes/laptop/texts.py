@@ -1,6 +1,6 @@
 """Print what explanations look like as texts, with no model: for files of explanations or folders that `rlt collect` wrote.
 
-    python recipes/laptop/texts.py NAME=PATH ...        PATH: a .jsonl file, or a folder of them
+    python recipes/laptop/texts.py NAME=PATH[@SCORES] ...        PATH: a .jsonl file, or a folder of them
 
 - tokens: words and signs, split at blanks and punctuation, on average
 - says solution: share that contain the solution, word for word
@@ -8,6 +8,10 @@
 - equations right: share of all `a op b = c` that are true, and of explanations in which all are
 - ends in answer: share whose last number is the answer
 - distinct: different groups of 2 and of 3 tokens, as a share of all, over the whole file
+
+With the scores of the same rows, a second table: mean rewards of the explanations in which all equations are right, and of the
+others that end in the answer; and, of all pairs of one of each for the same question, the share in which the reward puts the
+right one above (1/2 where it is equal).
 """
 
 from __future__ import annotations
@@ -71,13 +75,53 @@ def row(name: str, rows: list[dict[str, str]]) -> list[str]:
     ]  # fmt: skip
 
 
+def by_truth(name: str, rows: list[dict[str, str]], scores: list[dict[str, float]]) -> list[list[str]]:
+    """A row of cells for the right explanations, and one for those that end in the answer all the same."""
+    right, wrong = [], []
+    for one, score in zip(rows, scores, strict=True):
+        checked = list(equations(one["explanation"]))
+        if checked and all(checked):
+            right.append(score)
+        elif numbers(one["explanation"])[-1:] == [one["answer"]]:
+            wrong.append(score)
+    found = []
+    for what, group in (("all right", right), ("some wrong, ends in answer", wrong)):
+        known = [one for one in group if one["reward"] is not None]
+        means = [f"{fmean(one[part] for one in known):.2f}" if known else "-" for part in ("reward", "r_ss", "r_kl")]
+        found.append([name, what, str(len(known)), *means])
+    return found
+
+
+def ranked_right(rows: list[dict[str, str]], scores: list[dict[str, float]]) -> str:
+    groups: dict[str, tuple[list[float], list[float]]] = {}
+    for one, score in zip(rows, scores, strict=True):
+        checked, place = list(equations(one["explanation"])), groups.setdefault(one["question"], ([], []))
+        if score["reward"] is not None:
+            place[not (checked and all(checked))].append(score["reward"])
+    above = [(a > b) + (a == b) / 2 for right, wrong in groups.values() for a in right for b in wrong]
+    return f"{fmean(above):.2f} of {len(above)} pairs" if above else "no pairs"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def main() -> None:
     head = ["explanations", "rows", "tokens", "says solution", "answer first", "equations right", "all right",
             "ends in answer", "distinct-2", "distinct-3"]  # fmt: skip
-    print("|" + "|".join(f" {name} " for name in head) + "|\n|" + "---|" * len(head))
+    given = []
     for argument in sys.argv[1:]:
-        name, _, path = argument.rpartition("=")
-        print("|" + "|".join(f" {cell} " for cell in row(name or path, rows_of(Path(path)))) + "|")
+        name, _, rest = argument.partition("=")
+        path, _, scored = rest.partition("@")
+        given.append((name, rows_of(Path(path)), rows_of(Path(scored)) if scored else None))
+    print(table(head, [row(name, rows) for name, rows, _ in given]))
+    truth = [line for name, rows, scores in given if scores for line in by_truth(name, rows, scores)]  # type: ignore[arg-type]
+    if truth:
+        print("\n" + table(["explanations", "equations", "rows", "reward", "r_ss", "r_kl"], truth) + "\n")
+    for name, rows, scores in given:
+        if scores:
+            print(f"{name}: the right one has the higher reward in {ranked_right(rows, scores)}")  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ class RewardService:
         url = os.environ.get("RLT_URL")
         if not url:
             raise ServiceError("RLT_URL is not set: it must hold the address of a running `rlt serve`")
-        numbers = {}
+        numbers: dict[str, float] = {}
         for variable, option in (
             ("RLT_TIMEOUT", "timeout"),
             ("RLT_RETRY_FOR", "retry_for"),
@@ -100,13 +100,14 @@ class RewardService:
         """
         (scored,) = await asyncio.get_running_loop().run_in_executor(_threads(), self.score, [row])
         parts = {name: float(scored[name]) for name in LOGGED if scored.get(name) is not None}
-        return self._number(scored), parts
+        return self.number(scored), parts
 
     async def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """The answer to `body` at `path`, without blocking the event loop."""
         return await asyncio.get_running_loop().run_in_executor(_threads(), self._request, path, body)
 
-    def _number(self, scored: Mapping[str, Any]) -> float:
+    def number(self, scored: Mapping[str, Any]) -> float:
+        """The reward of a scored row, or `failed_reward`; raises ServiceError where there is neither."""
         reward = scored.get("reward")
         if isinstance(reward, (int, float)) and math.isfinite(reward):
             return float(reward)
@@ -173,7 +174,7 @@ def labelled(label: object) -> dict[str, Any]:
         values = json.loads(label) if isinstance(label, str) else label
     except (ValueError, RecursionError):
         values = None
-    if not isinstance(values, Mapping) or not {"question", "solution"} <= values.keys():
+    if not isinstance(values, Mapping) or None in (values.get("question"), values.get("solution")):
         raise ServiceError(
             'the label must be a JSON object such as {"question": "...", "solution": "..."}, because the reward needs the '
             f"solution; it is {str(label)[:60]!r}. `python -m rlt.integrations.prompts` writes such labels."

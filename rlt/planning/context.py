@@ -131,7 +131,7 @@ class Context:
     def _rows_made(self, step: Step) -> int:
         config = step.config
         if isinstance(config, ProblemsConfig):
-            return config.count or getattr(config.data, "limit", None) or 1000
+            return config.count or _limit(config.data) or 1000
         if isinstance(config, CollectConfig):
             return self.rows(config.data) * config.samples
         if isinstance(config, EvaluateConfig):
@@ -142,7 +142,9 @@ class Context:
             rows = self.rows(config.data)
             if config.keep == "bands":
                 return rows // config.bands
-            return rows // self._samples(config.data.path) if config.keep in ("random", "best", "correct") else rows
+            if config.keep not in ("random", "best", "correct"):
+                return rows
+            return sum(self._rows_of(source) // self._samples(source.path) for source in config.data.sources)
         raise ConfigError(f"step `{step.name}` does not make rows.")
 
     def _samples(self, path: str) -> int:
@@ -150,6 +152,11 @@ class Context:
         step = self.step_of(path)
         samples = step.config.samples if step and isinstance(step.config, CollectConfig | EvaluateConfig) else None
         return samples or 1
+
+
+def _limit(data: AnyData | None) -> int:
+    """Rows that the data is limited to; 0 where it is not."""
+    return sum(source.limit or 0 for source in data.sources) if data is not None else 0
 
 
 @lru_cache

@@ -33,8 +33,9 @@ class Comparison:
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes), f"({intervals.DIFFERENCE_INTERVAL})"])
 
 
-def compare(first: Path, second: Path) -> Comparison:
-    """The paired differences between two complete outputs of `rlt evaluate` on the questions that both were asked.
+def compare(first: Path, second: Path, level: float = intervals.LEVEL) -> Comparison:
+    """The paired differences between two complete outputs of `rlt evaluate` on the questions that both were asked, with
+    two-sided intervals of this `level`.
 
     Raises RunError where one is not complete or they share no benchmark, and DataError where versions differ or there
     is no common question.
@@ -59,7 +60,7 @@ def compare(first: Path, second: Path) -> Comparison:
                 f"{name}: compared on the {len(common)} questions that both have ({len(sides[0])}, {len(sides[1])})"
             )
         pair = [[side[key] for key in common] for side in sides]
-        differences[name] = intervals.paired_difference(pair[0], pair[1])
+        differences[name] = intervals.paired_difference(pair[0], pair[1], level)
         rates[name] = (intervals.pass_at_1(pair[0]).mean, intervals.pass_at_1(pair[1]).mean)
     settings = [
         {**r["sampling"], **{key: r[key] for key in ("system_prompt", "instruction", "format")}} for r in results

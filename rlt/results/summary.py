@@ -13,6 +13,7 @@ from rlt.data.rows import read_rows
 from rlt.outputs import read_state, versions
 from rlt.recipe import Recipe, Step
 from rlt.results.intervals import MeanEstimate, mean_with_interval, spearman
+from rlt.results.rounds import Round, rounds_of
 from rlt.tasks import load_task
 from rlt.types import JsonRow
 
@@ -182,6 +183,7 @@ class Results:
     seconds: Mapping[str, float]
     incomplete: tuple[str, ...]
     versions: Mapping[str, str]
+    rounds: tuple[Round, ...] = ()
 
     def to_json(self) -> JsonRow:
         """The content of results.json."""
@@ -194,6 +196,7 @@ class Results:
             "quarters": {"seeds": [one.to_row() for one in self.bands]},
             "scores": [{"step": one.step, "seed": one.seed, "variants": {v.name: v.to_row() for v in one.variants}}
                        for one in self.scores],
+            **({"rounds": [one.to_row() for one in self.rounds]} if self.rounds else {}),
             "seconds": dict(self.seconds),
             "versions": dict(self.versions),
             "incomplete": list(self.incomplete),
@@ -212,10 +215,11 @@ def collect_results(config: ReportConfig, recipe: Recipe, only: int | None = Non
         teacher=teacher,
         teacher_decoding=done.teacher_decoding(),
         bands=tuple(row for seed in done.seeds if (row := done.bands(seed)) is not None),
-        scores=() if arms or teacher else tuple(done.scores()),
+        scores=() if arms or teacher or any(step.round is not None for step in recipe.steps) else tuple(done.scores()),
         seconds=done.seconds(),
         incomplete=done.incomplete(),
         versions=versions(),
+        rounds=rounds_of(recipe, done.seeds, config.task),
     )
 
 
@@ -251,7 +255,11 @@ class _Done:
 
     def incomplete(self) -> tuple[str, ...]:
         """Names of steps that are not complete in some seed."""
-        steps = [step for step in self.recipe.steps if step.stage != "report" and step.seed in self.seeds]
+        ended = self.recipe.not_run()
+        steps = [
+            step for step in self.recipe.steps
+            if step.stage != "report" and step.seed in self.seeds and step.key not in ended
+        ]  # fmt: skip
         return tuple(sorted({step.name for step in steps if (step.seed, step.name) not in self.steps}))
 
     def seconds(self) -> dict[str, float]:

@@ -167,14 +167,12 @@ def _read_source(
         raise _other_rows(config)
 
 
-def _labelled(explanation: Explanation, source: DataConfig) -> Explanation:
-    """The explanation with the task and the name of its source."""
-    name = f"{source.label}/{explanation.id}" if isinstance(source, SourceConfig) else explanation.id
-    return replace(explanation, id=name, problem=labelled(explanation.problem, source))
-
-
 class NotRight(DataError):
-    """A response that cannot be an example; its text is the reason."""
+    """A response that cannot be an example; its text is the reason. `key` and `question_id` are its row's."""
+
+    def __init__(self, reason: str, row: JsonRow) -> None:
+        super().__init__(reason)
+        self.key, self.question_id = str(row["key"]), str(row["question_id"])
 
 
 def _right_response(row: JsonRow, where: str, fmt: Format) -> Explanation:
@@ -185,14 +183,20 @@ def _right_response(row: JsonRow, where: str, fmt: Format) -> Explanation:
                 f"{where}: column `{column}` is missing; `keep: correct` reads responses.jsonl of `rlt evaluate`."
             )
     if not row["correct"]:
-        raise NotRight("its answer is wrong")
+        raise NotRight("its answer is wrong", row)
     thought, solution = fmt.parse_response(row["response"])
     if thought is None or not solution:
-        raise NotRight("it has no thought or no solution in the format's tags")
+        raise NotRight("it has no thought or no solution in the format's tags", row)
     problem = Problem(
         str(row["question_id"]), row["question"], solution, answer=row.get("answer"), task=row.get("task")
     )
     return Explanation(problem, thought.removeprefix(fmt.padding), id=row["key"], sample=row["sample"])
+
+
+def _labelled(explanation: Explanation, source: DataConfig) -> Explanation:
+    """The explanation with the task and the name of its source."""
+    name = f"{source.label}/{explanation.id}" if isinstance(source, SourceConfig) else explanation.id
+    return replace(explanation, id=name, problem=labelled(explanation.problem, source))
 
 
 def _other_rows(config: SelectConfig) -> DataError:
@@ -221,7 +225,7 @@ def _candidate(
     config: SelectConfig, fits: Fits, default_id: str, explanation: Explanation | DataError, score: JsonRow | None
 ) -> Candidate:
     if isinstance(explanation, NotRight):
-        return Candidate(default_id, default_id, str(explanation))
+        return Candidate(explanation.key, explanation.question_id, str(explanation))
     if isinstance(explanation, DataError):
         return Candidate(default_id, default_id, f"it is invalid: {explanation}")
     reason = fits.reason(explanation, closed=config.keep in ("closed", "random", "best", "correct"))

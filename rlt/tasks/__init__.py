@@ -65,6 +65,7 @@ class GeneratedTask(GeneratingTask, Protocol):
 GRADERS = {
     "math": "rlt.tasks.math",
     "multiple_choice": "rlt.tasks.multiple_choice",
+    "science": "rlt.tasks.science",
     "arithmetic": "rlt.tasks.arithmetic",
     "countdown": "rlt.tasks.countdown",
     "code": "rlt.tasks.code",

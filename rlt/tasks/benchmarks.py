@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -20,7 +19,8 @@ from rlt.data.problems import problem_of, rows_of
 from rlt.data.rows import ROW_FILES
 from rlt.errors import ConfigError, DataError
 from rlt.tasks import load_task
-from rlt.types import JsonRow, Problem
+from rlt.tasks.choices import Choices, laid_out
+from rlt.types import JsonMap, JsonRow, Problem
 
 SHIPPED_BENCHMARKS = resources.files("rlt") / "shipped" / "benchmarks"
 
@@ -83,17 +83,6 @@ class Slices(Config):
         if self.only is not None and str(row[self.difficulty]) != self.only:
             return False
         return self.window is None or self.window[0] <= str(row[self.date])[:10] <= self.window[1]
-
-
-class Choices(Config):
-    """How the choices of a row are laid out under its question, as lines `A. text`."""
-
-    right: str
-    """Column of the right choice."""
-    wrong: list[str]
-    """Columns of the others."""
-    seed: int
-    """Their order is drawn from this and the question's id, so that it never changes."""
 
 
 class Generated(Config):
@@ -266,7 +255,18 @@ def _questions(benchmark: Benchmark, data: str | None) -> Iterator[Question]:
         )
     values = {"path": data} if data else hub.model_dump() if hub else {}
     source: DataConfig = validate(DataConfig, values, benchmark.name)
-    for number, (where, row) in enumerate(rows_of(source)):
+    yield from _asked(benchmark, rows_of(source))
+
+
+def questions_of_rows(benchmark: Benchmark, rows: Iterable[JsonMap]) -> list[Question]:
+    """The questions in rows of the benchmark's dataset, which somebody else has read."""
+    return list(
+        _asked(benchmark, ((f"{benchmark.name} row {number}", dict(row)) for number, row in enumerate(rows, 1)))
+    )
+
+
+def _asked(benchmark: Benchmark, rows: Iterable[tuple[str, JsonRow]]) -> Iterator[Question]:
+    for number, (where, row) in enumerate(rows):
         keep = benchmark.keep
         if benchmark.slices is not None and not benchmark.slices.has(row, where):
             continue
@@ -277,9 +277,8 @@ def _questions(benchmark: Benchmark, data: str | None) -> Iterator[Question]:
 def _question(benchmark: Benchmark, row: JsonRow, where: str, default_id: str) -> Question:
     row = {**row, **{ours: row[theirs] for ours, theirs in benchmark.columns.items() if theirs in row}}
     if benchmark.choices:
-        row = _with_choices(benchmark.choices, row, where, str(row.get("id", default_id)))
-    if benchmark.task == "code":
-        row = _with_tests(row, where)
+        row = laid_out(benchmark.choices, row, where, str(row.get("id", default_id)))
+    row = _as_task_has_it(benchmark.task, row, where)
     if row.get("solution") is None and "####" not in str(row.get("answer")):
         row = {**row, "solution": str(row.get("answer") or "").strip() or "-"}  # evaluation needs no worked solution
     problem = problem_of(row, where, default_id)
@@ -298,11 +297,15 @@ def _task_of(benchmark: Benchmark, problem: Problem) -> str:
     return problem.task if benchmark.by_row and problem.task is not None else benchmark.task
 
 
-def _with_tests(row: dict[str, Any], where: str) -> dict[str, Any]:
-    from rlt.data.code_rows import answer_of, question_of
+def _as_task_has_it(task: str, row: dict[str, Any], where: str) -> dict[str, Any]:
+    """The row with question and answer from the columns of datasets that its task knows (code's tests, OlympiadBench)."""
+    from rlt.data import code_rows
 
+    module: Any = code_rows if task == "code" else load_task(task)
+    if not hasattr(module, "answer_of"):
+        return row
     try:
-        answer, question = answer_of(row), question_of(row)
+        answer, question = module.answer_of(row), module.question_of(row)
     except ValueError as error:
         raise DataError(f"{where}: {error}. Fix or remove the row.") from error
     # Solutions that come with tests (APPS: a list of programs as JSON) are not what is graded against.
@@ -317,19 +320,3 @@ def _boxed_answer(solution: str) -> str | None:
     from rlt.tasks.math import extract
 
     return extract(solution)
-
-
-def _with_choices(choices: Choices, row: JsonRow, where: str, key: str) -> JsonRow:
-    if choices.right not in row and "answer" in row:
-        return row  # laid out already: `question` with its choices, and the letter as `answer`
-    columns = ("question", choices.right, *choices.wrong)
-    missing = [column for column in columns if not str(row.get(column) or "").strip()]
-    if missing:
-        raise DataError(f"{where}: column `{missing[0]}` is missing or empty; a question needs all its choices.")
-    texts = [str(row[column]).strip() for column in (choices.right, *choices.wrong)]
-    order = list(range(len(texts)))
-    random.Random(f"choices {choices.seed} {key}").shuffle(order)
-    letters = "ABCDEFGHIJ"
-    lines = [f"{letters[place]}. {texts[index]}" for place, index in enumerate(order)]
-    question = "\n".join([str(row["question"]).strip(), "", *lines])
-    return {"id": row.get("id", key), "question": question, "answer": letters[order.index(0)]}

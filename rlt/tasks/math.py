@@ -16,7 +16,7 @@ from rlt.tasks import Verdict
 from rlt.tasks.math_answers import prepare, readable, same_answer
 from rlt.tasks.math_spelling import NUMERALS, spell
 
-__all__ = ["CHEAP", "check_answer", "extract", "grade", "prepare", "same"]
+__all__ = ["CHEAP", "boxed", "check_answer", "extract", "grade", "prepare", "same", "stated"]
 
 CHEAP = False  # sympy may never return: graded in processes that can be ended
 
@@ -54,7 +54,12 @@ def same(given: str, other: str) -> bool:
 
 def extract(solution: str) -> str | None:
     """The last answer in `solution` as it is written there, or None (the order is in the module's docstring)."""
-    return ", ".join(_last_boxes(solution)) or _stated(solution) or _last_number(solution)
+    return boxed(solution) or stated(solution) or _last_number(solution)
+
+
+def boxed(solution: str) -> str | None:
+    """What stands in the last box, or in the last ones side by side, or None."""
+    return ", ".join(_last_boxes(solution)) or None
 
 
 class _Box(NamedTuple):
@@ -101,7 +106,8 @@ _MATH = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$(.+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+
 _SENTENCE_END = re.compile(r"[.!?](?:\s|$)|\n")
 
 
-def _stated(text: str) -> str | None:
+def stated(text: str) -> str | None:
+    """What follows the last `answer is`, where only the rest of its line comes after it, or None."""
     phrases = list(_PHRASE.finditer(text))
     if not phrases:
         return None

@@ -5,6 +5,8 @@ Where the letter is looked for, in this order; the first that is there counts, r
 1. the last `\\boxed{...}`: a letter (`C`, `(C)`, `\\text{C}`, `C. 5 m`), or the text of one of the question's choices;
 2. what follows the last `answer is`, `answer:`, `choice is` or `option is`;
 3. the last letter that stands alone on its line, in brackets or in bold.
+
+Several letters in the first two places (`A or B`) are no choice, and wrong.
 """
 
 from __future__ import annotations
@@ -20,9 +22,12 @@ _CHOICE = re.compile(rf"^\s*\(?([{LETTERS}])[).:]\s+(.+?)\s*$", re.MULTILINE)
 _BOX = re.compile(r"\\boxed\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
 _PHRASE = re.compile(
     r"\b(?:answer|choice|option)\s*(?:is|:)\s*:?\s*(?:option|choice)?[\s*$(\\]*"
-    rf"(?:text\w*\{{|mathrm\{{|boxed\{{)?[\s*(]*([{LETTERS}])(?![A-Za-z'])",
+    # A small `a` before a word is an article.
+    rf"(?:text\w*\{{|mathrm\{{|boxed\{{)?[\s*(]*((?-i:[{LETTERS}])(?![A-Za-z'])|[{LETTERS}](?=[).*$\s]*(?:\n|$)))",
     re.IGNORECASE,
 )
+_OTHER = r"(?:,|/|;|\bor\b|\band\b|\\text\{ *(?:or|and) *\})"
+_SEVERAL = re.compile(rf"\(?[{LETTERS}]\)?(?:\s*{_OTHER}\s*\(?[{LETTERS}]\)?(?![A-Za-z']))+")
 _ALONE = re.compile(
     rf"\(([{LETTERS}])\)|\*\*\(?([{LETTERS}])[).]?\*\*|^[ \t]*([{LETTERS}])[ \t]*[.)]?[ \t]*$", re.MULTILINE
 )
@@ -59,6 +64,8 @@ def _boxed(solution: str, question: str) -> str | None:
     if not boxes:
         return None
     content = re.sub(r"\\(?:text\w*|mathrm|mathbf)\s*\{([^{}]*)\}", r"\1", boxes[-1]).strip(" $*")
+    if _SEVERAL.fullmatch(content):
+        return content
     if match := re.match(rf"\(?([{LETTERS}])(?:[).:,]|\s|$)", content):
         return match[1]
     spelled = {_plain(text): letter for letter, text in choices_of(question).items()}
@@ -70,8 +77,11 @@ def _plain(text: str) -> str:
 
 
 def _stated(solution: str) -> str | None:
-    found = _PHRASE.findall(solution)
-    return found[-1].upper() if found else None
+    found = list(_PHRASE.finditer(solution))
+    if not found:
+        return None
+    several = _SEVERAL.match(solution, found[-1].start(1))
+    return several[0] if several else found[-1][1].upper()
 
 
 def _alone(solution: str) -> str | None:

@@ -116,6 +116,10 @@ class Format(BaseModel):
 
     # -- the student's side ------------------------------------------------------------------------------------------
 
+    def for_students(self) -> tuple[object, ...]:
+        """What a student's text depends on: two formats that agree in it are one to students."""
+        return self.student_system_prompt, self.tags.thought, self.tags.solution, self.padding, self.delimiter
+
     def student_system(self, problem: Problem) -> str | None:
         """The student's system prompt for this problem, or None."""
         return problem.system if self.student_system_prompt is None else self.student_system_prompt
@@ -281,6 +285,11 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], 
         )
     start = text.rfind(probe["content"])
     return text[:start] + response + text[start + len(probe["content"]) :], start
+
+
+def prints_date(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer's chat template asks for the date."""
+    return "strftime_now" in str(tokenizer.chat_template)
 
 
 def _generation_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], before: str) -> str:

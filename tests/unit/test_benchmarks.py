@@ -33,7 +33,9 @@ def test_every_shipped_benchmark_says_what_it_is(name: str) -> None:
 
 def test_all_benchmarks_are_there() -> None:
     assert shipped_benchmarks() == [
-        "aime24", "arithmetic", "countdown", "gpqa-diamond", "gsm8k", "humaneval", "livecodebench", "math500", "mbpp"
+        "aime24", "aime25", "arc-challenge", "arc-easy", "arithmetic", "countdown", "gpqa-diamond", "gpqa-main", "gsm8k",
+        "hmmt-feb25", "humaneval", "livecodebench", "math500", "mbpp", "mmlu-pro", "olympiadbench-maths",
+        "olympiadbench-physics", "sciq",
     ]  # fmt: skip
 
 
@@ -88,7 +90,11 @@ def test_the_order_of_questions_does_not_change_the_fingerprint() -> None:
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("math-500", "did you mean math500"), ("gpqa", "did you mean gpqa-diamond"), ("zzz", "there are aime24")],
+    [
+        ("math-500", "did you mean math500"),
+        ("gpqa", "did you mean gpqa-main or gpqa-diamond"),
+        ("zzz", "there are aime24"),
+    ],
 )
 def test_an_unknown_benchmark_gets_the_near_names(name: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):

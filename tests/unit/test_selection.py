@@ -255,7 +255,8 @@ def test_correct_keeps_the_first_right_response_to_each_question_and_says_why_th
     given = [
         response(1, 0, "It is 4.", correct=False), response(1, 1, RIGHT), response(1, 2, RIGHT), response(2, 0, "It is 5."),
     ]  # fmt: skip
-    run(tmp_path, given, keep="correct")
+    result = run(tmp_path, given, keep="correct")
+    assert (result.metrics["problems"], result.metrics["problems_without"]) == (2, 1)
     ((_, row),) = read_rows(tmp_path / "out" / "selected.jsonl")
     assert (row["problem"], row["question"], row["explanation"], row["solution"]) == (
         "1",
@@ -263,9 +264,9 @@ def test_correct_keeps_the_first_right_response_to_each_question_and_says_why_th
         "2 + 3 = 5.",
         "It is 5.",
     )
-    assert list(dropped(tmp_path).values()) == [
-        "its answer is wrong", OTHER, "it has no thought or no solution in the format's tags",
-    ]  # fmt: skip
+    assert dropped(tmp_path) == {
+        "b/1/0": "its answer is wrong", "b/1/2": OTHER, "b/2/0": "it has no thought or no solution in the format's tags",
+    }  # fmt: skip
 
 
 def test_correct_needs_graded_responses(tmp_path: Path):

@@ -76,8 +76,10 @@ class Metrics:
         self.tokens.inc(sum((row.parts.solution_tokens or 0) + (row.parts.explanation_tokens or 0) for row in rows))
 
 
-def build_app(config: ServeConfig, load: Callable[[Metrics], Service], token: str | None = None) -> FastAPI:
-    """The application. `load` makes its Service, in a thread: `/health` answers meanwhile.
+def build_app(
+    config: ServeConfig, load: Callable[[Metrics], Service], token: str | None = None, wait: bool = False
+) -> FastAPI:
+    """The application. `load` makes its Service, in a thread: `/health` answers meanwhile, unless it is to `wait`.
 
     `token`: what clients must send as `Authorization: Bearer ...`.
     """
@@ -86,7 +88,11 @@ def build_app(config: ServeConfig, load: Callable[[Metrics], Service], token: st
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        threading.Thread(target=state.load, args=(load,), daemon=True).start()
+        loading = threading.Thread(target=state.load, args=(load,), daemon=True)
+        loading.start()
+        if wait:
+            await asyncio.to_thread(loading.join)
+            state.ready()
         yield
         await asyncio.to_thread(state.close)
 
@@ -128,6 +134,13 @@ def build_app(config: ServeConfig, load: Callable[[Metrics], Service], token: st
             return StreamingResponse(_as_done(request, futures), media_type="application/x-ndjson")
         return JSONResponse({"rows": [row.to_row() for row in await _all(request, futures)]})
 
+    _add_engines(app, state)
+    return app
+
+
+def _add_engines(app: FastAPI, state: _State) -> None:
+    """The contracts of other engines: OpenRLHF, slime, and NeMo Gym (`/seed_session` and `/verify`)."""
+
     @app.post("/openrlhf")
     async def openrlhf(request: Request) -> JsonRow:
         body = await state.body(request)
@@ -167,8 +180,6 @@ def build_app(config: ServeConfig, load: Callable[[Metrics], Service], token: st
         )
         (scored,) = await _all(request, state.submit([{**row, **(tokens or {"completion": text})}]))
         return {**body, **scored.to_row(), "reward": state.number(scored, 0)}
-
-    return app
 
 
 class _Guard:
