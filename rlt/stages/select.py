@@ -189,7 +189,9 @@ def _right_response(row: JsonRow, where: str, fmt: Format) -> Explanation:
     thought, solution = fmt.parse_response(right["response"])
     if thought is None or not solution:
         raise NotRight("it has no thought or no solution in the format's tags", row)
-    problem = Problem(str(right["question_id"]), right["question"], solution, answer=right.get("answer"))
+    problem = Problem(
+        str(right["question_id"]), right["question"], solution, answer=right.get("answer"), task=right.get("task")
+    )
     return Explanation(problem, thought.removeprefix(fmt.padding), id=right["key"], sample=right["sample"])
 
 
