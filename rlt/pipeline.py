@@ -29,6 +29,7 @@ from rlt.errors import ProblemsFound, RunError
 from rlt.outputs import Result, check_free, differences, read_state, remove_output
 from rlt.provenance import date_of, prepared
 from rlt.recipe import ONCE, Recipe, RecipeHead, Step, recipe_of_run
+from rlt.terminal import fitted
 from rlt.text.clock import pin_date
 from rlt.timing import TimeLeft
 from rlt.types import JsonMap
@@ -71,7 +72,7 @@ def run_recipe(recipe: Recipe, *, restart: bool = False, only: str | None = None
     _claim(recipe, rest, todo, restart, whole=only is None)
     pin_date(date_of(step.config.output for step in recipe.steps))
     seeds = len(recipe.head.seeds)
-    print(f"{recipe.head.name}: {recipe.head.description}".rstrip(": "), flush=True)
+    print(fitted(f"{recipe.head.name}: {recipe.head.description}".rstrip(": ")), flush=True)
     print(
         f"  {len(steps)} steps, {seeds} seed{'s' * (seeds > 1)}, {recipe.head.jobs} at a time -> {recipe.folder}"
         + (f"; {len(rest) - len(todo)} complete before" if len(rest) > len(todo) else ""),
@@ -83,7 +84,8 @@ def run_recipe(recipe: Recipe, *, restart: bool = False, only: str | None = None
             metrics = (read_state(step.config.output) or {}).get("metrics", {})
             statuses.append(_status(metrics))
             if len(rest) - len(todo) <= MOST_TOLD or not todo:
-                print(f"  complete before: {step.key}: {summary(Result(step.config.output, metrics))}", flush=True)
+                line = f"  complete before: {step.key}: {summary(Result(step.config.output, metrics))}"
+                print(fitted(line, indent=6), flush=True)
     progress = Progress([*todo, *once], recipe)
     seed_done = _seed_reporter(recipe, once, progress)
     if recipe.head.jobs > 1 and len(todo) > 1:
@@ -200,7 +202,7 @@ def _refuse_missing_inputs(recipe: Recipe, todo: list[Step]) -> None:
 def _check_gpu(recipe: Recipe) -> None:
     if not _has_gpu():
         raise RunError(
-            f"{recipe.head.name}: this recipe needs a GPU, and none was found. `rlt run recipes/quickstart/recipe.yaml` "
+            f"{recipe.head.name}: this recipe needs a GPU, and none was found. `rlt run quickstart` "
             "shows the method on a CPU; `--needs-gpu false` runs this one anyway."
         )
 
@@ -229,7 +231,7 @@ class Progress:
         left = self.time_left.left(now) if now - self.started > 5 and self.done < self.total else None
         if left is not None:
             about = f", about {clock(left)} left"
-        print(f"[{clock(now - self.started)} {self.done}/{self.total}{about}] {text}", flush=True)
+        print(fitted(f"[{clock(now - self.started)} {self.done}/{self.total}{about}] {text}"), flush=True)
 
     def begin(self, step: Step) -> None:
         self.time_left.begin(step, time.monotonic())

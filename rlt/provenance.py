@@ -43,18 +43,17 @@ def format_of(model: str) -> str | None:
 def format_for(stage: str, config: Config) -> str:
     """The stage's format: the one given, else the one that its models were trained with, else DEFAULT_FORMAT.
 
-    Raises ConfigError where those differ, except in the stages that teach a format (`warmup`, `distill`).
+    Raises ConfigError where those differ, except in the stages that teach a format (`warmup`, `distill`). A student's may
+    differ in what only teachers read.
     """
-    models = [
-        getattr(config, "model", None),
-        getattr(config, "teacher", None),
-        *(getattr(config, "student", None) or []),
-    ]
+    teachers = [getattr(config, "model", None), getattr(config, "teacher", None)]
+    students = getattr(config, "student", None) or []
+    models = [*teachers, *students]
     trained = {model: name for model in models if isinstance(model, str) and (name := format_of(model)) is not None}
     given: str | None = getattr(config, "format", None)
     name = given or next(iter(trained.values()), DEFAULT_FORMAT)
     for model, other in trained.items():
-        if not _same_format(other, name) and not (given and stage in ("warmup", "distill")):
+        if not _same_format(other, name, model not in teachers) and not (given and stage in ("warmup", "distill")):
             fix = f"Leave `format` out, or set it to `{other}`" if given else "Use models of one format"
             raise ConfigError(
                 f"{stage}: {model} was trained with the format `{other}`, not `{name}`, so its text could not be read. {fix}."
@@ -62,8 +61,10 @@ def format_for(stage: str, config: Config) -> str:
     return name
 
 
-def _same_format(one: str, other: str) -> bool:
+def _same_format(one: str, other: str, for_students: bool) -> bool:
     try:
-        return one == other or load_format(one) == load_format(other)
+        formats = load_format(one), load_format(other)
     except ConfigError:
-        return False
+        return one == other
+    ours, theirs = (fmt.for_students() if for_students else fmt for fmt in formats)
+    return ours == theirs

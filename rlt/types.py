@@ -19,7 +19,8 @@ class Problem:
 
     `id` is unique in its dataset and stays the same between runs (the row's own `id` column, else its number).
     `answer` is the short final answer a grader compares; `explanation` an existing thought (a solver's trace, say);
-    `system` the dataset's own system prompt, used where the format's `student_system_prompt` is null.
+    `system` the dataset's own system prompt, used where the format's `student_system_prompt` is null; `task` the task whose
+    grader reads `answer`; `source` the data set of a mixture that it comes from.
 
     Example: Problem(id="3", question="What is 2+3?", solution="2+3 = 5", answer="5")
     """
@@ -30,6 +31,8 @@ class Problem:
     answer: str | None = None
     explanation: str | None = None
     system: str | None = None
+    task: str | None = None
+    source: str | None = None
 
     def to_row(self) -> JsonRow:
         """This problem as a row of JSON, without the columns it does not have."""
@@ -74,13 +77,16 @@ class Explanation:
             "explanation": self.text.removesuffix(padding), "completion": self.text + (tag if self.closed else ""),
             "closed": self.closed, "finish_reason": self.finish_reason, "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens, "logprob_sum": self.logprob_sum, "seed": self.seed,
-            "engine": self.engine, "text_only": self.text_only,
+            "engine": self.engine, "text_only": self.text_only, "task": problem.task, "source": problem.source,
         }  # fmt: skip
 
     @classmethod
     def from_row(cls, row: JsonRow, tag: str) -> Explanation:
         """The explanation in a row that `to_row` made."""
-        problem = Problem(row["problem"], row["question"], row["solution"], row["answer"], system=row["system"])
+        problem = Problem(
+            row["problem"], row["question"], row["solution"], row["answer"], system=row["system"],
+            task=row.get("task"), source=row.get("source"),
+        )  # fmt: skip
         return cls(
             problem, row["completion"].removesuffix(tag) if row["closed"] else row["completion"], row["closed"],
             row["id"], row["sample"], row["finish_reason"], row["prompt_tokens"], row["completion_tokens"],

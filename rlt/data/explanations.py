@@ -30,7 +30,7 @@ COLUMNS = {
     "id": "string", "problem": "string", "sample": "int64", "question": "string", "solution": "string",
     "answer": "string", "system": "string", "explanation": "string", "completion": "string", "closed": "bool",
     "finish_reason": "string", "prompt_tokens": "int64", "completion_tokens": "int64", "logprob_sum": "float64",
-    "seed": "int64", "engine": "string", "text_only": "bool",
+    "seed": "int64", "engine": "string", "text_only": "bool", "task": "string", "source": "string",
 }  # fmt: skip
 
 
@@ -45,7 +45,8 @@ def explanation_of(
     problem, tag = problem_of(row, where, default_id, columns), fmt.tags.explanation.close
     check_problem(fmt, problem, where)
     completion = text_of(row.get("completion"), where, "completion")
-    if completion is not None and COLUMNS.keys() <= row.keys():
+    # Files of earlier versions have no `task` and `source`.
+    if completion is not None and COLUMNS.keys() - {"task", "source"} <= row.keys():
         return Explanation.from_row(row, tag)
     if completion is not None:
         return replace(fmt.completed(problem, completion), id=problem.id)

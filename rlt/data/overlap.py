@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 
-from rlt.config import DataConfig, EvaluateConfig, StageConfig
-from rlt.data.problems import rows_of
+from rlt.config import AnyData, DataConfig, EvaluateConfig, StageConfig
+from rlt.data.code_rows import question_of
+from rlt.data.problems import numbered_rows
 from rlt.errors import DataError
 from rlt.types import JsonRow
 
@@ -15,17 +15,17 @@ MadeBy = Callable[[str], JsonRow | None]
 """Path of a stage's output -> that stage's configuration, as JSON; None for a path that no stage made."""
 
 
-def overlap(training: DataConfig, held_out: DataConfig) -> list[tuple[str, str]]:
+def overlap(training: AnyData, held_out: DataConfig) -> list[tuple[str, str]]:
     """`(where it is held out, where it is trained on)` of each question in both; [] unless both are local files.
 
     Questions are the same if their texts are, but for blanks around them. `skip` and `limit` of both count.
     """
-    if not (Path(training.path).exists() and Path(held_out.path).exists()):
+    if not (all(Path(source.path).exists() for source in training.sources) and Path(held_out.path).exists()):
         return []
     return shared(training, questions_of(held_out))
 
 
-def shared(training: DataConfig, held_out: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+def shared(training: AnyData, held_out: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     """As `overlap`, for held-out questions given as `(where, question)`."""
     wanted = {question.strip(): where for where, question in held_out}
     return [
@@ -35,15 +35,22 @@ def shared(training: DataConfig, held_out: Iterable[tuple[str, str]]) -> list[tu
     ]
 
 
-def questions_of(data: DataConfig) -> Iterator[tuple[str, str]]:
+def questions_of(data: AnyData) -> Iterator[tuple[str, str]]:
     """`(where, question)` of each row that has a question, valid or not."""
-    stop = None if data.limit is None else data.skip + data.limit
-    for where, row in islice(rows_of(data), data.skip, stop):
-        question = row.get(data.columns.get("question", "question"), row.get("problem"))
-        if question is None and isinstance(turns := row.get("conversations"), list):
-            question = next((turn.get("value") for turn in turns if turn.get("from") in ("user", "human")), None)
-        if isinstance(question, str):
-            yield where, question
+    for source in data.sources:
+        for _, where, row in numbered_rows(source):
+            question = _question(source, row)
+            if isinstance(question, str):
+                yield where, question
+
+
+def _question(source: DataConfig, row: JsonRow) -> object:
+    question = row.get(source.columns.get("question", "question"), row.get("problem"))
+    if source.task == "code":
+        question = question_of(row) or question
+    if question is None and isinstance(turns := row.get("conversations"), list):
+        return next((turn.get("value") for turn in turns if turn.get("from") in ("user", "human")), None)
+    return question
 
 
 def training_data(model: str, made_by: MadeBy) -> Iterator[DataConfig]:
@@ -52,15 +59,24 @@ def training_data(model: str, made_by: MadeBy) -> Iterator[DataConfig]:
     while model not in seen:
         seen.add(model)
         config = made_by(model) or {}
-        data = config.get("data")
-        while isinstance(data, dict):
-            if Path(data["path"]).exists():
-                yield DataConfig.model_validate(data)
-                break
-            # Not made yet: its questions are those of the data that it will be made from.
-            maker = made_by(data["path"]) or made_by(str(Path(data["path"]).parent)) or {}
-            data = maker.get("data")
+        yield from _made_from(config.get("data"), made_by)
         model = start if isinstance(start := config.get("model"), str) else model
+
+
+def _made_from(data: object, made_by: MadeBy) -> Iterator[DataConfig]:
+    """The files that this configuration of data comes from: they, or what they will be made from."""
+    if not isinstance(data, dict):
+        return
+    if "sources" in data:
+        for source in data["sources"]:
+            yield from _made_from(source, made_by)
+    elif Path(data["path"]).exists():
+        known = {key: value for key, value in data.items() if key in DataConfig.model_fields}
+        yield DataConfig.model_validate(known)
+    else:
+        # Not made yet: its questions are those of the data that it will be made from.
+        maker = made_by(data["path"]) or made_by(str(Path(data["path"]).parent)) or {}
+        yield from _made_from(maker.get("data"), made_by)
 
 
 def leaks(configs: Sequence[StageConfig]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Datasets to problems: the hub, JSONL, JSON and Parquet; known schemas; validation that names file, row and column."""
+"""Datasets to problems: the hub and files of rows; known schemas; validation that names file, row and column."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import overload
 
-from rlt.config import DataConfig
+from rlt.config import AnyData, DataConfig, SourceConfig
+from rlt.data.code_rows import code_row
 from rlt.data.rows import ROW_FILES, read_rows
 from rlt.errors import DataError
 from rlt.text.formats import Format, check_problem
 from rlt.types import JsonRow, Problem
 
 COLUMNS = ("id", "question", "solution", "answer", "explanation", "system")
+LABELS = ("task", "source")  # columns that other data sets use for other things: only text counts
 
 
 class Problems(Sequence[Problem]):
@@ -57,7 +60,7 @@ class Dropped(list[str]):
         self.number += 1
 
 
-def load_problems(data: DataConfig, fmt: Format | None = None, *, need: tuple[str, ...] = ()) -> Problems:
+def load_problems(data: AnyData, fmt: Format | None = None, *, need: tuple[str, ...] = ()) -> Problems:
     """All valid problems of `data`, in order. `need` names optional columns that every row must have.
 
     With `fmt`, questions and solutions that contain one of its tags are invalid. Raises DataError with file, row, column
@@ -77,28 +80,57 @@ def load_problems(data: DataConfig, fmt: Format | None = None, *, need: tuple[st
 
 
 def iter_problems(
-    data: DataConfig, fmt: Format | None = None, *, need: tuple[str, ...] = (), dropped: list[str] | None = None
+    data: AnyData, fmt: Format | None = None, *, need: tuple[str, ...] = (), dropped: list[str] | None = None
 ) -> Iterator[Problem]:
     """The problems of `data` one at a time, for files larger than memory; invalid rows as `load_problems` treats them.
 
-    `data.skip` and `data.limit` both count rows of the file, so that two parts of one file never overlap.
+    `skip` and `limit` both count rows of the file, so that two parts of one file never overlap. Of several sources each
+    problem has its `source`, and `SOURCE/ID` as id.
     """
-    stop = None if data.limit is None else data.skip + data.limit
-    for number, (where, row) in islice(enumerate(rows_of(data)), data.skip, stop):
+    for source in data.sources:
+        on_invalid = "skip" if "skip" in (data.on_invalid, source.on_invalid) else "error"
+        yield from _problems_of(source, on_invalid, fmt, need, dropped)
+
+
+def _problems_of(
+    source: DataConfig, on_invalid: str, fmt: Format | None, need: tuple[str, ...], dropped: list[str] | None
+) -> Iterator[Problem]:
+    for number, where, row in numbered_rows(source):
         try:
-            problem = problem_of(row, where, str(number), data.columns)
+            problem = problem_in(source, row, where, str(number))
             for column in need:
                 if getattr(problem, column) is None:
                     raise DataError(f"{where}: column `{column}` is missing, and this stage needs it.")
             if fmt is not None:
                 check_problem(fmt, problem, where)
         except DataError as error:
-            if data.on_invalid == "error":
+            if on_invalid == "error":
                 raise DataError(f"{error} Or set `on_invalid: skip`.") from error
             if dropped is not None:
                 dropped.append(str(error))
             continue
         yield problem
+
+
+def numbered_rows(source: DataConfig) -> Iterator[tuple[int, str, JsonRow]]:
+    """`(number in the file, where, row)` of the rows of one data set between `skip` and `limit`."""
+    stop = None if source.limit is None else source.skip + source.limit
+    for number, (where, row) in islice(enumerate(rows_of(source)), source.skip, stop):
+        yield number, where, row
+
+
+def problem_in(source: DataConfig, row: JsonRow, where: str, default_id: str) -> Problem:
+    """The problem in a row of this source, with the source's task and name; rows of programs as `code_row` reads them."""
+    row = code_row(row, where) if source.task == "code" else row
+    return labelled(problem_of(row, where, default_id, source.columns), source)
+
+
+def labelled(problem: Problem, source: DataConfig) -> Problem:
+    """The problem with the source's task and, where it is one of several, name."""
+    problem = replace(problem, task=source.task or problem.task)
+    if isinstance(source, SourceConfig):
+        problem = replace(problem, id=f"{source.label}/{problem.id}", source=source.label)
+    return problem
 
 
 # -- one row ---------------------------------------------------------------------------------------------------------------
@@ -109,7 +141,7 @@ def problem_of(row: JsonRow, where: str, default_id: str, columns: dict[str, str
 
     Known without a mapping: question/solution (+ answer, explanation, system, id), Bespoke-Stratos (`system`,
     `conversations`), GSM8K (`question`, `answer` with `####`), MATH (`problem`, `solution`). Texts are taken as they
-    are; an `answer` may be a number. Raises DataError, naming the column, for any other value.
+    are; an `answer` or a `solution` may be a number. Raises DataError, naming the column, for any other value.
     """
     values = _mapped(row, where, columns) if columns else _known_schema(row, where)
     for column in ("question", "solution"):
@@ -117,10 +149,13 @@ def problem_of(row: JsonRow, where: str, default_id: str, columns: dict[str, str
         if text is None or (isinstance(text, str) and not text.strip()):
             state = "missing" if text is None else "empty"
             raise DataError(f"{where}: column `{column}` is {state}; every problem needs a {column}. Drop the row.")
-    answer, key = values.get("answer"), values.get("id", row.get("id"))
-    if isinstance(answer, int) or (isinstance(answer, float) and math.isfinite(answer)):
-        values["answer"] = str(answer)
+    key = values.get("id", row.get("id"))
+    for column in ("answer", "solution"):  # an answer takes the place of a solution where there is none
+        value = values.get(column)
+        if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
+            values[column] = str(value)
     values["id"] = default_id if key is None else str(key)
+    values |= {label: row[label] for label in LABELS if isinstance(row.get(label), str)}
     return Problem(**{column: text_of(value, where, column) for column, value in values.items()})  # type: ignore[arg-type]
 
 

@@ -7,7 +7,7 @@ from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rlt.config import DataConfig
+from rlt.config import AnyData
 from rlt.data.problems import Dropped, iter_problems
 from rlt.errors import DataError, ModelError
 from rlt.text.formats import Format, teacher_prompt
@@ -28,7 +28,7 @@ class Survey:
     without_prompt: frozenset[int] = frozenset()
 
 
-def survey(data: DataConfig, fmt: Format, tokenizer: PreTrainedTokenizerBase) -> Survey:
+def survey(data: AnyData, fmt: Format, tokenizer: PreTrainedTokenizerBase) -> Survey:
     """The Survey after one pass over all rows, which keeps none of them.
 
     Raises DataError for an invalid row or a problem that the chat template rewrites (or counts them, where
@@ -69,7 +69,7 @@ class Room:
 
 
 def room(
-    data: DataConfig,
+    data: AnyData,
     fmt: Format,
     tokenizer: PreTrainedTokenizerBase,
     surveyed: Survey,

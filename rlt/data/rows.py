@@ -1,7 +1,8 @@
-"""Files of rows: JSONL, JSON and Parquet, read lazily; JSONL written so that it is valid at every moment."""
+"""Files of rows: JSONL, JSON, Parquet and CSV, read lazily; JSONL written so that it is valid at every moment."""
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -16,7 +17,7 @@ from rlt.types import JsonRow
 if TYPE_CHECKING:
     import pyarrow
 
-ROW_FILES = (".jsonl", ".json", ".parquet")
+ROW_FILES = (".jsonl", ".json", ".parquet", ".csv")
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, JsonRow]]:
@@ -43,6 +44,8 @@ def read_rows(path: Path) -> Iterator[tuple[str, JsonRow]]:
         yield from _json_rows(path)
     elif path.suffix == ".jsonl":
         yield from _jsonl_rows(path)
+    elif path.suffix == ".csv":
+        yield from _csv_rows(path)
     else:
         raise DataError(f"{path}: unknown ending; rows are read from {', '.join(ROW_FILES)}.")
 
@@ -69,6 +72,21 @@ def _json_rows(path: Path) -> Iterator[tuple[str, JsonRow]]:
         raise DataError(f"{path.name}: a JSON file must hold a list of objects; use .jsonl for one object per line.")
     for number, row in enumerate(rows, 1):
         yield f"{path.name} row {number}", _object(row, f"{path.name} row {number}")
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[str, JsonRow]]:
+    """Rows under a line of column names. Every value is text; an empty one is none."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            for number, row in enumerate(csv.DictReader(file, strict=True), 1):
+                where = f"{path.name} row {number}"
+                if None in row or None in row.values():
+                    raise DataError(
+                        f"{where}: not as many values as there are columns. Quote texts that contain commas."
+                    )
+                yield where, {column: value or None for column, value in row.items()}
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{path.name}: not a CSV file in UTF-8 ({error}).") from error
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, JsonRow]]:

@@ -6,15 +6,21 @@ that an engine's environment needs.
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import json
+import math
 import os
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds between tries; doubled each time
+IN_FLIGHT = 64  # requests of one process at a time
+LOGGED = ("r_ss", "r_kl", "explanation_kl_max", "format_penalty")
 
 
 class ServiceError(RuntimeError):
@@ -26,20 +32,54 @@ class RewardService:
 
     A request is retried for `retry_for` seconds after a broken connection, a time-out, 429 and 5xx, and then raises
     ServiceError: a reward is never silently zero or missing. So does an answer from a service with other students,
-    another format or other options than the first answer's: rewards of two judges must not meet in one run.
-    `token_env` names the environment variable with the bearer token.
+    another format or other options than the first answer's: rewards of two judges must not meet in one run. `service` is
+    the hash that the first answer must have; null takes any. `token_env` names the environment variable with the bearer
+    token. `failed_reward` is the reward of a row that cannot be scored, for engines that have no place for a missing one.
     """
 
     def __init__(
-        self, url: str, *, token_env: str | None = None, timeout: float = 600.0, retry_for: float = 300.0
+        self,
+        url: str,
+        *,
+        token_env: str | None = None,
+        timeout: float = 600.0,
+        retry_for: float = 300.0,
+        service: str | None = None,
+        failed_reward: float | None = None,
     ) -> None:
         self.url, self.timeout, self.retry_for = url.rstrip("/"), timeout, retry_for
+        self.failed_reward = failed_reward
         self._headers = {"Content-Type": "application/json"}
         if token_env is not None:
             if not os.environ.get(token_env):
                 raise ServiceError(f"{token_env} is not set: it must hold the service's token")
             self._headers["Authorization"] = f"Bearer {os.environ[token_env]}"
-        self._service: str | None = None
+        self._service = service
+
+    @classmethod
+    @functools.cache
+    def from_environment(cls) -> RewardService:
+        """The service that the environment names: one for all of a process.
+
+        RLT_URL is its address. RLT_TOKEN, RLT_TIMEOUT, RLT_RETRY_FOR (seconds), RLT_SERVICE (the hash it must have) and
+        RLT_FAILED_REWARD may be set. Raises ServiceError without RLT_URL and for a value that is not a number.
+        """
+        url = os.environ.get("RLT_URL")
+        if not url:
+            raise ServiceError("RLT_URL is not set: it must hold the address of a running `rlt serve`")
+        numbers: dict[str, float] = {}
+        for variable, option in (
+            ("RLT_TIMEOUT", "timeout"),
+            ("RLT_RETRY_FOR", "retry_for"),
+            ("RLT_FAILED_REWARD", "failed_reward"),
+        ):
+            value = os.environ.get(variable)
+            try:
+                numbers |= {} if not value else {option: float(value)}
+            except ValueError as error:
+                raise ServiceError(f"{variable}: {value!r} is not a number") from error
+        token_env = "RLT_TOKEN" if os.environ.get("RLT_TOKEN") else None
+        return cls(url, token_env=token_env, service=os.environ.get("RLT_SERVICE") or None, **numbers)
 
     def info(self) -> dict[str, Any]:
         """What the service serves: format, options, students with the hash of their weights."""
@@ -52,6 +92,31 @@ class RewardService:
         if not isinstance(scored, list) or len(scored) != len(rows):
             raise ServiceError(f"{self.url}: answers without a row for each of {len(rows)} rows; is it `rlt serve`?")
         return scored
+
+    async def reward(self, row: Mapping[str, Any]) -> tuple[float, dict[str, float]]:
+        """The reward of one row of `POST /score`, and the parts of it that it has, without blocking the event loop.
+
+        Raises ServiceError for a row that cannot be scored, unless there is a `failed_reward`.
+        """
+        (scored,) = await asyncio.get_running_loop().run_in_executor(_threads(), self.score, [row])
+        parts = {name: float(scored[name]) for name in LOGGED if scored.get(name) is not None}
+        return self.number(scored), parts
+
+    async def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer to `body` at `path`, without blocking the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(_threads(), self._request, path, body)
+
+    def number(self, scored: Mapping[str, Any]) -> float:
+        """The reward of a scored row, or `failed_reward`; raises ServiceError where there is neither."""
+        reward = scored.get("reward")
+        if isinstance(reward, (int, float)) and math.isfinite(reward):
+            return float(reward)
+        if self.failed_reward is not None:
+            return self.failed_reward
+        raise ServiceError(
+            f"{self.url}: a row cannot be scored: {scored.get('error')}. Set RLT_FAILED_REWARD to give such rows a number "
+            "of your choice."
+        )
 
     def _request(self, path: str, body: object) -> dict[str, Any]:
         data = None if body is None else json.dumps(body).encode()
@@ -79,8 +144,8 @@ class RewardService:
             raise ServiceError(f"{self.url}: not a reward service of rlt")
         if self._service is not None and service != self._service:
             raise ServiceError(
-                f"{self.url}: serves other students, another format or other options than this run began with. Start the "
-                "service as it was."
+                f"{self.url}: serves other students, another format or other options than this run began with (service "
+                f"{service}, not {self._service}). Start the service as it was."
             )
         self._service = service
 
@@ -92,6 +157,38 @@ class RewardService:
         if not isinstance(answer, dict):
             raise ServiceError(f"{self.url}: its answer is not a JSON object")
         return answer
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    # asyncio's own pool has a few threads only, and a rollout worker waits for many rewards at once.
+    return ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="rlt")
+
+
+def labelled(label: object) -> dict[str, Any]:
+    """`question`, `solution` and, if there, `answer` and `system` of a label: a JSON object, as a text or read already.
+
+    Raises ServiceError for any other label.
+    """
+    try:
+        values = json.loads(label) if isinstance(label, str) else label
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, Mapping) or not {"question", "solution"} <= values.keys():
+        raise ServiceError(
+            'the label must be a JSON object such as {"question": "...", "solution": "..."}, because the reward needs the '
+            f"solution; it is {str(label)[:60]!r}. `python -m rlt.integrations.prompts` writes such labels."
+        )
+    return {name: values[name] for name in ("question", "solution", "answer", "system") if values.get(name) is not None}
+
+
+def whole_distribution(where: str, top_p: float | None, top_k: int | None) -> None:
+    """Raise ServiceError where an engine's log-probs are those of a distribution cut by top-p or top-k."""
+    if (top_p is not None and top_p < 1) or (top_k is not None and top_k > 0):
+        raise ServiceError(
+            f"{where}: top_p {top_p} and top_k {top_k} cut the distribution that r_kl is about. Set top_p to 1 and top_k "
+            "off."
+        )
 
 
 def _detail(error: urllib.error.HTTPError) -> str:

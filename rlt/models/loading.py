@@ -101,8 +101,9 @@ def _weights_of(model: str, **options: Any) -> PreTrainedModel:
 
     transformers_logging.disable_progress_bar()
     logger = logging.getLogger("transformers.modeling_utils")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # its table of weights: what matters of it is refused below
+    # Its table of weights: what matters of it is refused below. A filter, because transformers 5.19 takes a level of WARNING
+    # or above for the wish to hear which layers tensor parallelism leaves whole (`verify_tp_plan` in modeling_utils).
+    logger.addFilter(_errors_only)
     try:
         answer: Any = AutoModelForCausalLM.from_pretrained(
             model, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
@@ -114,10 +115,14 @@ def _weights_of(model: str, **options: Any) -> PreTrainedModel:
     except (OSError, ValueError) as error:
         raise ModelError(f"{model}: weights cannot be loaded (safetensors only): {_first_line(error)}") from error
     finally:
-        logger.setLevel(level)
+        logger.removeFilter(_errors_only)
     loaded: PreTrainedModel = answer[0]
     _refuse_random(model, answer[1])
     return loaded
+
+
+def _errors_only(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def _refuse_random(model: str, found: JsonMap) -> None:

@@ -24,15 +24,23 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from rlt.errors import ModelError
+from rlt.models.heads import (
+    Head,
+    causal_lm,
+    chosen_logprobs,
+    gathered,
+    head_of,
+    is_plain,
+    model_name,
+    output_layer,
+    project,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # On a CPU, small enough that activations of a small model stay in its caches.
 DEFAULT_BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
-# (positions, vocabulary) projected together. On a CPU, a tile that stays in its caches: folding it then costs little
-# compared with the matrix product. On a GPU, what TRL uses.
-TILES = {"cpu": (1024, 1024), "cuda": (4096, 32768)}
 # Logits held at once (positions times vocabulary) where the model's own output layer computes them.
 OWN_LOGITS = 2**26
 
@@ -87,39 +95,6 @@ def hidden_states(
     In the type in which the output layer multiplies them. Raises ModelError if that layer is not a plain one.
     """
     return _over_batches(model, rows, "hidden", 1.0, batch_tokens, None)
-
-
-@torch.no_grad()
-def exact_kl(
-    teacher: Head,
-    teacher_hidden: Float[Tensor, "n teacher_hidden"],
-    student: Head,
-    student_hidden: Float[Tensor, "n student_hidden"],
-    temperature: float,
-) -> Float[Tensor, " n"]:
-    """`(N,)` KL(teacher || student), in nats, of whole next-token distributions, projected tile by tile.
-
-    From `(N, H)` hidden states of both models at the same N places in a text (`hidden_states`) and both output layers
-    (`output_head`), of models with one tokenizer. Families pad their output layers differently (Qwen2.5: 151,936 rows up
-    to 3B, 152,064 from 7B); both distributions are then over the tokens that both layers have.
-    """
-    from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
-
-    tokens = min(teacher.weight.shape[0], student.weight.shape[0])
-    teacher, student = teacher.first(tokens), student.first(tokens)
-    if teacher_hidden.shape[0] == 0:
-        return torch.zeros(0)
-    device = student.weight.device
-    positions = TILES.get(device.type, TILES["cuda"])[0]
-    bias = None if teacher.bias is None else teacher.bias.to(device)
-    pieces = [
-        ChunkedDivergenceFunction.apply(
-            ours.to(device), student.weight, student.bias, theirs.to(device), teacher.weight.to(device), bias,
-            0.0, temperature, student.scale, student.softcap, teacher.scale, teacher.softcap,
-        )[0]
-        for ours, theirs in zip(student_hidden.split(positions), teacher_hidden.split(positions), strict=True)
-    ]  # fmt: skip
-    return torch.cat(pieces).float().cpu()
 
 
 # -- batches ---------------------------------------------------------------------------------------------------------
@@ -283,21 +258,21 @@ def _forward(
         hidden = output[0]
         if hidden.shape[:2] != batch.ids.shape:
             raise ModelError(
-                f"{_name(core)}: {batch.ids.shape[1]} tokens give {hidden.shape[1]} hidden states, so tokens cannot be "
+                f"{model_name(core)}: {batch.ids.shape[1]} tokens give {hidden.shape[1]} hidden states, so tokens cannot be "
                 "matched with their log-probs. Models with prompt tuning or prefixes cannot be scored."
             )
         kept = hidden.reshape(-1, hidden.shape[-1])[batch.sources]
         if own:
             return _replaced(output, kept[None] if len(kept) else hidden[:1, :1])
         kept = kept.to(_compute_dtype(kept))
-        found.append(kept if want == "hidden" else project(_head(core), kept, batch.targets, temperature))
+        found.append(kept if want == "hidden" else project(head_of(core), kept, batch.targets, temperature))
         return _replaced(output, hidden[:1, :1])
 
     with contextlib.closing(_Hooks([(plan.body, take)])):
         logits = _logits(model, batch.ids)
     if not own:
         return found[0]
-    return _chosen_logprobs(logits[0][: len(batch.targets)], batch.targets, temperature)
+    return chosen_logprobs(logits[0][: len(batch.targets)], batch.targets, temperature)
 
 
 class _Hooks:
@@ -328,52 +303,7 @@ def _compute_dtype(tensor: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
 
 
-def _chosen_logprobs(
-    logits: Float[Tensor, "n v"], targets: Int[Tensor, " n"], temperature: float
-) -> Float[Tensor, " n"]:
-    positions = max(1, TILES["cpu"][0] * TILES["cpu"][1] // logits.shape[-1])
-    pieces = [
-        (tile.float() / temperature).log_softmax(-1).gather(1, wanted[:, None])[:, 0]
-        for tile, wanted in zip(logits.split(positions), targets.split(positions), strict=True)
-    ]
-    return torch.cat(pieces) if pieces else logits.new_zeros(0, dtype=torch.float32)
-
-
-def project(
-    head: Head, hidden: Float[Tensor, "n hidden"], targets: Int[Tensor, " n"], temperature: float
-) -> Float[Tensor, " n"]:
-    """`(N,)` float32 log-probs of `targets` `(N,)` from hidden states `(N, H)`, by TRL's chunked kernel."""
-    from trl.kernels.chunked_logprob import ChunkedLogProbFunction
-
-    if hidden.shape[0] == 0:
-        return hidden.new_zeros(0, dtype=torch.float32)
-    positions, vocabulary = TILES.get(hidden.device.type, TILES["cuda"])
-    with _gathered(head):
-        chunk = min(vocabulary, head.weight.shape[0])
-        pieces = [
-            ChunkedLogProbFunction.apply(
-                states, head.weight, head.bias, wanted, temperature, chunk, head.softcap, head.scale, ()
-            )[0]
-            for states, wanted in zip(hidden.split(positions), targets.split(positions), strict=True)
-        ]
-    return torch.cat(pieces)
-
-
 # -- the output layer ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """A model's output layer: logits = softcap(scale * (hidden @ weight.T + bias)), with `(V, H)` weight."""
-
-    weight: Float[Tensor, "v hidden"]
-    bias: Float[Tensor, " v"] | None
-    scale: float
-    softcap: float | None
-
-    def first(self, tokens: int) -> Head:
-        """The output layer of the first `tokens` ids alone."""
-        return Head(self.weight[:tokens], None if self.bias is None else self.bias[:tokens], self.scale, self.softcap)
 
 
 def output_head(model: nn.Module) -> Head:
@@ -383,82 +313,26 @@ def output_head(model: nn.Module) -> Head:
     """
     core = causal_lm(model)
     _check_plain(core)
-    head = _head(core)
+    head = head_of(core)
     if not hasattr(head.weight, "ds_id"):
         return head
-    with _gathered(head):
+    with gathered(head):
         bias = None if head.bias is None else head.bias.detach().clone()
         return Head(head.weight.detach().clone(), bias, head.scale, head.softcap)
 
 
+def has_plain_head(model: nn.Module) -> bool:
+    """Whether the model's output layer is one matrix product, so that it has an `output_head`."""
+    core = causal_lm(model)
+    return is_plain(output_layer(core)) and (core not in _PLANS or _PLANS[core].tiled)
+
+
 def _check_plain(core: PreTrainedModel) -> None:
-    if not _is_plain(_output_layer(core)) or (core in _PLANS and not _PLANS[core].tiled):
+    if not has_plain_head(core):
         raise ModelError(
-            f"{_name(core)}: the estimator `exact` needs an output layer that is one matrix product, and this one is not "
+            f"{model_name(core)}: the estimator `exact` needs an output layer that is one matrix product, and this one is not "
             "(LoRA on `lm_head`, layers before it, or quantized). Use `k1` or `k3`, or leave `lm_head` out of LoRA's targets."
         )
-
-
-def _gathered(head: Head) -> AbstractContextManager[object]:
-    from trl.trainer.utils import maybe_gather_lm_head_ctx
-
-    parameters: list[Any] = [head.weight] if head.bias is None else [head.weight, head.bias]
-    return maybe_gather_lm_head_ctx(*parameters)
-
-
-def _output_layer(core: PreTrainedModel) -> nn.Module:
-    layer = core.get_output_embeddings()
-    if layer is None:
-        raise ModelError(f"{_name(core)}: has no output layer over its vocabulary; a causal language model is needed.")
-    return layer
-
-
-def _is_plain(layer: nn.Module) -> bool:
-    """Whether a layer computes what its weight says: LoRA, quantized and offloaded layers have a forward of their own.
-
-    Decided from the type, not from numbers: LoRA starts at zero, so its probe would pass before the first step.
-    """
-    return type(layer).forward is nn.Linear.forward and "forward" not in vars(layer)
-
-
-def _head(core: PreTrainedModel) -> Head:
-    config = core.config.get_text_config()
-    layer = _output_layer(core)
-    bias = getattr(layer, "bias", None)
-    # The names under which model families scale their logits; the same ones TRL's fused head reads.
-    scale = next(
-        (getattr(config, name) for name in ("logit_scale", "output_multiplier", "lm_head_multiplier")
-         if getattr(config, name, None) is not None), None,
-    )  # fmt: skip
-    if scale is None and getattr(config, "logits_scaling", None) is not None:
-        scale = config.logits_scaling if config.model_type == "hyperclovax" else 1 / config.logits_scaling
-    cap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
-    return Head(_full(layer.weight), None if bias is None else _full(bias), 1.0 if scale is None else scale, cap)
-
-
-def _full(parameter: Any) -> Tensor:
-    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-
-
-def causal_lm(model: nn.Module) -> Any:
-    """The transformers model inside DDP, FSDP, DeepSpeed, torch.compile and PEFT wrappers."""
-    from transformers import PreTrainedModel
-
-    core: Any = model
-    while not isinstance(core, PreTrainedModel):
-        # Looked up where wrappers keep it: several hand on every other attribute of what they wrap.
-        inside = (core._modules.get(name) for name in ("_orig_mod", "_fsdp_wrapped_module", "module"))
-        inner = next((module for module in inside if module is not None), None)
-        if inner is None and hasattr(core, "get_base_model"):
-            inner = core.get_base_model()
-        if inner is None or inner is core:
-            break
-        core = inner
-    return core
-
-
-def _name(core: PreTrainedModel) -> str:
-    return f"{core.name_or_path} ({type(core).__name__})" if core.name_or_path else type(core).__name__
 
 
 # -- the probe -------------------------------------------------------------------------------------------------------
@@ -479,18 +353,18 @@ def _verified_plan(model: nn.Module) -> _Plan:
     even the model's own output layer gives other numbers than rounding explains, or if later tokens change them.
     """
     core = causal_lm(model)
-    layer = _output_layer(core)
+    layer = output_layer(core)
     known = _PLANS.get(core)
-    if known is not None and known.layer is layer and (_is_plain(layer) or not known.tiled):
+    if known is not None and known.layer is layer and (is_plain(layer) or not known.tiled):
         return known
     rows = _probe_rows(core)
     batch = _Batch.of(rows, _device(model))
     body, size, dtype, logits = _observe(model, core, batch)
     logits = logits.reshape(-1, logits.shape[-1])[batch.sources].float()
-    expected = _chosen_logprobs(logits, batch.targets, 1.0)
+    expected = chosen_logprobs(logits, batch.targets, 1.0)
     allowed = _rounding(logits, batch.targets, size, dtype)
     worst = math.inf
-    for tiled in (True, False) if _is_plain(layer) else (False,):
+    for tiled in (True, False) if is_plain(layer) else (False,):
         plan = _Plan(body, layer, logits.shape[-1], tiled)
         worst = _largest(model, _difference(_forward(model, plan, rows, "logprobs", 1.0), expected))
         if worst <= allowed:
@@ -498,7 +372,7 @@ def _verified_plan(model: nn.Module) -> _Plan:
             _PLANS[core] = plan
             return plan
     raise ModelError(
-        f"{_name(core)}: log-probs differ from those of the model's own logits by {worst:.3g} nats on a probe row; "
+        f"{model_name(core)}: log-probs differ from those of the model's own logits by {worst:.3g} nats on a probe row; "
         f"{str(dtype).removeprefix('torch.')} explains {allowed:.2g}. This architecture cannot be scored."
     )
 
@@ -543,7 +417,7 @@ def _observe(model: nn.Module, core: PreTrainedModel, batch: _Batch) -> tuple[nn
     with contextlib.closing(_Hooks([(module, see) for module in inside])):
         logits = _logits(model, batch.ids)
     if not seen:
-        raise ModelError(f"{_name(core)}: no transformer body is called inside the model, so it cannot be scored.")
+        raise ModelError(f"{model_name(core)}: no transformer body is called inside the model, so it cannot be scored.")
     return (*seen[-1], logits)  # the outermost body ends last
 
 
@@ -569,6 +443,6 @@ def _check_causal(
     changed = _largest(model, (ours - expected[: first.kept]).abs().nan_to_num(0.0).median().item())
     if changed > allowed:
         raise ModelError(
-            f"{_name(causal_lm(model))}: the log-probs of a text change by {changed:.3g} nats with the tokens after it, so "
-            "this model is not causal and its rows cannot be scored."
+            f"{model_name(causal_lm(model))}: the log-probs of a text change by {changed:.3g} nats with the tokens after it, "
+            "so this model is not causal and its rows cannot be scored."
         )

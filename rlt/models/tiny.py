@@ -31,12 +31,15 @@ DEFAULT_SHAPE: JsonRow = {
 
 def word_tokenizer(words: Iterable[str], fmt: Format) -> PreTrainedTokenizerFast:
     """A tokenizer in which each of `words` and each tag of `fmt` is one token, with a chat template."""
-    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+    from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     tokens = [PAD, UNK, END, USER, *fmt.tags.all(), *words]
     tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(dict.fromkeys(tokens))}, unk_token=UNK))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if "\n" in tokens:  # programs have lines
+        blanks = pre_tokenizers.Split(Regex(r"[^\S\n]+"), "removed")
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([blanks, pre_tokenizers.Split("\n", "isolated")])  # type: ignore[list-item]
     tokenizer.add_special_tokens([PAD, UNK, END])
     # Tags are ordinary tokens, not special ones: decoding "without special tokens" must not drop them.
     tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in (USER, *fmt.tags.all())])

@@ -8,10 +8,12 @@ from functools import lru_cache
 from pathlib import Path
 
 from rlt.config import (
+    AnyData,
     ColdstartConfig,
     CollectConfig,
     DataConfig,
     DistillConfig,
+    EvaluateConfig,
     PretrainConfig,
     ProblemsConfig,
     ScoreConfig,
@@ -104,8 +106,11 @@ class Context:
 
     # -- rows ------------------------------------------------------------------------------------------------------
 
-    def rows(self, data: DataConfig) -> int:
-        """Rows of a dataset: of the step that makes it, counted in its file, or known. Raises ConfigError."""
+    def rows(self, data: AnyData) -> int:
+        """Rows of data: of the step that makes it, counted in its file, or known. Raises ConfigError."""
+        return sum(self._rows_of(source) for source in data.sources)
+
+    def _rows_of(self, data: DataConfig) -> int:
         step = self.step_of(data.path)
         if step is not None:
             found = self._rows_made(step)
@@ -126,22 +131,32 @@ class Context:
     def _rows_made(self, step: Step) -> int:
         config = step.config
         if isinstance(config, ProblemsConfig):
-            return config.count or 1000
+            return config.count or _limit(config.data) or 1000
         if isinstance(config, CollectConfig):
             return self.rows(config.data) * config.samples
+        if isinstance(config, EvaluateConfig):
+            return (config.limit or self.rows_at(config.benchmark[0])) * (config.samples or 1)
         if isinstance(config, ScoreConfig):
             return self.rows_at(str(config.data))
         if isinstance(config, SelectConfig):
             rows = self.rows(config.data)
             if config.keep == "bands":
                 return rows // config.bands
-            return rows // self._samples(config.data.path) if config.keep in ("random", "best") else rows
+            if config.keep not in ("random", "best", "correct"):
+                return rows
+            return sum(self._rows_of(source) // self._samples(source.path) for source in config.data.sources)
         raise ConfigError(f"step `{step.name}` does not make rows.")
 
     def _samples(self, path: str) -> int:
-        """Explanations per problem in the output of a collect step; 1 for other data."""
+        """Rows per problem in the output of a collect or evaluate step; 1 for other data."""
         step = self.step_of(path)
-        return step.config.samples if step is not None and isinstance(step.config, CollectConfig) else 1
+        samples = step.config.samples if step and isinstance(step.config, CollectConfig | EvaluateConfig) else None
+        return samples or 1
+
+
+def _limit(data: AnyData | None) -> int:
+    """Rows that the data is limited to; 0 where it is not."""
+    return sum(source.limit or 0 for source in data.sources) if data is not None else 0
 
 
 @lru_cache

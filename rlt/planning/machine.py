@@ -30,7 +30,7 @@ class Gpu(NamedTuple):
 
 def load_gpu(name: str) -> Gpu:
     """The GPU of that name, or of the only name that begins so (`h100`), in rlt/shipped/gpus.yaml; else ConfigError."""
-    known = yaml.safe_load((SHIPPED / "gpus.yaml").read_text(encoding="utf-8"))
+    known = {gpu.name: gpu for gpu in known_gpus()}
     begins = [full for full in known if _plain(full).startswith(_plain(name))]
     if name not in known and len(begins) == 1:
         name = begins[0]
@@ -38,8 +38,16 @@ def load_gpu(name: str) -> Gpu:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise ConfigError(f"--gpu: no GPU {name!r} is known{hint}; known are {', '.join(known)}.")
-    numbers = known[name]
-    return Gpu(name, numbers["memory_gib"] * GIB, numbers["tflops"] * 1e12, numbers["bandwidth_tb_s"] * 1e12)
+    return known[name]
+
+
+def known_gpus() -> list[Gpu]:
+    """Every GPU of rlt/shipped/gpus.yaml."""
+    known = yaml.safe_load((SHIPPED / "gpus.yaml").read_text(encoding="utf-8"))
+    return [
+        Gpu(name, numbers["memory_gib"] * GIB, numbers["tflops"] * 1e12, numbers["bandwidth_tb_s"] * 1e12)
+        for name, numbers in known.items()
+    ]
 
 
 def _plain(name: str) -> str:

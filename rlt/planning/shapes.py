@@ -75,7 +75,7 @@ class Shape:
     def forward_flops(self, length: float) -> float:
         """FLOPs of one forward pass over a text of `length` tokens: 2 a parameter and token, and causal attention.
 
-        Attention: scores and weighted values are 4 * heads * head_dim * length FLOPs a token and layer, half masked.
+        Attention: scores and weighted values are 4 * heads * head_dim * length FLOPs per token and layer, half masked.
         """
         attention = 2 * self.layers * self.heads * self.head_dim * length
         return length * (2 * self.matmul_parameters + attention)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 import textwrap
 from collections.abc import Sequence
 from itertools import zip_longest
 
-WIDTH = 100
-"""Columns that a report keeps to."""
 KEEP = "\u00a0"
 """A space at which a cell is not wrapped; printed as a plain one."""
+
+
+def report_width() -> int:
+    """Columns that a report keeps to: 100, or the terminal's where it is narrower."""
+    return max(40, min(100, shutil.get_terminal_size((100, 24)).columns))
 
 
 def text_table(
@@ -51,8 +55,9 @@ def _wrapped(cell: str, width: int) -> list[str]:
     return textwrap.wrap(cell, width, break_on_hyphens=False) if len(cell) > width else [cell]
 
 
-def split_tables(head: Sequence[str], rows: Sequence[Sequence[str]], width: int = WIDTH) -> str:
-    """One table below another, each with the first column and as many of the others as fit `width`."""
+def split_tables(head: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None) -> str:
+    """One table below another, each with the first column and as many of the others as fit `width` (the report's)."""
+    width = report_width() if width is None else width
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     blocks: list[list[int]] = [[0]]
     for i in range(1, len(head)):
@@ -66,11 +71,11 @@ def split_tables(head: Sequence[str], rows: Sequence[Sequence[str]], width: int 
 def legend(meanings: Sequence[tuple[str, str]]) -> str:
     """One line per column or row of a table: `  name: meaning`, wrapped."""
     return "\n".join(
-        textwrap.fill(f"{name}: {meaning}", WIDTH, initial_indent="  ", subsequent_indent="    ")
+        textwrap.fill(f"{name}: {meaning}", report_width(), initial_indent="  ", subsequent_indent="    ")
         for name, meaning in meanings
     )
 
 
 def paragraph(text: str) -> str:
     """`text` wrapped to the width of a report."""
-    return textwrap.fill(" ".join(text.split()), WIDTH, break_on_hyphens=False, break_long_words=False)
+    return textwrap.fill(" ".join(text.split()), report_width(), break_on_hyphens=False, break_long_words=False)

@@ -9,7 +9,7 @@ from statistics import fmean
 from rlt.config import ReportConfig
 from rlt.results.intervals import MeanEstimate, mean_with_interval
 from rlt.results.summary import PARTS, Arm, Difference, Results, Scores, Solved, differences
-from rlt.results.tables import KEEP, WIDTH, legend, paragraph, split_tables, text_table
+from rlt.results.tables import KEEP, legend, paragraph, report_width, split_tables, text_table
 
 MEASURES = {
     "reward": ("reward", "what RL maximises: r_ss - kl_coef * r_kl + penalties, in nats"),
@@ -41,13 +41,16 @@ class Table:
     """Whether columns that do not fit move to a table below, rather than that cells are wrapped."""
 
     def __str__(self) -> str:
-        body = split_tables(self.head, self.rows) if self.split else text_table(self.head, self.rows, width=WIDTH)
+        body = (
+            split_tables(self.head, self.rows) if self.split else text_table(self.head, self.rows, width=report_width())
+        )
         return "\n".join([paragraph(self.title), "", body, *([legend(self.meanings)] if self.meanings else [])])
 
 
 def terminal_report(config: ReportConfig, results: Results) -> str:
-    """The whole report for a terminal, at most 100 columns wide: tables, notes, then three sentences."""
-    parts = [str(table) for table in tables(config, results)]
+    """The whole report for a terminal, at most 100 columns wide: details and notes, three sentences, the main table."""
+    found = tables(config, results)
+    parts = [str(table) for table in found[1:]]
     if config.note:
         parts.append(paragraph(config.note))
     if results.incomplete:
@@ -55,7 +58,8 @@ def terminal_report(config: ReportConfig, results: Results) -> str:
     seconds = [f"{name} {value:.0f}" for name, value in results.seconds.items() if value >= 0.5]
     if seconds:
         parts.append(paragraph(f"Seconds per step, all seeds together: {', '.join(seconds)}."))
-    return "\n\n".join([*parts, "\n".join(paragraph(sentence) for sentence in sentences(config, results))])
+    parts.append("\n".join(paragraph(sentence) for sentence in sentences(config, results)))
+    return "\n\n".join([*parts, *map(str, found[:1])])
 
 
 def seed_report(config: ReportConfig, results: Results) -> str:

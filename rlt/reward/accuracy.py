@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from rlt.config import AccuracyConfig
 from rlt.engines.base import Completion, Request, Sampling, request_seed
 from rlt.errors import ScoringError
-from rlt.tasks.grading import GraderPool
+from rlt.tasks.grading import Graders
 from rlt.text.formats import Format, render_student
 from rlt.types import Explanation
 
@@ -26,7 +26,7 @@ def student_accuracy(
     fmt: Format,
     items: Sequence[Explanation],
     config: AccuracyConfig,
-    graders: GraderPool,
+    graders: Graders,
     seed: int = 0,
 ) -> list[float | ScoringError]:
     """For each item the share, in [0, 1], of right ones among `config.samples` solutions that the student samples.
@@ -35,7 +35,7 @@ def student_accuracy(
     depend on `seed`, question and explanation, not on the other items. In place of a share stands why there is none: no
     `answer`, or one that cannot be graded; a solution that the end of the context cut off, or whose grader failed.
     """
-    errors = _answer_errors(items, graders)
+    errors = _answer_errors(items, graders, config.task)
     prompts = {}
     for i, item in enumerate(items):
         if i not in errors:
@@ -65,7 +65,8 @@ def student_accuracy(
         for i in whole
         for completion in written[i]
     ]
-    verdicts = iter(graders.grade(responses, fmt))
+    tasks = [items[i].problem.task or config.task for i in whole for _ in written[i]]
+    verdicts = iter(graders.grade(tasks, responses, fmt))
     shares: dict[int, float] = {}
     for i in whole:
         own = [next(verdicts) for _ in written[i]]
@@ -76,14 +77,15 @@ def student_accuracy(
     return [ScoringError(errors[i]) if i in errors else shares[i] for i in range(len(items))]
 
 
-def _answer_errors(items: Sequence[Explanation], graders: GraderPool) -> dict[int, str]:
+def _answer_errors(items: Sequence[Explanation], graders: Graders, task: str) -> dict[int, str]:
     errors = {
         i: "the accuracy reward needs the column `answer`"
         for i, item in enumerate(items)
         if not (item.problem.answer or "").strip()
     }
     asked = [(i, item.problem.answer or "", item.problem.question) for i, item in enumerate(items) if i not in errors]
-    reasons = graders.check([(answer, question) for _, answer, question in asked])
+    tasks = [items[i].problem.task or task for i, *_ in asked]
+    reasons = graders.check(tasks, [(answer, question) for _, answer, question in asked])
     return errors | {
         i: f"column `answer`: {reason}" for (i, _, _), reason in zip(asked, reasons, strict=True) if reason is not None
     }

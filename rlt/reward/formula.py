@@ -102,3 +102,40 @@ def reward_parts(
         solution_tokens=solution_logprobs.numel(),
         explanation_tokens=explanation_tokens,
     )
+
+
+def combine(parts: Sequence[RewardParts], aggregate: str) -> RewardParts:
+    """The reward over several students: of the one with the smallest (`min`), or each number's mean (`mean`).
+
+    Token counts that differ between students (tokenizers) have no common value and are None.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    if aggregate == "min":
+        return parts[smallest_of(parts)]
+
+    def mean(name: str) -> float | None:
+        values = [getattr(part, name) for part in parts]
+        return None if any(value is None for value in values) else sum(values) / len(values)
+
+    def common(name: str) -> int | None:
+        values = {getattr(part, name) for part in parts}
+        return values.pop() if len(values) == 1 else None
+
+    return RewardParts(
+        reward=mean("reward"),
+        r_ss=mean("r_ss"),
+        r_kl=mean("r_kl"),
+        solution_log_prob_mean=mean("solution_log_prob_mean"),
+        solution_log_prob_min=mean("solution_log_prob_min"),
+        explanation_kl_mean=mean("explanation_kl_mean"),
+        explanation_kl_max=mean("explanation_kl_max"),
+        format_penalty=mean("format_penalty"),
+        solution_tokens=common("solution_tokens"),
+        explanation_tokens=common("explanation_tokens"),
+    )
+
+
+def smallest_of(parts: Sequence[RewardParts]) -> int:
+    """The index of the smallest reward."""
+    return min(range(len(parts)), key=lambda i: parts[i].reward or 0.0)

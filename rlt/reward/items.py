@@ -1,29 +1,13 @@
-"""What scoring knows of an explanation: a model's tokens of it, and its reward."""
+"""What scoring makes of an explanation: its reward, with the parts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
-
 from rlt.errors import ServerError
 from rlt.reward.tokens import TokenNumbers
 from rlt.types import JsonRow, RewardParts
-
-
-@dataclass(frozen=True, slots=True)
-class Side:
-    """One model's tokens of an explanation: those wholly between the padding that opens it and its closing tag.
-
-    `ids` `(n,)`; `boundaries` `(n + 1,)` characters from the explanation's start before and after each; `logprobs` `(n,)`
-    float32 in nats, at the scoring temperature; `hidden` `(n, H)`, the states that predict them, for the exact KL.
-    """
-
-    ids: list[int]
-    boundaries: list[int]
-    logprobs: torch.Tensor | None = None
-    hidden: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,8 @@ def with_placebos(
     plain = RewardEngine(engine.students, engine.fmt, engine.options.model_copy(update={"accuracy": None}))
     try:
         keep = {place for place, (i, _, _) in enumerate(asked) if scored[i].tokens}
-        rows = plain.score([replace(items[i], text=text) for i, _, text in asked], progress=progress, keep_tokens=keep)
+        texts = [replace(items[i], text=text) for i, _, text in asked]
+        rows = plain.score(texts, progress=progress, keep_tokens=keep, ranks=False)
     except StudentLost as error:
         raise StudentLost(str(error)) from error  # its rows are those of placebos
     found = {(i, kind): row for (i, kind, _), row in zip(asked, rows, strict=True)}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from rlt.errors import ScoringError
-from rlt.reward.items import Side
+from rlt.reward.sides import Side
 from rlt.text.formats import Format
 from rlt.text.tokens import sampled_texts
 from rlt.types import Explanation, Problem

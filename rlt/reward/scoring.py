@@ -16,13 +16,15 @@ import torch
 
 from rlt.config import AccuracyConfig, RewardOptions
 from rlt.errors import ConfigError, ModelError, RltError, ScoringError, ServerError
-from rlt.models.logprobs import Head, Progress, Row, exact_kl, project
+from rlt.models.heads import Head, exact_kl, project
+from rlt.models.logprobs import Progress, Row
 from rlt.reward.accuracy import student_accuracy
-from rlt.reward.formula import divergence, reward_parts, stretch_sums
-from rlt.reward.items import ScoredRow, Side, StudentLost
+from rlt.reward.formula import combine, reward_parts, smallest_of
+from rlt.reward.items import ScoredRow, StudentLost
+from rlt.reward.sides import Side, explanation_divergence, side_of, token_numbers
 from rlt.reward.students import LocalModel, Scorer, check_estimator, close_students, same_tokens
-from rlt.reward.tokens import TokenNumbers, token_texts
-from rlt.tasks.grading import GraderPool
+from rlt.reward.tokens import TokenNumbers
+from rlt.tasks.grading import Graders
 from rlt.text.formats import Format, Rendered, render_student, render_teacher
 from rlt.text.tokens import Tokenized, aligned, tokenize
 from rlt.types import Explanation, RewardParts
@@ -58,7 +60,7 @@ class RewardEngine:
         names = [student.name for student in self.students]
         if len(set(names)) < len(names):
             raise ConfigError(f"students must have names of their own; these are {', '.join(names)}.")
-        self._graders: GraderPool | None = None
+        self._graders: Graders | None = None
         self._same_tokens = [theirs is not None and same_tokens(theirs, student.tokenizer) for student in students]
         for student in self.students:
             student.check(self.options)
@@ -80,14 +82,16 @@ class RewardEngine:
         teacher_head: Head | None = None,
         progress: Progress | None = None,
         keep_tokens: Collection[int] = (),
+        ranks: bool = True,
     ) -> list[ScoredRow]:
         """The reward of each explanation, in order; what cannot be scored has an `error` and no numbers.
 
         A row's numbers do not depend on the other rows. `sides`: the teacher's side of each explanation where it is known
         already (in training: the sampled tokens and the policy's log-probs of them); the engine's teacher computes the
         others. `teacher_head`: the policy's output layer, for the exact KL where sides have hidden states. `progress` gets,
-        for each model, numbers of rows and tokens read. `keep_tokens`: rows that keep numbers of single tokens. Raises
-        StudentLost, with the rows before, where the server of a student does not answer any more.
+        for each model, numbers of rows and tokens read. `keep_tokens`: rows that keep numbers of single tokens, with their
+        `ranks` (a forward pass more). Raises StudentLost, with the rows before, where the server of a student does not
+        answer any more.
         """
         errors: list[str | None] = [None] * len(items)
         prepared = [self._prepare(student, items, errors) for student in self.students]
@@ -102,6 +106,8 @@ class RewardEngine:
                 parts = self._score_exactly(items, prepared, teachers, live, teacher_head, progress, kept)
             else:
                 parts = self._score_sampled(items, prepared, teachers, live, progress, kept)
+            if ranks:
+                self._rank(prepared, kept)
             lost = {i: part for i in live for part in parts[i] if isinstance(part, ServerError)}
             if lost and accuracy is not None:
                 raise StudentLost(str(lost[min(lost)]))
@@ -121,7 +127,7 @@ class RewardEngine:
         if accuracy is None or not items:
             return []
         if self._graders is None:
-            self._graders = GraderPool(accuracy.task)
+            self._graders = Graders()
         return [student_accuracy(s, self.fmt, items, accuracy, self._graders, self.seed) for s in self.students]
 
     def close(self) -> None:
@@ -157,12 +163,12 @@ class RewardEngine:
                     continue
                 text, side = _known(texts[i]), sides[i]
                 kl, tokens = None, len(text.spans["explanation"])
-                ours = _side(text, column[:tokens])
+                ours = side_of(text, column[:tokens])
                 if side is not None:
                     kl, tokens = explanation_divergence(side, ours, self.estimator, same)
                     column = column[len(ours.ids) :]
                 if i in kept:
-                    kept[i].append(_token_numbers(items[i], text, column, ours, side, kl, same))
+                    kept[i].append(token_numbers(items[i], text, column, ours, side, kl, same))
                 parts[i].append(self._parts(items[i], column, kl, tokens))
         return parts
 
@@ -193,18 +199,31 @@ class RewardEngine:
                 for i, side, hidden in zip(group, sides, student.hidden(rows), strict=True):
                     text = _known(texts[i])
                     n = len(text.spans["explanation"])
-                    ours = _side(text, None, hidden[:n])
+                    ours = side_of(text, None, hidden[:n])
                     kl = self._exact_divergence(teacher_head, side, head, ours)
                     span = text.spans["solution"]
                     targets = torch.tensor(text.ids[span.start : span.stop], device=hidden.device)
                     column = project(head, hidden[n:], targets, self.temperature).float().cpu()
                     if i in kept:
                         ours, side = self._with_logprobs(ours, head), self._with_logprobs(side, teacher_head)
-                        kept[i].append(_token_numbers(items[i], text, column, ours, side, kl, True))
+                        kept[i].append(token_numbers(items[i], text, column, ours, side, kl, True))
                     parts[i].append(self._parts(items[i], column, kl, kl.numel()))
                 if progress is not None:
                     progress(len(rows), sum(len(row.ids) for row in rows))
         return parts
+
+    def _rank(self, prepared: list[list[Tokenized | None]], kept: dict[int, list[TokenNumbers]]) -> None:
+        """Adds the ranks to the kept numbers of students in this process, with one more forward pass of each."""
+        live = [i for i, numbers in kept.items() if len(numbers) == len(self.students)]
+        for number, (student, texts) in enumerate(zip(self.students, prepared, strict=True)):
+            if not isinstance(student, LocalModel) or not student.can_rank:
+                continue
+            for group in _groups(live, [len(_known(texts[i]).ids) for i in live]):
+                rows = [_row(_known(texts[i]), both=True) for i in group]
+                for i, ranks in zip(group, student.ranks(rows), strict=True):
+                    numbers, tokens = kept[i][number], len(_known(texts[i]).spans["explanation"])
+                    single = ranks[:tokens] if len(numbers.explanation) == tokens else None
+                    kept[i][number] = replace(numbers, solution_ranks=ranks[tokens:], explanation_ranks=single)
 
     def _exact_divergence(self, teacher_head: Head, theirs: Side, head: Head, ours: Side) -> torch.Tensor:
         if theirs.hidden is None or ours.hidden is None:
@@ -255,7 +274,7 @@ class RewardEngine:
                 replace(part, reward=(part.reward or 0.0) + weight * share)
                 for part, share in zip(known, right, strict=True)
             ]
-        total, smallest = combine(known, self.options.aggregate), _smallest(known)
+        total, smallest = combine(known, self.options.aggregate), smallest_of(known)
         if right:  # with `min` the accuracy too is that student's
             accuracy = right[smallest] if self.options.aggregate == "min" else sum(right) / len(right)
         else:
@@ -341,7 +360,7 @@ class RewardEngine:
         texts = {i: text for i in live if isinstance(text := teachers[i], Tokenized)}
         rows = [Row(text.ids, [text.spans["explanation"]]) for text in texts.values()]
         columns = self.teacher.logprobs(rows, self.temperature, progress)
-        return sides | {i: _side(text, column) for (i, text), column in zip(texts.items(), columns, strict=True)}
+        return sides | {i: side_of(text, column) for (i, text), column in zip(texts.items(), columns, strict=True)}
 
     def _hidden_sides(self, teachers: list[Tokenized | Side | None], progress: Progress | None) -> list[Side]:
         texts = [text for text in teachers if isinstance(text, Tokenized)]
@@ -349,7 +368,7 @@ class RewardEngine:
         states = iter(self.teacher.hidden(rows) if self.teacher is not None else [])
         if progress is not None:
             progress(len(rows), sum(len(row.ids) for row in rows))
-        sides = [_side(side, None, next(states)) if isinstance(side, Tokenized) else side for side in teachers]
+        sides = [side_of(side, None, next(states)) if isinstance(side, Tokenized) else side for side in teachers]
         return [side if side is not None else Side([], []) for side in sides]
 
     @contextlib.contextmanager
@@ -360,92 +379,6 @@ class RewardEngine:
                 if isinstance(scorer, LocalModel):
                     stack.enter_context(scorer.in_place())
             yield
-
-
-# -- arithmetic on sides ---------------------------------------------------------------------------------------------
-
-
-def explanation_divergence(teacher: Side, student: Side, estimator: str, same: bool) -> tuple[torch.Tensor, int]:
-    """`(E,)` one-sample divergences, in nats, and how many of the student's tokens stand behind them.
-
-    Where both tokenizers are one (`same`), E is the number of tokens, and each value belongs to one. Otherwise E is the
-    number of shortest stretches of text on whose boundaries both tokenizations agree, and each value is the estimate on
-    the log-probs of that stretch under each model: the sums over its tokens, by the chain rule. The same construction
-    aligns tokenizers in TRL's GOLD trainer (Patiño et al., "Unlocking on-policy distillation for any model family",
-    2025). Tokens that merge with a tag on one side only are in no stretch.
-    """
-    if teacher.logprobs is None or student.logprobs is None:
-        raise ConfigError(f"the estimator `{estimator}` needs the log-probs of teacher and student.")
-    if same and teacher.ids == student.ids and teacher.boundaries == student.boundaries:
-        return divergence(teacher.logprobs, student.logprobs, estimator), len(student.ids)
-    pairs = aligned(teacher.ids, teacher.boundaries, student.ids, student.boundaries, same)
-    theirs = stretch_sums(teacher.logprobs, [a for a, _ in pairs])
-    ours = stretch_sums(student.logprobs, [b for _, b in pairs])
-    return divergence(theirs, ours, estimator), sum(len(b) for _, b in pairs)
-
-
-def _token_numbers(
-    item: Explanation,
-    text: Tokenized,
-    solution: torch.Tensor,
-    student: Side,
-    teacher: Side | None,
-    kl: torch.Tensor | None,
-    same: bool,
-) -> TokenNumbers:
-    words = token_texts(item.problem.solution, text.boundaries("solution"))
-    if teacher is None:
-        return TokenNumbers(words, solution, token_texts(item.text, student.boundaries))
-    # As in `explanation_divergence`: equal tokenizations are compared token by token, others by stretches.
-    pairs = [(range(i, i + 1), range(i, i + 1)) for i in range(len(student.ids))]
-    if not (same and teacher.ids == student.ids and teacher.boundaries == student.boundaries):
-        pairs = aligned(teacher.ids, teacher.boundaries, student.ids, student.boundaries, same)
-    pieces = token_texts(item.text, student.boundaries)
-    theirs = None if teacher.logprobs is None else stretch_sums(teacher.logprobs, [a for a, _ in pairs])
-    ours = None if student.logprobs is None else stretch_sums(student.logprobs, [b for _, b in pairs])
-    stretches = ["".join(pieces[b.start : b.stop]) for _, b in pairs]
-    return TokenNumbers(words, solution, stretches, theirs, ours, kl)
-
-
-def combine(parts: Sequence[RewardParts], aggregate: str) -> RewardParts:
-    """The reward over several students: of the one with the smallest (`min`), or each number's mean (`mean`).
-
-    Token counts that differ between students (tokenizers) have no common value and are None.
-    """
-    if len(parts) == 1:
-        return parts[0]
-    if aggregate == "min":
-        return parts[_smallest(parts)]
-
-    def mean(name: str) -> float | None:
-        values = [getattr(part, name) for part in parts]
-        return None if any(value is None for value in values) else sum(values) / len(values)
-
-    def common(name: str) -> int | None:
-        values = {getattr(part, name) for part in parts}
-        return values.pop() if len(values) == 1 else None
-
-    return RewardParts(
-        reward=mean("reward"),
-        r_ss=mean("r_ss"),
-        r_kl=mean("r_kl"),
-        solution_log_prob_mean=mean("solution_log_prob_mean"),
-        solution_log_prob_min=mean("solution_log_prob_min"),
-        explanation_kl_mean=mean("explanation_kl_mean"),
-        explanation_kl_max=mean("explanation_kl_max"),
-        format_penalty=mean("format_penalty"),
-        solution_tokens=common("solution_tokens"),
-        explanation_tokens=common("explanation_tokens"),
-    )
-
-
-def _smallest(parts: Sequence[RewardParts]) -> int:
-    return min(range(len(parts)), key=lambda i: parts[i].reward or 0.0)
-
-
-def _side(text: Tokenized, logprobs: torch.Tensor | None, hidden: torch.Tensor | None = None) -> Side:
-    span = text.spans["explanation"]
-    return Side(text.ids[span.start : span.stop], text.boundaries("explanation"), logprobs, hidden)
 
 
 def _row(text: Tokenized, both: bool) -> Row:

@@ -15,7 +15,8 @@ from rlt.config import ModelOptions, RewardOptions, StudentOptions
 from rlt.engines.client import PROBE, Client, check_tokenizer, served_model
 from rlt.errors import ConfigError, RltError, ScoringError, ServerError
 from rlt.models import loading, logprobs
-from rlt.models.logprobs import Head, Progress, Row
+from rlt.models.heads import Head, causal_lm, token_ranks
+from rlt.models.logprobs import Progress, Row
 from rlt.tasks import load_grader
 from rlt.text.formats import Format, check_template
 
@@ -68,8 +69,8 @@ class LocalModel:
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.name = name or model.name_or_path or type(model).__name__
-        self.context = context if context is not None else loading.context_length(logprobs.causal_lm(model).config)
-        self.vocabulary: int = logprobs.causal_lm(model).get_input_embeddings().num_embeddings
+        self.context = context if context is not None else loading.context_length(causal_lm(model).config)
+        self.vocabulary: int = causal_lm(model).get_input_embeddings().num_embeddings
         self.batch_tokens, self.placement = batch_tokens, placement
 
     @classmethod
@@ -114,6 +115,19 @@ class LocalModel:
         """For each row the `(n_kept, H)` hidden states that predict its kept tokens."""
         with self.in_place():
             return logprobs.hidden_states(self.model, rows, batch_tokens=self.batch_tokens)
+
+    @property
+    def can_rank(self) -> bool:
+        """Whether `ranks` can be had: the whole output layer is here, and is one matrix product."""
+        return self.placement != "sharded" and logprobs.has_plain_head(self.model)
+
+    def ranks(self, rows: Sequence[Row]) -> list[list[int]]:
+        """For each row the `(n_kept,)` ranks of its kept tokens in the distributions that predict them, from 1."""
+        with self.in_place():
+            head, states = self.head(), logprobs.hidden_states(self.model, rows, batch_tokens=self.batch_tokens)
+            targets = [torch.tensor([row.ids[i] for span in row.keep for i in span]) for row in rows]
+            found = [token_ranks(head, hidden, wanted) for hidden, wanted in zip(states, targets, strict=True)]
+        return [ranks.tolist() for ranks in found]
 
     def engine(self) -> Engine:
         """Continues prompts with this model, in this process."""

@@ -25,7 +25,8 @@ class TokenNumbers:
     `solution` `(S,)` texts of the solution's tokens with their log-probs `(S,)`: given this explanation, an empty one, and
     another question's. `explanation` `(E,)` texts with the log-probs of `teacher` and `student`, and the `divergence`
     that `r_kl` is made of; where the tokenizers differ, each is a stretch on whose ends both agree. Of several tokens
-    that are bytes of one character the first has its text, the others "". None: not known.
+    that are bytes of one character the first has its text, the others "". `solution_ranks`, `explanation_ranks`: where
+    the token stands in the student's distribution, 1 for its most probable one (not known of stretches). None: not known.
     """
 
     solution: list[str]
@@ -36,14 +37,18 @@ class TokenNumbers:
     divergence: torch.Tensor | None = None
     log_probs_empty: torch.Tensor | None = None
     log_probs_shuffled: torch.Tensor | None = None
+    solution_ranks: list[int] | None = None
+    explanation_ranks: list[int] | None = None
 
     def to_row(self) -> JsonRow:
         """The struct `tokens` of a row: texts as lists, numbers as base64 of little-endian float16 (`packed`)."""
         numbers = {name: None if (value := getattr(self, name)) is None else packed(value) for name in NUMBERS}
-        return {"solution": self.solution, "explanation": self.explanation, **numbers}
+        ranks = {name: getattr(self, name) for name in RANKS}
+        return {"solution": self.solution, "explanation": self.explanation, **numbers, **ranks}
 
 
 NUMBERS = ("log_probs", "log_probs_empty", "log_probs_shuffled", "teacher", "student", "divergence")
+RANKS = ("solution_ranks", "explanation_ranks")
 
 
 def token_texts(text: str, boundaries: Sequence[int]) -> list[str]:

@@ -17,10 +17,11 @@ import torch.distributed as dist
 
 from rlt.config import ModelOptions, RewardOptions, StudentOptions
 from rlt.errors import ConfigError, DataError, ScoringError
-from rlt.reward.items import ScoredRow, Side
+from rlt.reward.items import ScoredRow
 from rlt.reward.placebos import next_text, with_placebos
 from rlt.reward.sampled import sampled_explanations
 from rlt.reward.scoring import RewardEngine
+from rlt.reward.sides import Side
 from rlt.reward.students import Scorer, load_students, open_students
 from rlt.text.formats import Format, load_format, teacher_prompt
 from rlt.types import Explanation, JsonRow, Problem
@@ -28,7 +29,7 @@ from rlt.types import Explanation, JsonRow, Problem
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from rlt.models.logprobs import Head
+    from rlt.models.heads import Head
 
 LOGGED = (
     "reward", "r_ss", "r_kl", "solution_log_prob_mean", "solution_log_prob_min", "explanation_kl_mean",
@@ -46,7 +47,7 @@ class TeacherReward:
     A completion that cannot be scored gets None, which TRL leaves out of its group's mean; its advantage is 0. If none
     of a batch can be scored, over all processes, ScoringError is raised in each. `last_samples` holds some of the last
     call with their parts, and with `tokens` the numbers of their tokens. `seed` is that of the solutions which students
-    sample for the accuracy reward.
+    sample for the accuracy reward. `sources`: names in the column `source`, whose share is logged also where it is 0.
     """
 
     def __init__(
@@ -63,8 +64,9 @@ class TeacherReward:
         keep_samples: int = 4,
         seed: int = 0,
         tokens: bool = False,
+        sources: Sequence[str] = (),
     ) -> None:
-        self.__name__ = "rlt"
+        self.__name__, self.sources = "rlt", sources
         self.fmt = load_format(format) if isinstance(format, str) else format
         self.tokenizer, self.placebos, self.keep_samples, self.tokens = tokenizer, placebos, keep_samples, tokens
         listed = [students] if isinstance(students, str) else list(students)
@@ -94,6 +96,8 @@ class TeacherReward:
         solution: Sequence[str] | None = None,
         answer: Sequence[str | None] | None = None,
         system: Sequence[str | None] | None = None,
+        task: Sequence[str | None] | None = None,
+        source: Sequence[str | None] | None = None,
         policy_logprobs: Sequence[torch.Tensor] | None = None,
         policy_hidden: Sequence[torch.Tensor] | None = None,
         log_metric: Callable[[str, float], None] | None = None,
@@ -113,18 +117,19 @@ class TeacherReward:
             raise ConfigError("the estimator `exact` needs `policy_hidden`; log-probs are not enough.")
         count = len(completion_ids)
         known = policy_hidden if self.engine.estimator == "exact" else policy_logprobs
+        _check_one_per_token(known, completion_ids)
         items: dict[int, Explanation] = {}
         sides: list[Side | None] = []
         rows: list[ScoredRow | None] = [None] * count
-        for i, ids in enumerate(completion_ids):
-            if known is not None and len(known[i]) != len(ids):
-                raise ConfigError(
-                    f"TeacherReward: {len(known[i])} values for {len(ids)} sampled tokens; give one for each of "
-                    "`completion_ids`."
-                )
         problems = [
             Problem(
-                str(i), question[i], solution[i], answer[i] if answer else None, system=system[i] if system else None
+                str(i),
+                question[i],
+                solution[i],
+                answer[i] if answer else None,
+                system=system[i] if system else None,
+                task=task[i] if task else None,
+                source=source[i] if source else None,
             )
             for i in range(count)
         ]
@@ -145,7 +150,7 @@ class TeacherReward:
         self.last_rows = [row for row in rows if row is not None]
         _refuse_total_failure(self.last_rows)
         if log_metric is not None:
-            for name, value in self.metrics(prompts, items).items():
+            for name, value in {**self.metrics(prompts, items), **self.source_metrics(source or [], items)}.items():
                 log_metric(f"rlt/{name}", value)
         self.last_samples = self._samples(items)
         return [row.parts.reward for row in self.last_rows]
@@ -184,6 +189,25 @@ class TeacherReward:
             metrics["unclosed"] = sum(not item.closed for item in items.values()) / len(items)
         return metrics
 
+    def source_metrics(self, source: Sequence[str | None], items: dict[int, Explanation]) -> dict[str, float]:
+        """Of each source of a mixture in the last call: `source/NAME/` and `reward`, `r_ss`, `r_kl`, the lifts, `unclosed`,
+        and `share`, its share of the completions."""
+        metrics: dict[str, float] = {}
+        for name in sorted({*self.sources, *(one for one in source if one is not None)} if source else ()):
+            places = [i for i, one in enumerate(source) if one == name]
+            rows = [self.last_rows[i] for i in places if self.last_rows[i].parts.error is None]
+            numbers = {
+                **{part: [getattr(row.parts, part) for row in rows] for part in ("reward", "r_ss", "r_kl")},
+                **{lift: [getattr(row, lift) for row in rows] for lift in ("lift_over_empty", "lift_over_shuffled")},
+                "unclosed": [float(not items[i].closed) for i in places if i in items],
+                "share": [len(places) / len(source)],
+            }
+            for part, values in numbers.items():
+                known = [value for value in values if value is not None]
+                if known:
+                    metrics[f"source/{name}/{part}"] = statistics.fmean(known)
+        return metrics
+
     # -- helpers -----------------------------------------------------------------------------------------------------
 
     def _with_placebos(self, items: list[Explanation], scored: list[ScoredRow]) -> list[ScoredRow]:
@@ -216,12 +240,21 @@ class TeacherReward:
             {
                 "question": items[i].problem.question,
                 "solution": items[i].problem.solution,
+                **({"source": its} if (its := items[i].problem.source) else {}),
                 "explanation": items[i].text,
                 "closed": items[i].closed,
                 **self.last_rows[i].to_row(),
             }
             for i in chosen
         ]
+
+
+def _check_one_per_token(known: Sequence[Any] | None, completion_ids: Sequence[Sequence[int]]) -> None:
+    for values, ids in zip(known or [], completion_ids, strict=False):
+        if len(values) != len(ids):
+            raise ConfigError(
+                f"TeacherReward: {len(values)} values for {len(ids)} sampled tokens; give one for each of `completion_ids`."
+            )
 
 
 def _refuse_total_failure(rows: Sequence[ScoredRow]) -> None:
@@ -252,6 +285,8 @@ def teacher_rows(
             "solution": problem.solution,
             "answer": problem.answer,
             "system": problem.system,
+            "task": problem.task,
+            "source": problem.source,
         }
         for problem in problems
     ]

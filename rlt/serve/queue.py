@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from rlt.errors import RltError
-from rlt.reward.items import ScoredRow, Side
+from rlt.reward.items import ScoredRow
+from rlt.reward.sides import Side
 from rlt.types import Explanation
 
 # Full batches that are taken from the queue at once: enough for sorting by length to save padding.

@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rlt.data.explanations import explanation_of
 from rlt.errors import DataError, ScoringError
-from rlt.reward.items import Side
 from rlt.reward.sampled import sampled_explanations
+from rlt.reward.sides import Side
 from rlt.text.formats import Format
 from rlt.types import Explanation, JsonMap, JsonRow, Problem
 
@@ -53,7 +53,10 @@ class Reader:
     max_characters: int
 
     def read(self, row: object, number: int) -> tuple[Explanation, Side | None]:
-        """What is scored for a row; raises DataError, naming the row (from 0) and the field."""
+        """What is scored for a row; raises DataError, naming the row (from 0) and the field.
+
+        Raises ScoringError where the policy sampled tokens that cannot be read.
+        """
         where = f"row {number}"
         try:
             given = RequestRow.model_validate(row)
@@ -95,8 +98,8 @@ class Reader:
         problem = Problem(checked.id, checked.question, checked.solution, answer, system=checked.system)
         ends = {self.tokenizer.eos_token_id, self.tokenizer.pad_token_id} - {None}
         (sampled,) = sampled_explanations(self.fmt, self.tokenizer, [problem], [ids], [known], ends)
-        if isinstance(sampled, ScoringError):
-            raise DataError(f"{where}: `token_ids`: {sampled}")
+        if isinstance(sampled, ScoringError):  # what the policy wrote, which is no mistake of the caller's
+            raise ScoringError(f"{where}: `token_ids`: {sampled}")
         return sampled
 
     def _check_logprobs(self, given: RequestRow, where: str) -> None:

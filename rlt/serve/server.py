@@ -10,20 +10,22 @@ import signal
 import socket
 from importlib import metadata
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from rlt import __version__
 from rlt.config import ServeConfig
 from rlt.errors import ConfigError, DependencyError
-from rlt.provenance import format_for
+from rlt.provenance import date_of, format_for
+from rlt.text.clock import VARIABLE, pin_date, pinned_date, prints_date
 from rlt.text.formats import load_format
 from rlt.types import JsonRow
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from rlt.serve.app import Metrics, Service
+    from rlt.serve.application import Metrics, Service
 
 VERSIONED = ("torch", "transformers")
 # Values of each weight that go into a student's hash: training changes nearly all of them.
@@ -44,6 +46,7 @@ def serve(config: ServeConfig) -> int:
     except ImportError as error:
         raise DependencyError("rlt serve needs its extra: pip install 'rlt[serve]'") from error
     token(config)
+    config = dated(config)
     check_models(config)
     listener = listen(config)
     host, port = listener.getsockname()[:2]
@@ -70,6 +73,21 @@ def token(config: ServeConfig) -> str | None:
     return value
 
 
+def dated(config: ServeConfig) -> ServeConfig:
+    """The configuration with the date that chat templates print, which is pinned for this process and those it starts.
+
+    It is `date`, else that of the environment, else that of the first model here that a stage made, else today's.
+    """
+    models = [config.policy, config.teacher, *config.student]
+    paths = [Path(model.rpartition("#")[2]) for model in models if model is not None]
+    day = config.date or date_of([], os.environ.get(VARIABLE), paths)
+    try:
+        pin_date(day)
+    except ValueError as error:
+        raise ConfigError(f"serve: `date` is {day!r}; write it as 2026-01-31.") from error
+    return config.model_copy(update={"date": day})
+
+
 def check_models(config: ServeConfig) -> None:
     """Raise what can be known of students, teacher and format before weights are read."""
     from rlt.reward.students import checked_tokenizer, close_students, open_students
@@ -93,7 +111,7 @@ def run_replica(config: ServeConfig, listener: socket.socket, number: int) -> No
     """Answer on `listener` from this process's models until a signal."""
     import uvicorn
 
-    from rlt.serve.app import build_app
+    from rlt.serve.application import build_app
 
     os.environ.setdefault("LOCAL_RANK", str(number))  # its GPU
     for name in (signal.SIGTERM, signal.SIGINT):
@@ -110,7 +128,7 @@ def load_service(config: ServeConfig, metrics: Metrics) -> Service:
     from rlt.models.logprobs import DEFAULT_BATCH_TOKENS
     from rlt.reward.scoring import RewardEngine
     from rlt.reward.students import LocalModel, checked_tokenizer, load_students, open_students
-    from rlt.serve.app import Service
+    from rlt.serve.application import Service
     from rlt.serve.queue import RewardQueue
     from rlt.serve.rows import Reader
 
@@ -133,6 +151,7 @@ def load_service(config: ServeConfig, metrics: Metrics) -> Service:
         scored=metrics.scored,
     )
     options = engine.options
+    tokenizers = [student.tokenizer for student in students]
     info: JsonRow = {
         "version": __version__,
         "versions": {name: metadata.version(name) for name in VERSIONED},
@@ -141,6 +160,7 @@ def load_service(config: ServeConfig, metrics: Metrics) -> Service:
         "students": [_about(student) for student in students],
         "teacher": None if teacher is None else _about(teacher),
         "policy_tokenizer": policy.name_or_path,
+        "date": pinned_date() if any(map(prints_date, [policy, *tokenizers])) else None,
     }
     reader = Reader(fmt, policy, engine.temperature, engine.estimator, config.max_characters)
     return Service(reader, queue, info, engine.close)

@@ -9,10 +9,11 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 from rlt.config import ColdstartConfig
+from rlt.data.mixtures import mixture_of
 from rlt.errors import DataError
 from rlt.outputs import Result, begin, complete_before
 from rlt.tasks import load_grader
-from rlt.tasks.grading import GraderPool
+from rlt.tasks.grading import Graders
 from rlt.text.formats import Format, student_prompt
 from rlt.text.tokens import decode
 from rlt.training.arguments import check_saving, loading, sampling_context, trainer_arguments
@@ -38,11 +39,10 @@ def run(config: ColdstartConfig) -> Result:
     done = complete_before("coldstart", config)
     if done is not None:
         return done
-    task = load_grader(config.task)
     text = read_text("coldstart", config, need=("answer",))
     fmt, problems, tokenizer = text.fmt, text.problems, text.tokenizer
     for problem in problems:
-        reason = task.check_answer(problem.answer or "", problem.question)
+        reason = load_grader(problem.task or config.task).check_answer(problem.answer or "", problem.question)
         if reason is not None:
             raise DataError(f"{config.data.path}: problem {problem.id}: column `answer`: {reason}.")
     ends = end_ids(config, text)
@@ -59,20 +59,27 @@ def run(config: ColdstartConfig) -> Result:
     arguments = trainer_arguments(GRPOConfig, "coldstart", config, config.trainer, {**DEFAULTS, **loading(config)})
     check_saving("coldstart", arguments)
     lora = peft_config(config.peft)
-    rows = [{"prompt": student_prompt(fmt, tokenizer, p), "question": p.question, "answer": p.answer} for p in problems]
+    rows = [
+        {
+            "prompt": student_prompt(fmt, tokenizer, problem), "question": problem.question, "answer": problem.answer,
+            "task": problem.task or config.task, "source": problem.source,
+        }
+        for problem in problems
+    ]  # fmt: skip
     kept, dropped = fit_prompts(
         problems, [str(row["prompt"]) for row in rows], tokenizer, completion=arguments.max_completion_length or 1,
         context=sampling_context(arguments, text.context), data=config.data,
     )  # fmt: skip
     folder = begin("coldstart", config)
     tokenizer.padding_side = "left"
-    with GraderPool(config.task) as graders:
+    with Graders() as graders:
         reward: Any = CorrectnessReward(graders, fmt, tokenizer, config.rewards, ends)
         trainer = StudentTrainer(
             model=config.model, reward_funcs=reward, args=arguments,
             train_dataset=Dataset.from_list([rows[i] for i in kept]), processing_class=tokenizer, peft_config=lora,
             callbacks=[MetricsFile(folder.path)],
         )  # fmt: skip
+        trainer.mixture = mixture_of(config.data, [problems[i] for i in kept], config.seed)
         numbers = run_trainer(trainer, folder, tokenizer)
     correct = [row["correct"] for row in trainer.state.log_history if "correct" in row]
     if correct:
@@ -90,7 +97,7 @@ class CorrectnessReward:
 
     def __init__(
         self,
-        graders: GraderPool,
+        graders: Graders,
         fmt: Format,
         tokenizer: PreTrainedTokenizerBase,
         rewards: tuple[float, float, float],
@@ -105,14 +112,19 @@ class CorrectnessReward:
         completion_ids: list[list[int]],
         question: list[str],
         answer: list[str],
+        task: list[str],
+        source: list[str | None] | None = None,
         log_metric: Callable[[str, float], None] | None = None,
         **others: object,
     ) -> list[float]:
         # Decoded here: TRL drops special tokens, and tags may be special tokens.
         texts = [decode(self.tokenizer, [i for i in ids if i not in self.ends]) for ids in completion_ids]
-        verdicts = self.graders.grade(list(zip(texts, answer, question, strict=True)), self.fmt)
+        verdicts = self.graders.grade(task, list(zip(texts, answer, question, strict=True)), self.fmt)
         unreadable, wrong, right = self.rewards
         if log_metric is not None:
             log_metric("correct", sum(v.correct for v in verdicts) / len(verdicts))
             log_metric("unreadable", sum(v.extracted is None for v in verdicts) / len(verdicts))
+            for name in dict.fromkeys(one for one in source or () if one is not None):
+                own = [v.correct for v, one in zip(verdicts, source or (), strict=True) if one == name]
+                log_metric(f"{name}/correct", sum(own) / len(own))
         return [right if v.correct else unreadable if v.extracted is None else wrong for v in verdicts]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rlt.config import DataConfig, DistillConfig
+from rlt.config import AnyData, DataConfig, DistillConfig
+from rlt.data.mixtures import mixture_of
 from rlt.data.problems import Problems, load_problems
 from rlt.errors import DataError
 from rlt.outputs import Result, begin, complete_before
@@ -30,7 +31,7 @@ def run(config: DistillConfig) -> Result:
     fitting, dropped = _fitting(config, text, text.problems, config.data)
     kept, tokens = within(fitting, _budget(config, text))
     folder = begin("distill", config)
-    numbers = train_supervised(folder, config, arguments, text, kept)
+    numbers = train_supervised(folder, config, arguments, text, kept, mixture_of(config.data, kept, config.seed))
     metrics = {
         **numbers, "examples": len(kept), "dropped": len(dropped) + len(text.problems.dropped),
         "explanation_tokens": tokens,
@@ -38,9 +39,7 @@ def run(config: DistillConfig) -> Result:
     return finish_model(folder, config.model, config.data.path, metrics)
 
 
-def _fitting(
-    config: DistillConfig, text: Text, problems: Problems, data: DataConfig
-) -> tuple[list[Example], list[str]]:
+def _fitting(config: DistillConfig, text: Text, problems: Problems, data: AnyData) -> tuple[list[Example], list[str]]:
     fmt = text.fmt
 
     def render(explanation: Explanation) -> Rendered:

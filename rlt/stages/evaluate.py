@@ -30,7 +30,7 @@ from rlt.outputs import Result, StageFolder, begin, read_state
 from rlt.results import intervals
 from rlt.results.inspect_log import write_logs
 from rlt.results.tables import text_table
-from rlt.tasks import load_grader, load_task
+from rlt.tasks import Verdict, load_grader, load_task
 from rlt.tasks.benchmarks import (
     Benchmark,
     Question,
@@ -38,7 +38,7 @@ from rlt.tasks.benchmarks import (
     load_benchmark,
     load_questions,
 )
-from rlt.tasks.grading import GraderPool
+from rlt.tasks.grading import Graders
 from rlt.text.formats import Format, check_template, load_format, student_prompt
 from rlt.types import JsonRow, Problem
 
@@ -183,14 +183,16 @@ def _load(config: EvaluateConfig) -> list[tuple[Benchmark, list[Question]]]:
 
 
 def _check_answers(config: EvaluateConfig, loaded: Sequence[tuple[Benchmark, list[Question]]]) -> None:
-    for benchmark, questions in loaded:
-        load_grader(benchmark.task)
-        with GraderPool(benchmark.task, config.grade_workers, config.grade_timeout) as pool:
-            reasons = pool.check([(question.answer, question.question) for question in questions])
+    for _, questions in loaded:
+        tasks = [question.task for question in questions]
+        for task in dict.fromkeys(tasks):
+            load_grader(task)
+        with Graders(config.grade_workers, config.grade_timeout) as graders:
+            reasons = graders.check(tasks, [(question.answer, question.question) for question in questions])
         for question, reason in zip(questions, reasons, strict=True):
             if reason is not None:
                 raise DataError(
-                    f"{question.where}: column `answer`: {reason}, so no response could be graded ({benchmark.task}). "
+                    f"{question.where}: column `answer`: {reason}, so no response could be graded ({question.task}). "
                     "Fix or remove the row, or choose another `task`."
                 )
 
@@ -335,7 +337,7 @@ def _row(part: _Set, position: int, sample: int, completion: Completion) -> Json
         "question_sha256": _sha256(question.question),
         **({} if benchmark.private else {"question": question.question}),
         "answer": question.answer,
-        "task": benchmark.task,
+        "task": question.task,
         "response": completion.text,
         "prompt_tokens": completion.prompt_tokens,
         "completion_tokens": completion.completion_tokens,
@@ -351,19 +353,26 @@ def _grade(config: EvaluateConfig, asked: _Asked, rows: Rows) -> Rows:
     """The same rows with `extracted`, `correct` and, where grading failed, `error`."""
     graded: Rows = {}
     for part in asked.sets:
-        questions = {question.id: question.question for question in part.questions}
+        questions = {question.id: question for question in part.questions}
         mine = {key: row for key, row in rows.items() if row["benchmark"] == part.benchmark.name}
-        items = [(row["response"], row["answer"], questions[row["question_id"]]) for row in mine.values()]
+        tasks = [question.task for row in mine.values() for question in [questions[row["question_id"]]]]
+        items = [(row["response"], row["answer"], questions[row["question_id"]].question) for row in mine.values()]
         desc = f"grading {part.benchmark.name}"
         with (
-            GraderPool(part.benchmark.task, config.grade_workers, config.grade_timeout) as pool,
-            tqdm(total=len(items), unit=" responses", desc=desc, disable=_quiet() or pool.cheap) as bar,
+            Graders(config.grade_workers, config.grade_timeout) as graders,
+            tqdm(total=len(items), unit=" responses", desc=desc, disable=_quiet()) as bar,
         ):
-            verdicts = pool.grade(items, asked.format, progress=bar.update)
+            verdicts = graders.grade(tasks, items, asked.format, progress=bar.update)
         for (key, row), verdict in zip(mine.items(), verdicts, strict=True):
             # Exactly the verdict's fields: a row graded before keeps nothing of its old verdict.
-            graded[key] = {**row, **asdict(verdict)}
+            graded[key] = {column: value for column, value in row.items() if column != "score"} | _columns(verdict)
     return graded
+
+
+def _columns(verdict: Verdict) -> JsonRow:
+    """The verdict's columns; `score` where its task gives one."""
+    columns = asdict(verdict)
+    return columns if verdict.score is not None else {key: value for key, value in columns.items() if key != "score"}
 
 
 # -- numbers -----------------------------------------------------------------------------------------------------------
@@ -373,12 +382,12 @@ def _metrics(config: EvaluateConfig, asked: _Asked, rows: Rows) -> JsonRow:
     benchmarks = {}
     for part in asked.sets:
         mine = [row for row in rows.values() if row["benchmark"] == part.benchmark.name]
-        known = {
+        known: JsonRow = {
             "version": part.benchmark.version,
-            "task": part.benchmark.task,
+            "task": _task(mine, part.benchmark.task),
             "fingerprint": fingerprint(part.benchmark, part.questions),
         }
-        benchmarks[part.benchmark.name] = {**numbers(mine, part.benchmark.task), "seed": config.seed, **known}
+        benchmarks[part.benchmark.name] = {**numbers(mine, known["task"]), "seed": config.seed, **known}
         _warn_unreadable(config, part.benchmark.name, benchmarks[part.benchmark.name]["unreadable"])
     sampling = asked.sampling
     return {
@@ -392,12 +401,25 @@ def _metrics(config: EvaluateConfig, asked: _Asked, rows: Rows) -> JsonRow:
     }
 
 
+def _task(rows: Sequence[JsonRow], default: str) -> str:
+    """The task of a benchmark's rows, or all of theirs."""
+    return " + ".join(sorted({row["task"] for row in rows})) or default
+
+
 def numbers(rows: Sequence[JsonRow], task: str) -> JsonRow:
-    """A benchmark's numbers: pass@1 with standard error and interval, pass@k, majority@k, lengths and shares."""
+    """A benchmark's numbers: pass@1 with standard error and interval, pass@k, majority@k, lengths and shares.
+
+    `mean_score` where the task gives parts of a point, and `by_task` where there are several tasks: each one's numbers.
+    """
     correct, extracted = _by_question(rows)
     samples = len(correct[0])
     solved = intervals.pass_at_1(correct)
-    same = getattr(load_task(task), "same", str.__eq__)
+    tasks = sorted({row["task"] for row in rows})
+    same = getattr(load_task(task), "same", str.__eq__) if len(tasks) == 1 else str.__eq__
+    scores = [row["score"] for row in rows if row.get("score") is not None]
+    extra: JsonRow = {"mean_score": fmean(scores)} if scores else {}
+    if len(tasks) > 1:
+        extra["by_task"] = {one: numbers([row for row in rows if row["task"] == one], one) for one in tasks}
     more = sorted({k for k in (2, 4, 8, 16, 32, 64, samples) if 1 < k <= samples})
     return {
         "pass@1": solved.mean,
@@ -411,6 +433,7 @@ def numbers(rows: Sequence[JsonRow], task: str) -> JsonRow:
         "unfinished": fmean(row["finish_reason"] == "length" for row in rows),
         "unreadable": fmean(row["extracted"] is None and row["error"] is None for row in rows),
         "not_graded": sum(row["error"] is not None for row in rows),
+        **extra,
     }
 
 
@@ -453,7 +476,15 @@ def table(metrics: JsonRow) -> str:
         "majority@k", "tokens", "unfinished", "no answer",
     ]  # fmt: skip
     lines = []
-    for name, row in metrics["benchmarks"].items():
+    named = [
+        (label, {**part, "version": row["version"], "seed": row["seed"]})
+        for name, row in metrics["benchmarks"].items()
+        for label, part in {
+            name: row,
+            **{f"{name} ({task})": its for task, its in row.get("by_task", {}).items()},
+        }.items()
+    ]
+    for name, row in named:
         error = row["standard_error"]
         low, high = row["interval"]
         most = str(row["samples"])

@@ -13,7 +13,7 @@ from rlt.data.rows import ROW_FILES, read_rows, write_rows
 from rlt.errors import ConfigError, DataError
 from rlt.outputs import Result, begin
 from rlt.tasks import Verdict, load_grader
-from rlt.tasks.grading import GraderPool
+from rlt.tasks.grading import Graders
 from rlt.text.formats import load_format
 
 RECORDED = "correct"  # a verdict that the file has already; it is kept as `recorded`
@@ -38,16 +38,13 @@ def run(config: GradeConfig) -> Result:
         if not quiet:
             print(f"{_summary(folder.result.metrics, config)} (graded before; choose another --output to grade again)")
         return folder.result
-    verdicts: list[Verdict | None] = [None] * len(rows)
-    with tqdm(total=len(rows), unit=" responses", desc="grade", disable=quiet) as bar:
-        for task in sorted({task for task, _ in rows}):
-            places = [place for place, (of, _) in enumerate(rows) if of == task]
-            items = [_item(rows[place][1]) for place in places]
-            with GraderPool(task, config.workers, config.timeout) as pool:
-                graded = pool.grade(items, fmt, progress=bar.update)
-            for place, verdict in zip(places, graded, strict=True):
-                verdicts[place] = verdict
-    done = [_row(row, verdict) for (_, row), verdict in zip(rows, verdicts, strict=True) if verdict is not None]
+    tasks, items = [task for task, _ in rows], [_item(row) for _, row in rows]
+    with (
+        Graders(config.workers, config.timeout) as graders,
+        tqdm(total=len(rows), unit=" responses", desc="grade", disable=quiet) as bar,
+    ):
+        verdicts = graders.grade(tasks, items, fmt, progress=bar.update)
+    done = [_row(row, verdict) for (_, row), verdict in zip(rows, verdicts, strict=True)]
     columns = dict.fromkeys(key for row in done for key in row)  # Parquet takes its columns from the first row
     write_rows(config.output, ({key: row.get(key) for key in columns} for row in done))
     metrics = _metrics(done)
@@ -81,7 +78,9 @@ def _item(row: Mapping[str, Any]) -> tuple[str, str, str]:
 def _row(row: Mapping[str, Any], verdict: Verdict) -> dict[str, Any]:
     recorded = row.get("recorded", row.get(RECORDED))
     kept = {} if recorded is None else {"recorded": recorded}
-    return {**row, **kept, "correct": verdict.correct, "extracted": verdict.extracted, "error": verdict.error}
+    score = {} if verdict.score is None else {"score": verdict.score}
+    row = {column: value for column, value in row.items() if column != "score"}
+    return {**row, **kept, "correct": verdict.correct, "extracted": verdict.extracted, "error": verdict.error, **score}
 
 
 def _metrics(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class Phase(Part):
     learning_rate: float = Field(5e-3, gt=0)
     """Constant after 10 steps of warm-up."""
     until_loss: float = Field(0.0, ge=0)
-    """Stop when the mean loss of the last 20 steps, in nats a token, is below this."""
+    """Stop when the mean loss of the last 20 steps, in nats per token, is below this."""
     max_steps: int = Field(1000, ge=1)
     """Stop after so many steps in any case."""
 

@@ -10,7 +10,7 @@ from rlt.data.problems import load_problems
 from rlt.data.rows import read_rows, write_rows
 from rlt.errors import DataError
 from rlt.outputs import Result, begin
-from rlt.tasks import load_generated_task
+from rlt.tasks import load_generated_task, load_generating_task
 from rlt.types import Problem
 
 GENERATED = 1000  # problems of a task, where `count` is null
@@ -28,10 +28,12 @@ def run(config: ProblemsConfig) -> Result:
 
 
 def _generated(config: ProblemsConfig, excluded: set[str]) -> list[Problem]:
-    task = load_generated_task(config.task or "")
-    problems = task.generate(config.count or GENERATED, config.seed, config.options, excluded)
+    name = config.task or ""
+    made = load_generating_task(name).generate(config.count or GENERATED, config.seed, config.options, excluded)
+    problems = [replace(problem, task=name) for problem in made]
     if config.experts is None:
         return problems
+    task = load_generated_task(name)
     rng = random.Random(f"experts {config.seed}")
     return [replace(problem, explanation=task.explain(problem, config.experts, rng)) for problem in problems]
 
@@ -41,6 +43,8 @@ def _chosen(config: ProblemsConfig, excluded: set[str]) -> list[Problem]:
     problems = [problem for problem in load_problems(config.data) if problem.question not in excluded]
     if config.solution == "answer":
         problems = [_answer_alone(problem, config.data.path) for problem in problems]
+    if config.solution == "wrong":
+        problems = _with_wrong_answers(problems, config.data.path)
     if config.shortest:
         problems.sort(key=lambda p: len(p.question) + len(p.solution) + len(p.explanation or ""))
     if config.count is not None and len(problems) < config.count:
@@ -55,3 +59,17 @@ def _answer_alone(problem: Problem, path: str) -> Problem:
     said = f"The answer is {problem.answer}."
     steps = problem.solution.removesuffix(said).rstrip()
     return replace(problem, solution=said, explanation=steps)
+
+
+def _with_wrong_answers(problems: list[Problem], path: str) -> list[Problem]:
+    """The problems, each with the answer of the next one that has another, and without explanation."""
+    wrong: list[Problem] = []
+    for i, problem in enumerate(problems):
+        others = (other.answer for other in (*problems[i + 1 :], *problems[:i]))
+        answer = next((one for one in others if one is not None and one != problem.answer), None)
+        if problem.answer is None or answer is None:
+            raise DataError(
+                f"{path}: problem {problem.id}: `solution: wrong` needs `answer`, and problems that differ in it."
+            )
+        wrong.append(replace(problem, solution=f"The answer is {answer}.", answer=answer, explanation=None))
+    return wrong

@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from rlt.config import ScoreConfig, StudentOptions
+from rlt.config import DataConfig, ScoreConfig, StudentOptions
 from rlt.data.explanations import explanation_of
+from rlt.data.problems import load_problems
 from rlt.data.rows import JsonlWriter, read_rows, write_rows, write_text
 from rlt.errors import DataError, RunError
 from rlt.outputs import Result, StageFolder, begin, read_state
@@ -144,15 +145,31 @@ def numbered(config: ScoreConfig, fmt: Format) -> Iterator[InputRow]:
     """Every row of the file, in order, read lazily."""
     from rlt.reward.placebos import controlled
 
+    instead = None if config.solutions is None else _solutions(config.solutions)
     for number, (where, row) in enumerate(read_rows(config.data)):
         given, has_id = row.get("id"), "id" in row
         try:
             explanation = explanation_of(row, where, str(number), fmt)
+            if instead is not None:
+                explanation = _of_solution(explanation, instead, where, config.solutions)
             if config.control is not None:
                 explanation = controlled(explanation, config.control, fmt.padding, config.seed)
             yield InputRow(given, has_id, explanation)
         except DataError as error:
             yield InputRow(given, has_id, None, str(error))
+
+
+def _solutions(path: Path) -> dict[str, str]:
+    """Question -> solution of a file of problems."""
+    return {problem.question: problem.solution for problem in load_problems(DataConfig(path=str(path)))}
+
+
+def _of_solution(explanation: Explanation, solutions: dict[str, str], where: str, path: Path | None) -> Explanation:
+    """The explanation as one of another solution to its question; raises DataError where there is none."""
+    solution = solutions.get(explanation.problem.question)
+    if solution is None:
+        raise DataError(f"{where}: its question is not in {path}, which `solutions` names.")
+    return replace(explanation, problem=replace(explanation.problem, solution=solution))
 
 
 def survey(config: ScoreConfig, fmt: Format) -> tuple[int, bool]:
@@ -378,7 +395,7 @@ def _schema(config: ScoreConfig) -> pyarrow.Schema:
     """The columns that the configuration asks for, with `id` as text."""
     import pyarrow as pa
 
-    from rlt.reward.tokens import NUMBERS
+    from rlt.reward.tokens import NUMBERS, RANKS
 
     parts = [
         (name, pa.string() if name == "error" else pa.int64() if name.endswith("_tokens") else pa.float64())
@@ -388,6 +405,7 @@ def _schema(config: ScoreConfig) -> pyarrow.Schema:
     lifts = [(f"lift_over_{name}", pa.float64()) for name in ("empty", "shuffled") if config.placebos]
     words, numbers = pa.list_(pa.string()), pa.list_(pa.float16())
     columns = [("solution", words), ("explanation", words), *((name, numbers) for name in NUMBERS)]
+    columns += [(name, pa.list_(pa.int32())) for name in RANKS]
     tokens = [("tokens", pa.struct(columns))] if config.tokens else []
     if len(config.student) > 1:
         each = pa.struct([*parts, *accuracy, *tokens])

@@ -10,21 +10,22 @@ import os
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from rlt.config import SelectConfig
+from rlt.config import DataConfig, SelectConfig, SourceConfig
+from rlt.data.code_rows import code_row
 from rlt.data.explanations import explanation_of, schema, write_card
-from rlt.data.problems import rows_of
+from rlt.data.problems import labelled, rows_of
 from rlt.data.rows import read_rows, write_rows
 from rlt.errors import DataError, ModelError
 from rlt.models.loading import context_length, load_config, load_tokenizer
 from rlt.outputs import Result, StageFolder, begin, complete_before
 from rlt.text.formats import Format, check_template, load_format, render_student
 from rlt.text.tokens import tokenize
-from rlt.types import Explanation, JsonRow
+from rlt.types import Explanation, JsonRow, Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -126,7 +127,14 @@ def _read(config: SelectConfig, fmt: Format) -> Iterator[tuple[str, Explanation 
     An invalid row is replaced by its error, which is raised unless `on_invalid` is `skip`. Scores belong to the rows of
     the whole file: raises DataError where their numbers or ids differ.
     """
-    data = config.data
+    for source in config.data.sources:
+        on_invalid = "skip" if "skip" in (config.data.on_invalid, source.on_invalid) else "error"
+        yield from _read_source(config, source, on_invalid, fmt)
+
+
+def _read_source(
+    config: SelectConfig, data: DataConfig, on_invalid: str, fmt: Format
+) -> Iterator[tuple[str, Explanation | DataError, JsonRow | None]]:
     stop = None if data.limit is None else data.skip + data.limit
     scores = None if config.scores is None else iter([row for _, row in read_rows(config.scores)])
     number = -1
@@ -137,9 +145,17 @@ def _read(config: SelectConfig, fmt: Format) -> Iterator[tuple[str, Explanation 
         if number < data.skip or (stop is not None and number >= stop):
             continue
         try:
-            explanation: Explanation | DataError = explanation_of(row, where, str(number), fmt, data.columns)
+            row = code_row(row, where) if data.task == "code" else row
+            read = (
+                _right_response(row, where, fmt)
+                if config.keep == "correct"
+                else explanation_of(row, where, str(number), fmt, data.columns)
+            )
+            explanation: Explanation | DataError = _labelled(read, data)
+        except NotRight as reason:
+            explanation = reason
         except DataError as error:
-            if data.on_invalid == "error":
+            if on_invalid == "error":
                 raise DataError(f"{error} Or set `on_invalid: skip`.") from error
             explanation = error
         if score is not None and isinstance(explanation, Explanation):
@@ -151,11 +167,46 @@ def _read(config: SelectConfig, fmt: Format) -> Iterator[tuple[str, Explanation 
         raise _other_rows(config)
 
 
+class NotRight(DataError):
+    """A response that cannot be an example; its text is the reason. `key` and `question_id` are its row's."""
+
+    def __init__(self, reason: str, row: JsonRow) -> None:
+        super().__init__(reason)
+        self.key, self.question_id = str(row["key"]), str(row["question_id"])
+
+
+def _right_response(row: JsonRow, where: str, fmt: Format) -> Explanation:
+    """The thought and the solution of a row of `rlt evaluate` whose answer is right; raises NotRight for another."""
+    for column in ("response", "correct", "question", "question_id", "sample", "key"):
+        if row.get(column) is None:
+            raise DataError(
+                f"{where}: column `{column}` is missing; `keep: correct` reads responses.jsonl of `rlt evaluate`."
+            )
+    if not row["correct"]:
+        raise NotRight("its answer is wrong", row)
+    thought, solution = fmt.parse_response(row["response"])
+    if thought is None or not solution:
+        raise NotRight("it has no thought or no solution in the format's tags", row)
+    problem = Problem(str(row["question_id"]), row["question"], solution, answer=row.get("answer"))
+    return Explanation(problem, thought.removeprefix(fmt.padding), id=row["key"], sample=row["sample"])
+
+
+def _labelled(explanation: Explanation, source: DataConfig) -> Explanation:
+    """The explanation with the task and the name of its source."""
+    name = f"{source.label}/{explanation.id}" if isinstance(source, SourceConfig) else explanation.id
+    return replace(explanation, id=name, problem=labelled(explanation.problem, source))
+
+
 def _other_rows(config: SelectConfig) -> DataError:
-    counts = [sum(1 for _ in rows) for rows in (read_rows(config.scores or config.output), rows_of(config.data))]
+    counts = [sum(1 for _ in rows) for rows in (read_rows(config.scores or config.output), _all(config))]
     return DataError(
         f"{config.scores}: has {counts[0]} rows, and {config.data.path} has {counts[1]}. Score the same file again."
     )
+
+
+def _all(config: SelectConfig) -> Iterator[object]:
+    for source in config.data.sources:
+        yield from rows_of(source)
 
 
 def _check_score(config: SelectConfig, explanation: Explanation, number: int, score: JsonRow) -> None:
@@ -171,9 +222,11 @@ def _check_score(config: SelectConfig, explanation: Explanation, number: int, sc
 def _candidate(
     config: SelectConfig, fits: Fits, default_id: str, explanation: Explanation | DataError, score: JsonRow | None
 ) -> Candidate:
+    if isinstance(explanation, NotRight):
+        return Candidate(explanation.key, explanation.question_id, str(explanation))
     if isinstance(explanation, DataError):
         return Candidate(default_id, default_id, f"it is invalid: {explanation}")
-    reason = fits.reason(explanation, closed=config.keep in ("closed", "random", "best"))
+    reason = fits.reason(explanation, closed=config.keep in ("closed", "random", "best", "correct"))
     value = None if score is None else score[config.by]
     if reason is None and score is not None and value is None:
         reason = "it has no score" + (f": {score['error']}" if score.get("error") else "")
@@ -188,13 +241,13 @@ def choose(config: SelectConfig, candidates: Sequence[Candidate]) -> tuple[list[
     if config.keep == "bands":
         return _bands(config, candidates)
     chosen = {i for i, candidate in enumerate(candidates) if candidate.reason is None}
-    if config.keep in ("random", "best"):
+    if config.keep in ("random", "best", "correct"):
         chosen = set(_one_each(config, candidates))
     return [0 if i in chosen else None for i in range(len(candidates))], {}
 
 
 def _one_each(config: SelectConfig, candidates: Sequence[Candidate]) -> Iterator[int]:
-    """The place of one candidate of each problem: drawn by seed and problem alone, or of the highest score, the first."""
+    """The place of one candidate of each problem: drawn by seed and problem alone, of the highest score, or the first."""
     groups: dict[str, list[int]] = defaultdict(list)
     for i, candidate in enumerate(candidates):
         if candidate.reason is None:
@@ -202,6 +255,8 @@ def _one_each(config: SelectConfig, candidates: Sequence[Candidate]) -> Iterator
     for problem, group in groups.items():
         if config.keep == "random":
             yield random.Random(f"select {config.seed} {problem}").choice(group)
+        elif config.keep == "correct":
+            yield group[0]
         else:
             yield max(group, key=lambda i: candidates[i].score or 0.0)
 

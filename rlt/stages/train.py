@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import re
 from contextlib import closing
 
 from rlt.config import TrainConfig
+from rlt.data.mixtures import mixture_of
 from rlt.errors import ConfigError
 from rlt.outputs import Result, begin, complete_before
 from rlt.training.arguments import check_saving, loading, sampling_context, trainer_arguments
@@ -22,6 +24,8 @@ DEFAULTS: JsonRow = {
     "loss_type": "grpo", "scale_rewards": "group", "num_iterations": 1, "ref_model_sync_steps": 32,
     "ref_model_mixup_alpha": 0.9, "logging_steps": 1, "save_strategy": "steps", "save_steps": 25,
 }  # fmt: skip
+
+SOURCE_REWARD = re.compile(r"rlt/source/(.+)/reward")
 
 
 def run(config: TrainConfig) -> Result:
@@ -60,6 +64,7 @@ def run(config: TrainConfig) -> Result:
     reward = TeacherReward(
         config.student, tokenizer, text.fmt, config, placement=config, model=config, end_ids=sorted(ends),
         placebos=config.placebos, keep_samples=config.keep_samples, seed=config.seed, tokens=config.tokens,
+        sources=config.data.labels,
     )  # fmt: skip
     tokenizer.padding_side = "left"
     logging.getLogger("trl.trainer.grpo_trainer").setLevel(logging.ERROR)
@@ -71,6 +76,7 @@ def run(config: TrainConfig) -> Result:
             needs_policy=config.kl_coef != 0 and not (config.accuracy and config.accuracy.only),
             callbacks=[MetricsFile(folder.path, also=[SAMPLES_FILE])],
         )  # fmt: skip
+        trainer.mixture = mixture_of(config.data, [problems[i] for i in kept], config.seed)
         numbers = run_trainer(trainer, folder, tokenizer)
     numbers |= _last_metrics(trainer.state.log_history)
     numbers |= {"problems": len(kept), "dropped": len(dropped) + len(problems.dropped)}
@@ -78,11 +84,13 @@ def run(config: TrainConfig) -> Result:
 
 
 def _last_metrics(history: list[JsonRow]) -> dict[str, float]:
-    rewards = [row["reward"] for row in history if "reward" in row]
-    if not rewards:
-        return {}
-    tenth = max(1, len(rewards) // 10)
-    return {
-        "reward_first": sum(rewards[:tenth]) / tenth,
-        "reward_last": sum(rewards[-tenth:]) / tenth,
-    }
+    """The mean reward of the first and of the last tenth of the steps, and that of each source of a mixture."""
+    metrics = {}
+    names = dict.fromkeys(key for row in history for key in row if key == "reward" or SOURCE_REWARD.fullmatch(key))
+    for name in names:
+        rewards = [row[name] for row in history if name in row]
+        tenth = max(1, len(rewards) // 10)
+        of = f"{match[1]}_" if (match := SOURCE_REWARD.fullmatch(name)) else ""
+        metrics[f"{of}reward_first"] = sum(rewards[:tenth]) / tenth
+        metrics[f"{of}reward_last"] = sum(rewards[-tenth:]) / tenth
+    return metrics

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rlt.config import WarmupConfig
+from rlt.data.mixtures import mixture_of
 from rlt.outputs import Result, begin, complete_before
 from rlt.text.formats import Rendered, render_teacher
 from rlt.training.arguments import supervised_arguments
@@ -37,6 +38,6 @@ def run(config: WarmupConfig) -> Result:
     examples = examples_of(text.tokenizer, rendered, [taught_to_teacher(fmt, r) for r in rendered], text.turn_end)
     kept, dropped = fit(problems, examples, config.max_length or text.context, config.data)
     folder = begin("warmup", config)
-    numbers = train_supervised(folder, config, arguments, text, kept)
+    numbers = train_supervised(folder, config, arguments, text, kept, mixture_of(config.data, kept, config.seed))
     metrics = {**numbers, "examples": len(kept), "dropped": len(dropped) + len(rewritten) + len(text.problems.dropped)}
     return finish_model(folder, config.model, config.data.path, metrics)

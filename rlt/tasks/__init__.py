@@ -18,15 +18,17 @@ class Verdict:
     """A grader's verdict on one response: was it right, and the answer that was read from it (None: none was found).
 
     `error` says why a response could not be graded (it took too long, its grader's process died); it then counts as wrong.
+    `score`, from 0 to 1, is that of tasks which give part of a point for part of an answer; None for the others.
     """
 
     correct: bool
     extracted: str | None
     error: str | None = None
+    score: float | None = None
 
 
 class Task(Protocol):
-    """A module of `rlt.tasks`. `grade` is pure, takes milliseconds, never raises on what a model wrote."""
+    """A module of `rlt.tasks`, or an object in one. `grade` is pure, quick, and never raises on what a model wrote."""
 
     def grade(self, solution: str, answer: str, question: str) -> Verdict:
         """The verdict on `solution`: the solution part of a response (the whole response where no tags were found)."""
@@ -37,15 +39,19 @@ class Task(Protocol):
         ...
 
 
-class GeneratedTask(Task, Protocol):
-    """A task that makes its own problems and explanations."""
-
-    MIXTURES: dict[str, dict[str, float]]
-    """Name of a mixture of experts -> the share of each kind."""
+class GeneratingTask(Task, Protocol):
+    """A task that makes its own problems."""
 
     def generate(self, count: int, seed: int, options: JsonRow, exclude: Iterable[str] = ()) -> list[Problem]:
         """`count` problems with distinct questions, none of which is in `exclude`; same seed, same problems."""
         ...
+
+
+class GeneratedTask(GeneratingTask, Protocol):
+    """A task that makes its own problems and explanations."""
+
+    MIXTURES: dict[str, dict[str, float]]
+    """Name of a mixture of experts -> the share of each kind."""
 
     def explain(self, problem: Problem, mixture: str, rng: random.Random) -> str:
         """An explanation by an expert drawn from `mixture`."""
@@ -63,20 +69,33 @@ GRADERS = {
     "arithmetic": "rlt.tasks.arithmetic",
     "countdown": "rlt.tasks.countdown",
     "code": "rlt.tasks.code",
+    "programs": "rlt.tasks.programs",
 }
 
 
-def load_generated_task(name: str) -> GeneratedTask:
+def load_generating_task(name: str) -> GeneratingTask:
     """The task of that name, which must make its own problems; raises ConfigError with those that do."""
     task = load_task(name)
     if not hasattr(task, "generate"):
         makers = [other for other in GRADERS if hasattr(load_task(other), "generate")]
-        raise ConfigError(f"task {name!r} has no generator; those that have one: {', '.join(makers)}.")
+        raise ConfigError(
+            f"task {name!r} has no generator; those that have one: {', '.join(makers)}, reasoning_gym/...."
+        )
+    return task  # type: ignore[return-value]
+
+
+def load_generated_task(name: str) -> GeneratedTask:
+    """The task of that name, which must also explain its problems by simulated experts; raises ConfigError."""
+    task = load_generating_task(name)
+    if not hasattr(task, "MIXTURES"):
+        raise ConfigError(f"task {name!r} has no simulated experts, and so no explanations.")
     return task  # type: ignore[return-value]
 
 
 def load_task(name: str) -> Task:
     """The task of that name; raises ConfigError with the near names."""
+    if name.startswith("reasoning_gym/"):
+        return import_module("rlt.tasks.reasoning_gym").task(name)  # type: ignore[no-any-return]
     if name not in GRADERS:
         near = difflib.get_close_matches(name, GRADERS, n=2) or sorted(GRADERS)
         raise ConfigError(f"unknown task {name!r}; did you mean {' or '.join(near)}?")

@@ -105,9 +105,7 @@ def values(question: str) -> list[int]:
 def explain(problem: Problem, mixture: str, rng: random.Random) -> str:
     """An explanation by an expert drawn from `mixture`; always arrives at the right solution."""
     if mixture not in MIXTURES:
-        raise ConfigError(
-            f"arithmetic: experts {mixture!r}: there is no such mixture; choose from {', '.join(MIXTURES)}."
-        )
+        raise ConfigError(f"arithmetic: experts {mixture!r}: unknown mixture; expected one of {', '.join(MIXTURES)}.")
     shares = MIXTURES[mixture]
     kind = rng.choices(list(shares), weights=list(shares.values()))[0]
     return _EXPERTS[kind](problem.question, rng, LEAP_SHARE[mixture])

@@ -20,7 +20,7 @@ from rlt.data.rows import ROW_FILES
 from rlt.errors import ConfigError, DataError
 from rlt.tasks import load_task
 from rlt.tasks.choices import Choices, laid_out
-from rlt.types import JsonMap, JsonRow
+from rlt.types import JsonMap, JsonRow, Problem
 
 SHIPPED_BENCHMARKS = resources.files("rlt") / "shipped" / "benchmarks"
 
@@ -127,6 +127,8 @@ class Benchmark(Config):
     """Where the instruction stands: before the question in the same paragraph, or after it in one of its own."""
     private: bool = False
     """Never write a question into a file."""
+    by_row: bool = False
+    """Rows of a file name their task in a column `task`; `task` is for the others."""
     source: str
     """Where the questions and the instruction come from."""
 
@@ -152,6 +154,8 @@ class Question:
     answer: str
     system: str | None
     where: str
+    task: str
+    """Whose grader decides."""
 
 
 def shipped_benchmarks() -> list[str]:
@@ -175,7 +179,12 @@ def load_benchmark(name_or_path: str, task: str | None = None) -> tuple[Benchmar
         if not path.exists():
             raise ConfigError(f"benchmark {name_or_path}: no such file.")
         made = Benchmark(
-            name=path.stem, version=1, title=path.name, task=task or "math", source=f"the file {path.name}"
+            name=path.stem,
+            version=1,
+            title=path.name,
+            task=task or "math",
+            by_row=task is None,
+            source=f"the file {path.name}",
         )
         return made, str(path)
     near = difflib.get_close_matches(name_or_path, shipped_benchmarks(), n=2, cutoff=0.4)
@@ -235,7 +244,9 @@ def _questions(benchmark: Benchmark, data: str | None) -> Iterator[Question]:
         made = benchmark.generate
         task: Any = load_task(benchmark.task)
         for problem in task.generate(made.count, made.seed, made.options):
-            yield Question(problem.id, problem.question, problem.answer, None, f"{benchmark.name} {problem.id}")
+            yield Question(
+                problem.id, problem.question, problem.answer, None, f"{benchmark.name} {problem.id}", benchmark.task
+            )  # fmt: skip
         return
     hub = benchmark.hub
     if data is None and hub is None:
@@ -278,12 +289,19 @@ def _question(benchmark: Benchmark, row: JsonRow, where: str, default_id: str) -
             f"{where}: column `answer` is {state}; every question needs one to grade against. The row has "
             f"{', '.join(sorted(row))}."
         )
-    return Question(problem.id, problem.question, answer, problem.system, where)
+    return Question(problem.id, problem.question, answer, problem.system, where, _task_of(benchmark, problem))
+
+
+def _task_of(benchmark: Benchmark, problem: Problem) -> str:
+    """The row's own task counts in a file whose task was not given."""
+    return problem.task if benchmark.by_row and problem.task is not None else benchmark.task
 
 
 def _as_task_has_it(task: str, row: dict[str, Any], where: str) -> dict[str, Any]:
     """The row with question and answer from the columns of datasets that its task knows (code's tests, OlympiadBench)."""
-    module = load_task(task)
+    from rlt.data import code_rows
+
+    module = code_rows if task == "code" else load_task(task)
     if not hasattr(module, "answer_of"):
         return row
     try:

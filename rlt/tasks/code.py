@@ -9,8 +9,8 @@ The tests are the `answer`, as JSON, in the form in which their datasets have th
 - `{"prompt", "test", "entry_point"}`: `test` defines `check(candidate)` (HumanEval).
 - `{"test_list": [...], "test_setup_code"}`: assert statements (MBPP).
 
-A response is right when every test passes; the first that does not ends it. `answer_of` makes the answer of a dataset's
-row.
+A response is right when every test passes; the first that does not ends it. `rlt.data.code_rows` makes the
+answer of a dataset's row.
 
 What counts as the same output: the same lines, without whitespace at the ends of lines and empty lines at the end. Or: line
 by line the same number of words, each the same or both numbers, where an integer must have exactly the expected value
@@ -22,12 +22,9 @@ of one, the value in it will do.
 from __future__ import annotations
 
 import ast
-import base64
-import io
 import json
-import pickle
 import re
-import zlib
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -82,7 +79,7 @@ def extract(solution: str) -> str | None:
     for marks in (("python", "py", "python3"), ("",)):
         for mark, code in reversed(blocks):
             if mark in marks and code.strip():
-                return code  # type: ignore[no-any-return]
+                return textwrap.dedent(code)  # a block in a list is indented as its fence is
     return None
 
 
@@ -189,7 +186,7 @@ def tests_of(answer: str) -> Programs | Calls | Checked:
         return Programs([_text(value) for value in inputs], [_text(value) for value in outputs])
     wrong = [value for value in inputs if not isinstance(value, list)]
     if wrong:
-        raise ValueError(f"the input {wrong[0]!r} of `{name}` is no list of arguments")
+        raise ValueError(f"the input {wrong[0]!r} of `{name}` is not a list of arguments")
     return Calls(str(name), inputs, outputs, found.get("boxed", True))
 
 
@@ -209,7 +206,7 @@ def _check_function(found: Mapping[str, Any]) -> Checked:
 def _asserts(found: Mapping[str, Any]) -> Checked:
     statements = found["test_list"]
     if not isinstance(statements, list) or not statements:
-        raise ValueError("the tests' `test_list` is no list of assert statements")
+        raise ValueError("the tests' `test_list` is not a list of assert statements")
     imports = found.get("test_imports") or []
     setup = "\n".join([*imports, str(found.get("test_setup_code") or "")])
     tests = "\n".join(map(str, statements))
@@ -315,60 +312,3 @@ def _same_value(given: Any, expected: Any) -> bool:
     if isinstance(expected, float) and isinstance(given, (int, float)):
         return bool(-1e300 < given < 1e300) and _close(float(given), expected)
     return type(given) in (int, float, str, bool, type(None)) and bool(given == expected)
-
-
-# -- rows of datasets --------------------------------------------------------------------------------------------------
-
-
-def answer_of(row: Mapping[str, Any]) -> str | None:
-    """The tests in a row of APPS, TACO, HumanEval, MBPP or LiveCodeBench as an answer, or None where there are none."""
-    if row.get("input_output"):
-        return str(row["input_output"])
-    if row.get("test_list") is not None:
-        keys = ("test_list", "test_setup_code", "test_imports")
-        return json.dumps({key: row[key] for key in keys if row.get(key)})
-    if row.get("entry_point") is not None and row.get("test") is not None:
-        return json.dumps({key: row.get(key) for key in ("prompt", "test", "entry_point")})
-    if row.get("public_test_cases") is not None or row.get("private_test_cases") is not None:
-        metadata = row.get("metadata") or {}
-        metadata = json.loads(metadata) if isinstance(metadata, str) else metadata
-        cases = [*_cases(row.get("public_test_cases")), *_cases(row.get("private_test_cases"))]
-        return json.dumps({"tests": cases, "fn_name": metadata.get("func_name")})
-    return None
-
-
-def question_of(row: Mapping[str, Any]) -> str | None:
-    """What a row asks, where its dataset asks in several columns (MBPP, LiveCodeBench), or None."""
-    if row.get("test_list") is not None and (row.get("text") or row.get("prompt")):
-        # The function's name and arguments stand in the tests only (Austin et al. 2021 show them too).
-        tests = "\n".join(row["test_list"])
-        return f"{row.get('text') or row.get('prompt')}\n\nYour code must pass these tests:\n\n{tests}"
-    if row.get("question_content"):
-        starter = str(row.get("starter_code") or "").rstrip()
-        kind = f"Start from this code:\n\n```python\n{starter}\n```" if starter else (
-            "The program reads from standard input and writes to standard output."
-        )  # fmt: skip
-        return f"{str(row['question_content']).rstrip()}\n\n{kind}"
-    return None
-
-
-class _OnlyText(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        raise ValueError(f"hidden tests name {module}.{name}; only text is read")
-
-
-def _cases(packed: Any) -> list[Any]:
-    """LiveCodeBench's test cases: JSON, or that as a pickled text, compressed, in base 64."""
-    if not packed:
-        return []
-    if not isinstance(packed, str):
-        return list(packed)
-    try:
-        cases = json.loads(packed)
-    except ValueError:
-        # A pickle may run any code; one of a single text needs no class.
-        try:
-            cases = _OnlyText(io.BytesIO(zlib.decompress(base64.b64decode(packed)))).load()
-        except (ValueError, zlib.error, pickle.UnpicklingError, EOFError) as error:
-            raise ValueError(f"test cases are neither JSON nor LiveCodeBench's packed form ({error})") from error
-    return json.loads(cases) if isinstance(cases, str) else list(cases)

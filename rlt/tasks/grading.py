@@ -17,7 +17,9 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import TypeVar
 
 from rlt.errors import RltError
 from rlt.tasks import Task, Verdict, load_task
@@ -30,6 +32,8 @@ STARTS = 3  # processes that may end before they are ready, one after another
 
 Item = tuple[str, str, str]
 """(response, answer, question)"""
+Given = TypeVar("Given")
+Done = TypeVar("Done")
 
 
 def answer_part(response: str, fmt: Format) -> str:
@@ -69,7 +73,9 @@ class GraderPool:
             return [self._module.grade(*part) for part in parts]
         verdicts: list[Verdict] = [_FAILED] * len(parts)
         for index, reply in self._run("grade", parts):
-            verdicts[index] = Verdict(bool(reply.get("correct")), reply.get("extracted"), reply.get("error"))
+            verdicts[index] = Verdict(
+                bool(reply.get("correct")), reply.get("extracted"), reply.get("error"), reply.get("score")
+            )
             if progress is not None:
                 progress(1)
         return verdicts
@@ -154,6 +160,50 @@ class GraderPool:
         selector.register(new.output, selectors.EVENT_READ, new)
 
 
+class Graders:
+    """A GraderPool for each task, started when its first response comes: rows of several tasks are graded together."""
+
+    def __init__(self, workers: int = 2, timeout: float = 10.0) -> None:
+        self.workers, self.timeout = workers, timeout
+        self.pools: dict[str, GraderPool] = {}
+
+    def grade(
+        self,
+        tasks: Sequence[str],
+        items: Sequence[Item],
+        fmt: Format,
+        progress: Callable[[int], object] | None = None,
+    ) -> list[Verdict]:
+        """As `GraderPool.grade`, each item by its task."""
+        return self._by_task(tasks, items, lambda pool, mine: pool.grade(mine, fmt, progress))
+
+    def check(self, tasks: Sequence[str], answers: Sequence[tuple[str, str]]) -> list[str | None]:
+        """As `GraderPool.check`, each answer by its task."""
+        return self._by_task(tasks, answers, lambda pool, mine: pool.check(mine))
+
+    def _by_task(
+        self, tasks: Sequence[str], items: Sequence[Given], do: Callable[[GraderPool, list[Given]], list[Done]]
+    ) -> list[Done]:
+        done: dict[int, Done] = {}
+        for task in dict.fromkeys(tasks):
+            places = [place for place, its in enumerate(tasks) if its == task]
+            pool = self.pools.get(task) or GraderPool(task, self.workers, self.timeout)
+            self.pools[task] = pool
+            done |= zip(places, do(pool, [items[place] for place in places]), strict=True)
+        return [done[place] for place in range(len(items))]
+
+    def close(self) -> None:
+        """End the processes."""
+        for pool in self.pools.values():
+            pool.close()
+
+    def __enter__(self) -> Graders:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
 _FAILED = Verdict(False, None, "not graded")
 _PARTIAL: JsonRow = {}
 
@@ -234,7 +284,7 @@ def _reply(module: Task, what: str, item: list[str]) -> JsonRow:
         if what == "check":
             return {"reason": module.check_answer(item[0], item[1])}
         verdict = module.grade(item[0], item[1], item[2])
-        return {"correct": verdict.correct, "extracted": verdict.extracted}
+        return asdict(verdict)
     except (MemoryError, RecursionError) as error:
         return {"error": f"too large to grade ({type(error).__name__})"}
 

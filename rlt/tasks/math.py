@@ -13,7 +13,8 @@ import re
 from typing import NamedTuple
 
 from rlt.tasks import Verdict
-from rlt.tasks.math_answers import NUMERALS, prepare, readable, same_answer, spell
+from rlt.tasks.math_answers import prepare, readable, same_answer
+from rlt.tasks.math_spelling import NUMERALS, spell
 
 __all__ = ["CHEAP", "boxed", "check_answer", "extract", "grade", "prepare", "same", "stated"]
 

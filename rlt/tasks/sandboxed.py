@@ -66,8 +66,10 @@ def _mount(source: str, target: str, kind: str, flags: int, data: str = "") -> N
 def main(calls: int) -> NoReturn:
     """Enter the sandbox, say so, and do jobs until standard input ends."""
     _call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    _call("prctl", _PR_SET_DUMPABLE, 0, 0, 0, 0)  # no process of the same user may look into this one
     user = _unshare()
+    # No process of the same user may look into this one. Not before: an undumpable process's /proc/self is root's, and an
+    # ordinary user could not write its maps.
+    _call("prctl", _PR_SET_DUMPABLE, 0, 0, 0, 0)
     child = os.fork()
     if child:  # outside of the PID namespace; when this process is killed, so is the namespace
         os.closerange(0, 2)
@@ -272,7 +274,7 @@ def _program(job: dict[str, Any]) -> None:
 
 # -- calls between two sandboxes ---------------------------------------------------------------------------------------
 #
-# One request and one reply per line. Values that JSON has not are tagged lists; what is no plain data stays where it is,
+# One request and one reply per line. Values that JSON has not are tagged lists; what is not plain data stays where it is,
 # and the other side gets a reference. A reference can be called and its attributes read; it never answers a comparison,
 # so that no object of the solution decides whether it is the right one.
 

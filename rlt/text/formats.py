@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
@@ -50,6 +50,8 @@ class Format(BaseModel):
     """How questions, solutions and explanations become a teacher's and a student's text.
 
     `student_system_prompt` null means: the problem's own `system` column, or no system message where it has none.
+    `solution_turn` is where the teacher sees the solution: in the `assistant`'s turn, which it then continues, or behind
+    the question in the `user`'s, for engines that only take messages; the assistant's turn is then the explanation alone.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -59,6 +61,7 @@ class Format(BaseModel):
     tags: Tags
     padding: str
     delimiter: str
+    solution_turn: Literal["assistant", "user"] = "assistant"
 
     @field_validator("tags")
     @classmethod
@@ -69,15 +72,34 @@ class Format(BaseModel):
 
     # -- the teacher's side ------------------------------------------------------------------------------------------
 
-    def teacher_prefix(self, problem: Problem) -> str:
-        """The assistant's text that the teacher continues: solution in tags, then the opened explanation, padding in."""
-        tags = self.tags
-        solution = tags.solution.open + problem.solution + tags.solution.close
-        return solution + self.delimiter + tags.explanation.open + self.padding
+    def teacher_question(self, problem: Problem) -> str:
+        """The user's text: the question, and behind it the solution where that stands in the user's turn."""
+        return problem.question + (self.delimiter + self._shown(problem) if self.solution_turn == "user" else "")
 
-    def teacher_messages(self, problem: Problem, assistant: str) -> list[dict[str, str]]:
-        """Chat messages of the teacher: its system prompt, the question, and `assistant`."""
-        return _messages(self.teacher_system_prompt, problem.question, assistant)
+    def teacher_prefix(self, problem: Problem) -> str:
+        """The assistant's text that the teacher continues: solution in tags, then the opened explanation, padding in.
+
+        Empty where the solution stands in the user's turn.
+        """
+        if self.solution_turn == "user":
+            return ""
+        return self._shown(problem) + self.delimiter + self.tags.explanation.open + self.padding
+
+    def teacher_messages(self, problem: Problem, assistant: str | None = None) -> list[dict[str, str]]:
+        """Chat messages of the teacher: its system prompt, the question, and `assistant` if it is not None.
+
+        Without `assistant` they ask for an explanation, as engines take them; raises ConfigError for a format whose
+        solution would be missing from them.
+        """
+        if assistant is None and self.solution_turn == "assistant":
+            raise ConfigError(
+                "the format has the solution in the assistant's turn, so messages alone cannot ask for an explanation. Use a "
+                "format with `solution_turn: user`, such as stratos-user."
+            )
+        return _messages(self.teacher_system_prompt, self.teacher_question(problem), assistant)
+
+    def _shown(self, problem: Problem) -> str:
+        return self.tags.solution.open + problem.solution + self.tags.solution.close
 
     def parse_completion(self, completion: str) -> tuple[str, bool]:
         """The explanation exactly as the teacher wrote it up to its closing tag, and whether that tag was there."""
@@ -93,6 +115,10 @@ class Format(BaseModel):
         return Explanation(problem, self.as_written(explanation))
 
     # -- the student's side ------------------------------------------------------------------------------------------
+
+    def for_students(self) -> tuple[object, ...]:
+        """What a student's text depends on: two formats that agree in it are one to students."""
+        return self.student_system_prompt, self.tags.thought, self.tags.solution, self.padding, self.delimiter
 
     def student_system(self, problem: Problem) -> str | None:
         """The student's system prompt for this problem, or None."""
@@ -126,9 +152,9 @@ class Format(BaseModel):
         return next((tag for tag in self.tags.all() if tag in text), None)
 
 
-def _messages(system: str | None, question: str, assistant: str) -> list[dict[str, str]]:
-    head = [] if system is None else [{"role": "system", "content": system}]
-    return [*head, {"role": "user", "content": question}, {"role": "assistant", "content": assistant}]
+def _messages(system: str | None, question: str, assistant: str | None) -> list[dict[str, str]]:
+    said = (("system", system), ("user", question), ("assistant", assistant))
+    return [{"role": role, "content": content} for role, content in said if content is not None]
 
 
 def _between(text: str, tag: TagPair, last: bool = False) -> str | None:
@@ -219,6 +245,9 @@ def render_teacher(
     prefix, close = fmt.teacher_prefix(problem), fmt.tags.explanation.close
     probe = fmt.teacher_prefix(replace(problem, solution=_PROBE[1])) + fmt.as_written(_PROBE[0]) + close
     text, start = _render(tokenizer, fmt.teacher_messages(problem, probe), prefix + written + (close if closed else ""))
+    if fmt.solution_turn == "user":
+        asked = _generation_prompt(tokenizer, fmt.teacher_messages(problem), text[:start])
+        text, start = asked + text[start:], len(asked)
     prompt = start + len(prefix)
     end = prompt + len(written)
     # Behind an explanation that was cut off comes nothing: its last token must not merge with what a template would add.
@@ -226,7 +255,7 @@ def render_teacher(
 
 
 def teacher_prompt(fmt: Format, tokenizer: PreTrainedTokenizerBase, problem: Problem) -> str:
-    """The text that the teacher continues: it ends with the opened explanation tag and its padding."""
+    """The text that the teacher continues, up to where the explanation begins."""
     rendered = render_teacher(fmt, tokenizer, problem, "")
     return rendered.text[: rendered.prompt]
 
@@ -258,11 +287,28 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], 
     return text[:start] + response + text[start + len(probe["content"]) :], start
 
 
-def _applied(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> str:
+def _generation_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], before: str) -> str:
+    """The text with which an engine asks for an answer to `messages`; `before` is what a finished answer stands behind.
+
+    They may differ: a template may open a thought, or put an empty one before a finished answer (Qwen3's).
+    """
+    asked = _applied(tokenizer, messages, add_generation_prompt=True)
+    if asked == _applied(tokenizer, messages) != before:
+        raise ModelError(
+            f"the chat template of {_name(tokenizer)} ignores `add_generation_prompt`, so engines could not ask for an "
+            "answer. Use another template, or a format with `solution_turn: assistant`."
+        )
+    return asked
+
+
+def _applied(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], add_generation_prompt: bool = False
+) -> str:
     from jinja2 import TemplateError
 
+    more: dict[str, Any] = {"add_generation_prompt": add_generation_prompt, "strftime_now": strftime_now}
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, strftime_now=strftime_now))
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, **more))
     except TemplateError as error:
         raise ModelError(
             f"the chat template of {_name(tokenizer)} refuses these messages ({error}). Where it knows no system role, use a "

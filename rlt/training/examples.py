@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
-from rlt.config import ColdstartConfig, DataConfig, DistillConfig, TrainConfig, WarmupConfig
+from rlt.config import AnyData, ColdstartConfig, DistillConfig, TrainConfig, WarmupConfig
 from rlt.data.problems import Problems, load_problems
 from rlt.errors import DataError, ModelError
 from rlt.models.loading import check_weights, context_length, load_config, load_tokenizer
@@ -107,6 +107,8 @@ class Example:
     learned: range
     explanation_tokens: int = 0
     """Number of tokens of the explanation."""
+    source: str | None = None
+    """Which source of a mixture it comes from."""
 
     def labels(self) -> list[int]:
         """`(T,)` ids at learned positions, -100 elsewhere."""
@@ -127,7 +129,7 @@ def examples_of(
 
 
 def render_each(
-    problems: Sequence[Problem], fmt: Format, render: Callable[[Explanation], Rendered], data: DataConfig
+    problems: Sequence[Problem], fmt: Format, render: Callable[[Explanation], Rendered], data: AnyData
 ) -> tuple[list[Problem], list[Rendered], list[str]]:
     """`(kept, texts, dropped)`: the problems whose explanation can be rendered, their texts, and a line for each other.
 
@@ -186,7 +188,7 @@ def fit_prompts(
     *,
     completion: int,
     context: int | None,
-    data: DataConfig,
+    data: AnyData,
 ) -> tuple[list[int], list[str]]:
     """`(kept, dropped)`: indices of the problems whose prompt leaves room for `completion` tokens, and a line per other one.
 
@@ -203,13 +205,16 @@ def fit_prompts(
 
 
 def fit(
-    problems: Sequence[Problem], examples: Sequence[Example], limit: int | None, data: DataConfig
+    problems: Sequence[Problem], examples: Sequence[Example], limit: int | None, data: AnyData
 ) -> tuple[list[Example], list[str]]:
     """`(kept, dropped)`: the examples of at most `limit` tokens, and a line per longer one. No example is truncated.
 
     Raises DataError at the first one that is too long, unless `data.on_invalid` is `skip`, and if none is left.
     """
-    items = ((problem.id, len(example.ids), example) for problem, example in zip(problems, examples, strict=True))
+    items = (
+        (problem.id, len(example.ids), replace(example, source=problem.source))
+        for problem, example in zip(problems, examples, strict=True)
+    )
     return _keep_short(
         items,
         limit,
@@ -220,7 +225,7 @@ def fit(
 
 
 def _keep_short(
-    items: Iterable[tuple[str, int, Item]], limit: int | None, data: DataConfig, line: Callable[[int], str], fix: str
+    items: Iterable[tuple[str, int, Item]], limit: int | None, data: AnyData, line: Callable[[int], str], fix: str
 ) -> tuple[list[Item], list[str]]:
     """Of `(problem id, length, item)`: the items within `limit`, and a line per other one."""
     kept: list[Item] = []

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback
 
 from rlt.config import DistillConfig, WarmupConfig
+from rlt.data.mixtures import Mixture
 from rlt.data.rows import JsonlWriter, read_rows, write_rows
 from rlt.errors import RunError
 from rlt.models.loading import check_finite
 from rlt.outputs import StageFolder, writing
 from rlt.training.cards import open_repository
 from rlt.training.checkpoints import WholeCheckpoints, discard_incomplete, last_checkpoint
+from rlt.training.compact import project_learned_positions
 from rlt.training.examples import Example, Text, listed
 from rlt.training.lora import peft_config, save_whole
 from rlt.types import JsonMap, JsonRow
@@ -27,18 +29,28 @@ METRICS_FILE = "metrics.jsonl"
 
 
 def train_supervised(
-    folder: StageFolder, config: WarmupConfig | DistillConfig, arguments: Any, text: Text, examples: Sequence[Example]
+    folder: StageFolder,
+    config: WarmupConfig | DistillConfig,
+    arguments: Any,
+    text: Text,
+    examples: Sequence[Example],
+    mixture: Mixture | None = None,
 ) -> JsonRow:
     """Metrics after TRL's SFTTrainer has learned the examples' learned positions; resumes from the last checkpoint.
 
     The final model is saved in the stage's folder. Its generation configuration names the end of a turn, so that every
-    engine stops where the model has learned to.
+    engine stops where the model has learned to. `mixture`: in which order the examples are drawn; None: as the trainer does.
     """
     from datasets import Dataset
     from trl import SFTTrainer
 
     class SupervisedTrainer(WholeCheckpoints, SFTTrainer):
-        """TRL's trainer with checkpoints that end with a marker."""
+        """TRL's trainer with checkpoints that end with a marker, and the order of a mixture."""
+
+        def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+            if mixture is None:
+                return super()._get_train_sampler(*args, **kwargs)
+            return _MixtureSampler(mixture, self)
 
     dataset = Dataset.from_dict({"input_ids": [e.ids for e in examples], "labels": [e.labels() for e in examples]})
     trainer = SupervisedTrainer(
@@ -70,6 +82,7 @@ def run_trainer(trainer: Trainer, folder: StageFolder, tokenizer: PreTrainedToke
     if trainer.is_world_process_zero():
         for path in discard_incomplete(folder.path):
             print(f"{path}: incomplete (the run was stopped while it was written); removed.", flush=True)
+    project_learned_positions()
     checkpoint = last_checkpoint(folder.path)
     outcome = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     with writing(folder.path):
@@ -83,8 +96,10 @@ class ResumablePrompts:
     """Mixin before GRPOTrainer: prompts are tokenized as rendered, and their order can be resumed in any epoch.
 
     TRL's sampler draws one permutation after another from its generator; a run that resumes in its third epoch would get
-    the first permutation again. Here each epoch has its own seed.
+    the first permutation again. Here each epoch has its own seed. `mixture` decides the order where there are several sources.
     """
+
+    mixture: Mixture | None = None
 
     def _tokenize_prompts(self, prompts: list[str]) -> Any:
         # A rendered prompt already has its special tokens; adding them again would add a second BOS.
@@ -95,18 +110,36 @@ class ResumablePrompts:
 
 
 class _OrderOfEpoch:
-    """A RepeatSampler whose permutation depends only on the seed and the epoch."""
+    """A RepeatSampler whose permutation depends only on the seed and the epoch, or is that of a mixture."""
 
     def __init__(self, sampler: Any, trainer: Any) -> None:
         self.sampler, self.trainer = sampler, trainer  # not trainer.state: resuming replaces that object
 
     def __iter__(self) -> Iterator[int]:
+        epoch = int(self.trainer.state.epoch or 0)
+        if self.trainer.mixture is not None:
+            self.sampler.shuffle = False  # it then repeats the numbers from 0 on
+            order = self.trainer.mixture.order(epoch)
+            return (order[number] for number in self.sampler)
         if self.sampler.shuffle:
-            self.sampler.generator.manual_seed(self.sampler.seed + int(self.trainer.state.epoch or 0))
+            self.sampler.generator.manual_seed(self.sampler.seed + epoch)
         return iter(self.sampler)
 
     def __len__(self) -> int:
         return len(self.sampler)
+
+
+class _MixtureSampler:
+    """The order of a mixture, for a trainer that draws each example once."""
+
+    def __init__(self, mixture: Mixture, trainer: Any) -> None:
+        self.mixture, self.trainer = mixture, trainer
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.mixture.order(int(self.trainer.state.epoch or 0)))
+
+    def __len__(self) -> int:
+        return sum(self.mixture.draws)
 
 
 class MetricsFile(TrainerCallback):

@@ -179,9 +179,10 @@ class TeacherTrainer(ResumablePrompts, TrimmedPadding, WholeCheckpoints, GRPOTra
         self._metrics["train" if self.model.training else "eval"]["sampler_difference"].append(mean)
         if self.sync_threshold is not None and not mean <= self.sync_threshold:
             raise RunError(
-                f"step {self.state.global_step}: the sampler's log-probs differ from the trainer's by {mean:.3g} nats a token "
-                f"(`sync_threshold` {self.sync_threshold}): it has other weights, or reports log-probs before temperature and "
-                "truncation. Restart it (a vLLM server with `--logprobs-mode processed_logprobs`), or raise the threshold."
+                f"step {self.state.global_step}: the sampler's log-probs differ from the trainer's by {mean:.3g} nats per "
+                f"token (`sync_threshold` {self.sync_threshold}): it has other weights, or reports log-probs before "
+                "temperature and truncation. Restart it (a vLLM server with `--logprobs-mode processed_logprobs`), or raise "
+                "the threshold."
             )
 
     # -- the moving reference is part of a checkpoint ------------------------------------------------------------------------

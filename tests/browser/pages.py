@@ -29,7 +29,9 @@ def score_row(id: str, words: list[str], thought: list[str], shift: float = 0.0,
     teacher = torch.tensor([-0.5] + [-1.5] * (1 + more_explanation))
     student = torch.tensor([-2.5] + [-0.5] * (1 + more_explanation))
     kl = teacher - student
-    numbers = TokenNumbers(words, own, thought, teacher, student, kl, empty, shuffled)
+    numbers = TokenNumbers(
+        words, own, thought, teacher, student, kl, empty, shuffled, [2, 17, *[1] * (1 + more_solution)]
+    )
     parts = reward_parts(own, kl, alpha=ALPHA, kl_coef=KL_COEF, format_penalty=0.0)
     lifts = {
         f"lift_over_{name}": parts.r_ss - reward_parts(p, None, alpha=ALPHA, kl_coef=0, format_penalty=0).r_ss

@@ -73,7 +73,8 @@ def test_hovering_and_focus_show_both_log_probs(show, page_of_sixty):
     page.locator(SOLUTION).nth(1).hover()
     tip = page.locator("#tip")
     assert tip.inner_text().split("\n") == [
-        " is", "with this explanation", "−2.500", "with an empty one", "−2", "with another question's", "−1.500",
+        " is", "with this explanation", "−2.500", "rank for the student", "17", "with an empty one", "−2",
+        "with another question's", "−1.500",
         "gain", "−0.500", "the minimum of the row",
     ]  # fmt: skip
     page.locator(EXPLANATION).nth(0).focus()

@@ -10,7 +10,7 @@ from rlt.errors import DataError
 from rlt.models.loading import load_model, load_tokenizer
 from rlt.pipeline import run_stage
 from rlt.stages.coldstart import CorrectnessReward
-from rlt.tasks.grading import GraderPool
+from rlt.tasks.grading import Graders
 from rlt.text.formats import load_format
 
 TRAINER = {
@@ -36,10 +36,14 @@ def test_a_response_is_right_wrong_or_unreadable(world):
         "<end>",
     ]
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in responses]
-    with GraderPool("arithmetic") as graders:
+    with Graders() as graders:
         ends = {tokenizer.eos_token_id}
         reward = CorrectnessReward(graders, load_format("words"), tokenizer, (-1.0, -0.5, 1.0), ends)
-        assert reward(ids, ["7 a + 7 b * 7 ?"] * 3, ["8"] * 3, log_metric=logged.__setitem__) == [1.0, -0.5, -1.0]
+        assert reward(ids, ["7 a + 7 b * 7 ?"] * 3, ["8"] * 3, ["arithmetic"] * 3, log_metric=logged.__setitem__) == [
+            1.0,
+            -0.5,
+            -1.0,
+        ]
     assert logged == {"correct": pytest.approx(1 / 3), "unreadable": pytest.approx(1 / 3)}
 
 

@@ -325,3 +325,48 @@ def test_a_format_in_which_nothing_can_be_read_is_questioned(
 ) -> None:
     evaluate._warn_unreadable(config(model, tmp_path / "e"), "arithmetic", unreadable)
     assert ("no answer can be read in 100% of the responses" in capsys.readouterr().out) is warned
+
+
+def test_rows_of_one_file_are_graded_each_by_its_own_task(model: str, with_engine: Any, tmp_path: Path) -> None:
+    class Same(Coin):
+        def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
+            for request in requests:
+                yield Completion(request.key, "<think> so </think> <answer>\\boxed{B}</answer>", "stop", 20, 6)
+
+    rows = [
+        {"question": "q1", "answer": "B", "task": "multiple_choice"}, {"question": "q2", "answer": "5", "task": "arithmetic"},
+        {"question": "q3", "answer": "B"},
+    ]  # fmt: skip
+    (tmp_path / "mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with_engine(Same(1.0))
+    files = {"benchmark": str(tmp_path / "mixed.jsonl"), "temperature": 0}
+    numbers = evaluate.run(config(model, tmp_path / "e", **files)).metrics["benchmarks"]["mixed"]
+    assert numbers["task"] == "arithmetic + math + multiple_choice"
+    by_task = {task: its["pass@1"] for task, its in numbers["by_task"].items()}
+    assert by_task == {"arithmetic": 0.0, "math": 1.0, "multiple_choice": 1.0}
+    assert numbers["pass@1"] == pytest.approx(2 / 3)
+    # A task that is given grades all rows.
+    given = evaluate.run(config(model, tmp_path / "f", task="multiple_choice", limit=1, **files)).metrics["benchmarks"][
+        "mixed"
+    ]
+    assert (given["task"], "by_task" in given) == ("multiple_choice", False)
+
+
+def test_parts_of_a_point_are_a_column_and_a_mean(model: str, with_engine: Any, tmp_path: Path) -> None:
+    pytest.importorskip("reasoning_gym")
+
+    class Half(Coin):
+        def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
+            for request in requests:
+                text = "Ann is a knight, and Bob is a knight."
+                yield Completion(request.key, f"<think> so </think> <answer>{text}</answer>", "stop", 20, 6)
+
+    answer = json.dumps({"answer": "Ann is a knight, and Bob is a knave.", "metadata": {}})
+    row = {"question": "q", "answer": answer, "task": "reasoning_gym/knights_knaves"}
+    (tmp_path / "logic.jsonl").write_text(json.dumps(row) + "\n")
+    with_engine(Half(1.0))
+    files = {"benchmark": str(tmp_path / "logic.jsonl"), "temperature": 0}
+    numbers = evaluate.run(config(model, tmp_path / "e", **files)).metrics["benchmarks"]["logic"]
+    (written,) = (row for _, row in read_rows(tmp_path / "e" / "responses.jsonl"))
+    assert (written["correct"], numbers["pass@1"]) == (False, 0.0)
+    assert written["score"] == numbers["mean_score"] == pytest.approx(0.3 + 0.7 * 0.5)

@@ -73,4 +73,4 @@ def test_without_a_gpu_the_recipe_says_so_and_names_the_quickstart(tmp_path, mon
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "needs a GPU" in error
-    assert "recipes/quickstart" in error
+    assert "rlt run quickstart" in error

@@ -52,18 +52,25 @@ def uncut(world, tmp_path_factory):
     def run(stage):
         if stage not in folders:
             folders[stage] = tmp_path_factory.mktemp("whole") / stage
-            run_stage(stage, STAGES[stage].model_validate(config_of(stage, world, folders[stage])))
+            name = stage.split()[0]
+            run_stage(name, STAGES[name].model_validate(config_of(stage, world, folders[stage])))
         return folders[stage]
 
     return run
 
 
 def config_of(stage, world, output):
+    """`stage` is one, or one and `mixed`: of two sources, of which the small one is drawn as often as the large one."""
+    stage, _, mixed = stage.partition(" ")
     shared = {"output": str(output), "format": "words", "model": world["model"]}
+    rows = 4 if stage == "train" else 8
+    data = {"path": world["data"], "limit": rows}
+    if mixed:
+        small = {"path": world["data"], "source": "small", "limit": 1, "weight": rows - 1}
+        data = [small, {"path": world["data"], "source": "large", "skip": 1, "limit": rows - 1}]
     if stage == "train":
-        data = {"path": world["data"], "limit": 4}
         return {**shared, "data": data, "student": [world["student"]], "placebos": 2, "trainer": GRPO}
-    return {**shared, "data": world["data"], "trainer": SFT}
+    return {**shared, "data": data, "trainer": SFT}
 
 
 @pytest.mark.slow
@@ -75,10 +82,13 @@ def config_of(stage, world, output):
         ("train", "MetricsFile.on_step_end@4"),
         ("train", "TrainerState.save_to_json@6"),  # inside a save, before trainer_state.json is there
         ("train", "TeacherTrainer._save_more@6"),  # and before the reference model is
+        ("warmup mixed", "MetricsFile.on_step_end@4"),
+        ("train mixed", "MetricsFile.on_step_end@4"),
     ],
 )
 def test_a_killed_run_goes_on_as_if_it_had_never_been_cut(stage, killed, world, uncut, tmp_path):
     cut, whole = config_of(stage, world, tmp_path / "cut"), uncut(stage)
+    stage, _, mixed = stage.partition(" ")
     command = [sys.executable, "-c", DRIVER, stage, json.dumps(cut), killed]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == -9, done.stderr[-2000:]
@@ -92,6 +102,10 @@ def test_a_killed_run_goes_on_as_if_it_had_never_been_cut(stage, killed, world, 
     assert_same_weights(tmp_path / "cut", whole)
     last = f"checkpoint-{STEPS}"
     assert_same_optimizer(tmp_path / "cut" / last, whole / last)
+    if mixed and stage == "train":
+        rows = [row for row in metrics(whole) if "reward" in row]
+        assert {row["rlt/source/small/share"] for row in rows} == {0.5}
+        assert all("rlt/source/large/unclosed" in row for row in rows)
     if stage == "train":
         assert_same_weights(tmp_path / "cut" / last / "reference", whole / last / "reference")
         assert samples(tmp_path / "cut") == samples(whole)

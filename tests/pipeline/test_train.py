@@ -133,7 +133,7 @@ def test_the_policy_runs_for_the_reward_once_a_batch_or_not_at_all(world, tmp_pa
     assert trainers[0].policy_passes == passes
 
 
-OTHER_WEIGHTS = r"step 0: the sampler's log-probs differ from the trainer's by {} nats a token"
+OTHER_WEIGHTS = r"step 0: the sampler's log-probs differ from the trainer's by {} nats per token"
 
 
 @pytest.mark.parametrize("correction", [True, False])
@@ -255,3 +255,29 @@ def test_a_teacher_that_would_not_stop_is_refused(world, tmp_path):
         ModelError, match=f"closes a turn with <end>, but sampling does not stop there.*or add {end} to"
     ):
         train({**world, "model": str(folder)}, tmp_path / "run")
+
+
+def test_a_teacher_learns_from_arithmetic_and_rows_of_apps_humaneval_and_mbpp_at_once(world, tmp_path):
+    rows = [
+        {"question": "Read a number, print its double.", "solutions": '["print(2 * int(input()))"]',
+         "input_output": '{"inputs": ["2"], "outputs": ["4"]}', "difficulty": "introductory"},
+        {"task_id": "HumanEval/0", "prompt": "def twice(x):\n", "canonical_solution": "    return 2 * x\n",
+         "test": "def check(candidate):\n    assert candidate(2) == 4\n", "entry_point": "twice"},
+        {"task_id": 601, "text": "Write a function to double.", "code": "def twice(x):\n    return 2 * x",
+         "test_list": ["assert twice(2) == 4"], "test_setup_code": ""},
+        {"question": "Print 4.", "solutions": '["print(4)"]', "input_output": '{"inputs": [""], "outputs": ["4"]}'},
+    ]  # fmt: skip
+    write_rows(tmp_path / "code.jsonl", rows)
+    data = [
+        {"path": world["data"], "source": "sums", "limit": 4, "task": "arithmetic"},
+        {"path": str(tmp_path / "code.jsonl"), "task": "code"},
+    ]
+    metrics, samples = train(
+        world, tmp_path / "run", data=data, keep_samples=8, trainer={"max_steps": 2, "logging_steps": 2}
+    )
+    assert metrics["rlt/source/sums/share"] + metrics["rlt/source/code/share"] == 1
+    for source in ("sums", "code"):
+        assert math.isfinite(metrics[f"rlt/source/{source}/reward"])
+    written = {row["solution"] for row in samples if row["source"] == "code"}
+    assert written <= {f"```python\n{code}\n```" for code in
+                       ("print(2 * int(input()))", "def twice(x):\n    return 2 * x", "print(4)")}  # fmt: skip

@@ -18,6 +18,7 @@ from serve.conftest import CLOSE, FMT, begin
 from rlt.cli import main
 from rlt.config import RewardOptions
 from rlt.data.rows import read_rows, write_rows
+from rlt.errors import ConfigError
 from rlt.models.loading import load_model, load_tokenizer
 from rlt.reward.trl import TeacherReward, teacher_rows
 from rlt.types import Problem
@@ -269,3 +270,35 @@ def test_two_replicas_share_an_address_and_a_dead_one_is_started_again(folder):
     assert status == 200
     running.process.terminate()
     running.process.wait(30)
+
+
+def test_templates_print_the_date_that_the_student_was_trained_with(tmp_path, folder, monkeypatch):
+    from byte_models import CHATML, byte_tokenizer, save, tiny_model
+
+    from rlt.config import ServeConfig
+    from rlt.serve.application import Metrics
+    from rlt.serve.server import dated, load_service
+    from rlt.text import clock
+
+    monkeypatch.setenv(clock.VARIABLE, "")
+    tokenizer = byte_tokenizer(tags=FMT.tags.all(), template="{{ strftime_now('%d %b %Y') }}\n" + CHATML)
+    student = save(tmp_path / "student", tiny_model(tokenizer, 0), tokenizer)
+    state = {"stage": "distill", "date": "2025-01-31", "config": {"format": str(folder / "format.yaml")}}
+    (tmp_path / "student" / "stage.json").write_text(json.dumps(state))
+
+    def about(**options):
+        monkeypatch.setenv(clock.VARIABLE, "")
+        service = load_service(dated(ServeConfig(student=[str(student)], **options)), Metrics())
+        service.queue.close()
+        return service
+
+    trained, other = about(), about(date="2025-02-01")
+    assert trained.info["date"] == "2025-01-31"
+    assert other.info["date"] == "2025-02-01"
+    assert trained.name != other.name
+    with pytest.raises(ConfigError, match=r"`date` is 'today'; write it as"):
+        dated(ServeConfig(student=[str(student)], date="today"))
+
+
+def test_a_template_that_prints_no_date_gives_one_service_on_all_days(served):
+    assert served.ask("/info")[1]["date"] is None

@@ -8,7 +8,7 @@ from rlt.engines.base import Completion
 from rlt.errors import ScoringError
 from rlt.reward.accuracy import student_accuracy
 from rlt.tasks import Verdict
-from rlt.tasks.grading import GraderPool
+from rlt.tasks.grading import Graders
 from rlt.text.formats import load_format
 from rlt.types import Problem
 
@@ -43,7 +43,7 @@ def shares(student, answers=("5",), graders=None):
     items = [
         FMT.finished(Problem(str(i), f"q{i}", "It is 5.", answer=answer), "So.") for i, answer in enumerate(answers)
     ]
-    return student_accuracy(student, FMT, items, CONFIG, graders or GraderPool("arithmetic"), seed=3)
+    return student_accuracy(student, FMT, items, CONFIG, graders or Graders(), seed=3)
 
 
 def errors(results):
@@ -75,14 +75,14 @@ def test_a_solution_that_the_context_cut_off_is_no_wrong_one():
 
 
 def test_a_grader_that_fails_is_no_wrong_solution(monkeypatch):
-    graders = GraderPool("arithmetic")
+    graders = Graders()
     verdicts = [
         Verdict(True, "5"),
         Verdict(False, None, "not graded within 10 s"),
         Verdict(True, "5"),
         Verdict(True, "5"),
     ]
-    monkeypatch.setattr(graders, "grade", lambda responses, fmt: verdicts)
+    monkeypatch.setattr(graders, "grade", lambda tasks, responses, fmt: verdicts)
     results = shares(Student(q0=[RIGHT, RIGHT], q1=[RIGHT, RIGHT]), "55", graders)
     assert errors(results) == ["a solution could not be graded: not graded within 10 s", 1.0]
 

@@ -72,7 +72,7 @@ def test_every_shipped_recipe_is_fine_and_checked_in_two_seconds(path, everythin
     checked = check_steps(recipe, recipe.steps)
     assert checked.problems == []
     assert time.process_time() - begun < 2
-    assert bool(checked.unverified) == (path.parent.name not in ("quickstart", "miniature"))
+    assert bool(checked.unverified) == (path.parent.name not in ("quickstart", "miniature", "mixed"))
 
 
 def test_a_fine_recipe_has_no_problems(model, data):
@@ -303,3 +303,29 @@ def test_a_file_that_is_no_tokenizer_is_told(model, data):
         }
     )
     assert "tokenizer.json: not a tokenizer" in line
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "message"),
+    [
+        ("reasoning_gym/knight_knaves", {}, "did you mean reasoning_gym/knights_knaves"),
+        ("reasoning_gym/knights_knaves", {"n_peple": 2}, "unknown option 'n_peple'; did you mean n_people"),
+        ("reasoning_gym/knights_knaves", {"n_people": 0}, "options {'n_people': 0}"),
+    ],
+)
+def test_a_wrong_generator_or_option_of_reasoning_gym_is_one_line(task, options, message):
+    recipe = build_recipe({"name": "r", "problems": {"task": task, "options": options}}, "r/recipe.yaml")
+    (line,) = check_steps(recipe, recipe.steps).problems
+    assert message in line
+    assert "\n" not in line
+
+
+def test_every_source_of_a_list_is_looked_at(tmp_path):
+    (tmp_path / "one.jsonl").write_text('{"question": "q", "solution": "s", "explanation": "e"}\n')
+    (tmp_path / "two.jsonl").write_text('{"question": "q", "solution": "s"}\n')
+    data = [str(tmp_path / "one.jsonl"), {"path": str(tmp_path / "two.jsonl"), "task": "maths"}]
+    recipe = build_recipe({"name": "r", "warmup": {"model": "org/model", "data": data}}, "r/recipe.yaml")
+    problems = check_steps(recipe, recipe.steps).problems
+    assert any("two.jsonl line 1: column `explanation` is missing" in line for line in problems)
+    assert any("unknown task 'maths'" in line for line in problems)
+    assert not any("one.jsonl" in line for line in problems)

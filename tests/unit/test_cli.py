@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from rlt.cli import SUMMARIES, main, parse_flags
+from rlt.cli import main, parse_flags
 from rlt.config import STAGES, parse_yaml
+from rlt.helptext import SUMMARIES
 from rlt.planning import PlanConfig
 from rlt.recipe import RecipeHead, load_recipe
 from rlt.text.formats import shipped_formats
@@ -113,15 +114,20 @@ def test_help_has_every_key_the_required_first_and_what_they_may_be(command, mon
     required = [text.endswith("[required]") for _, text in top]
     assert required == sorted(required, reverse=True)
     model = {"run": RecipeHead, "plan": PlanConfig}.get(command) or STAGES[command]
-    assert [key for key, _ in top] == [
-        name.replace("_", "-")
-        for name, field in sorted(model.model_fields.items(), key=lambda item: not item[1].is_required())
-    ]
+    assert sorted(key for key, _ in top) == sorted(name.replace("_", "-") for name in model.model_fields)
     if "format" in model.model_fields:
         for name in shipped_formats():
             assert f"`{name}`" in dict(keys)["format"]
     if command == "train":
         assert "One of k1, k3, exact. [default: null]" in dict(keys)["estimator"]
+
+
+def test_help_has_topics_and_what_every_stage_has_comes_last(capsys):
+    assert main(["train", "--help"]) == 0
+    titles = re.findall(r"^(\S.*):$", capsys.readouterr().out, re.MULTILINE)
+    assert titles[:2] == ["Required", "Options"]
+    assert "The student in the reward, and where it runs" in titles
+    assert titles[-1] == "What every stage has"
 
 
 def test_help_is_80_columns_wide_where_there_is_no_terminal():

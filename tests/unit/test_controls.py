@@ -67,3 +67,15 @@ def test_questions_that_are_excluded_are_left_out(tmp_path):
 def test_a_source_is_named_once(tmp_path, keys):
     with pytest.raises((ConfigError, ValueError), match=r"not both|belong to"):
         ProblemsConfig(output=tmp_path / "o.jsonl", **keys)
+
+
+def test_a_wrong_solution_names_the_answer_of_the_next_problem_that_has_another(tmp_path):
+    assert [(row["solution"], row["answer"], row.get("explanation")) for row in made(tmp_path, solution="wrong")] == [
+        ("The answer is 2.", "2", None), ("The answer is 3.", "3", None), ("The answer is 1.", "1", None),
+    ]  # fmt: skip
+
+
+def test_problems_with_one_answer_have_no_wrong_one(tmp_path):
+    write_rows(tmp_path / "same.jsonl", [{"question": f"{i}?", "solution": "7.", "answer": "7"} for i in range(2)])
+    with pytest.raises(DataError, match=r"same.jsonl: problem 0: `solution: wrong` needs"):
+        problems.run(ProblemsConfig(output=tmp_path / "out.jsonl", data=str(tmp_path / "same.jsonl"), solution="wrong"))

@@ -1,5 +1,6 @@
 """Models: placement is checked before anything is loaded, and no weight is ever random, cut off or NaN."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -91,3 +92,16 @@ def test_tied_weights_are_not_missing(tmp_path):
     assert "lm_head.weight" not in load_file(Path(folder) / "model.safetensors")
     check_weights(folder)
     load_model(folder, device="cpu")
+
+
+def test_loading_a_model_prints_nothing(tmp_path, caplog):
+    """Under a logger's level of WARNING transformers lists layers that tensor parallelism leaves whole, on one device too."""
+    tokenizer = byte_tokenizer()
+    folder = save(tmp_path, tiny_model(tokenizer, 0), tokenizer)
+    with caplog.at_level(0):
+        logging.getLogger("transformers").addHandler(caplog.handler)
+        try:
+            load_model(folder)
+        finally:
+            logging.getLogger("transformers").removeHandler(caplog.handler)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]

@@ -9,14 +9,12 @@ import torch
 from byte_models import byte_tokenizer, tiny_model
 
 from rlt.errors import ModelError
+from rlt.models.heads import Head, exact_kl, project
 from rlt.models.logprobs import (
-    Head,
     Row,
-    exact_kl,
     hidden_states,
     output_head,
     plan_batches,
-    project,
     token_logprobs,
 )
 

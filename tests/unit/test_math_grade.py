@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rlt.tasks import math
 from rlt.tasks.grading import answer_part
-from rlt.tasks.math_answers import spell
+from rlt.tasks.math_spelling import spell
 from rlt.text.formats import load_format
 
 FORMAT = load_format("stratos")

@@ -12,8 +12,9 @@ from rlt.config import RewardOptions
 from rlt.reward.scoring import RewardEngine
 from rlt.reward.students import LocalModel
 from rlt.reward.trl import TeacherReward, teacher_rows
+from rlt.text.clock import strftime_now
 from rlt.text.formats import check_template, load_format, render_student, teacher_prompt
-from rlt.text.tokens import decode, sampled_texts
+from rlt.text.tokens import decode, encode, sampled_texts
 from rlt.types import Problem
 
 PROBLEM = Problem("0", "Tom has 3 apples and buys 4. How many?", "3 + 4 = 7.\n\nThe answer is 7.")
@@ -42,20 +43,19 @@ def model_of(name, seed):
 
 
 def completions(name, fmt):
-    """Each text as this tokenizer can write it (Qwen normalises to NFC)."""
+    """Each text as this tokenizer can write it (Qwen normalises to NFC, Mistral's writes a space first), and its tokens."""
     prompt = teacher_prompt(fmt, real_tokenizer(name), PROBLEM)
     for kind, text in WRITTEN.items():
         text = text.format(pad=fmt.padding, close=fmt.tags.explanation.close)
         ids, _ = continued(real_tokenizer(name), prompt, text)
-        yield kind, decode(real_tokenizer(name), ids)
+        yield kind, decode(real_tokenizer(name), ids), ids
 
 
-def trained(name, fmt, student, text):
-    """The row that teacher RL would log for a completion, from sampled ids and the policy's own log-probs."""
+def trained(name, fmt, student, text, ids):
+    """The row that teacher RL would log for a completion of these tokens, with the policy's own log-probs."""
     tokenizer, policy = real_tokenizer(name), model_of(name, 1)
     (row,) = teacher_rows([PROBLEM], fmt, tokenizer)
     prompt, _ = encoded(tokenizer, row["prompt"])
-    ids, _ = continued(tokenizer, row["prompt"], text)
     ids = [*ids, tokenizer.eos_token_id]
     known = torch.tensor(logprobs(policy, prompt + ids, TEMPERATURE, len(prompt)))
     reward = TeacherReward([student], tokenizer, fmt, RewardOptions(), placebos=0)
@@ -77,7 +77,7 @@ def check(name, student_name, format_name):
     teacher = LocalModel(model_of(name, 1), real_tokenizer(name), name="teacher")
     engine = RewardEngine([student], fmt, RewardOptions(), teacher)
     compared = 0
-    for kind, text in completions(name, fmt):
+    for kind, text, ids in completions(name, fmt):
         item = fmt.completed(PROBLEM, text)
         (scored,) = (row.parts for row in engine.score([item]))
         r_ss, r_kl = plain_reward(
@@ -90,7 +90,7 @@ def check(name, student_name, format_name):
         )
         assert scored.error is None, kind
         assert (scored.r_ss, scored.r_kl) == pytest.approx((r_ss, r_kl or 0.0), abs=1e-4), kind
-        in_training = trained(name, fmt, student, text)
+        in_training = trained(name, fmt, student, text, ids)
         for part in ("reward", "r_ss", "r_kl", "explanation_kl_mean", "explanation_kl_max", "explanation_tokens"):
             assert getattr(in_training, part) == pytest.approx(getattr(scored, part), abs=1e-4), (kind, part)
         compared += bool(r_kl)
@@ -101,6 +101,12 @@ def check(name, student_name, format_name):
 @pytest.mark.parametrize("name", NAMES)
 def test_training_scores_as_rlt_score_does_and_as_all_logits_do(name, format_name):
     check(name, name, format_name)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "llama3", "deepseek", "tekken"])
+def test_so_it_does_where_the_solution_stands_in_the_users_turn(name):
+    # Not Mistral's: behind `[/INST]` it writes a space that the text of an explanation cannot tell from a sampled one.
+    check(name, name, "stratos-user")
 
 
 @pytest.mark.parametrize(
@@ -128,3 +134,13 @@ def test_a_template_rewrites_no_explanation(name, format_name):
     for written in ("\n\nSo\n\n\n", "a </think> b", "", "  "):
         text = render_student(fmt, real_tokenizer(name), PROBLEM, written).text
         assert fmt.tags.thought.open + fmt.padding + written + fmt.tags.thought.close in text
+
+
+@pytest.mark.parametrize("format_name", ["stratos-user", "r1-user"])
+@pytest.mark.parametrize("name", NAMES)
+def test_an_engine_that_takes_messages_reads_the_tokens_that_are_scored(name, format_name):
+    fmt, tokenizer = load_format(format_name), real_tokenizer(name)
+    theirs = tokenizer.apply_chat_template(
+        fmt.teacher_messages(PROBLEM), add_generation_prompt=True, return_dict=False, strftime_now=strftime_now
+    )
+    assert encode(tokenizer, teacher_prompt(fmt, tokenizer, PROBLEM)) == theirs

@@ -16,8 +16,8 @@ from peft import LoraConfig
 from pydantic import TypeAdapter
 from trl import GRPOConfig, SFTConfig
 
-from rlt.cli import SUMMARIES
 from rlt.config import STAGES, PretrainConfig, ProblemsConfig
+from rlt.helptext import SUMMARIES
 from rlt.launching import processes
 from rlt.outputs import changed_keys
 from rlt.planning import PlanConfig, plan

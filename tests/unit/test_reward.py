@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from rlt.errors import ScoringError
-from rlt.reward.formula import divergence, reward_parts, stretch_sums
-from rlt.reward.items import Side
-from rlt.reward.scoring import combine, explanation_divergence
+from rlt.reward.formula import combine, divergence, reward_parts, stretch_sums
+from rlt.reward.sides import Side, explanation_divergence
 from rlt.types import RewardParts
 
 SOLUTION = torch.tensor([-1.0, -3.0, -0.5, -0.5, 0.0])  # mean -1, minimum -3

@@ -246,3 +246,18 @@ def test_parquet_has_a_column_of_ids_also_where_no_row_has_one(run, tmp_path):
     table = pyarrow.parquet.read_table(tmp_path / "out.parquet")
     assert table.column_names == ["id", *RewardParts.__dataclass_fields__]
     assert table.column("id").to_pylist() == [None]
+
+
+def test_solutions_of_another_file_take_the_place_of_the_rows_own(tmp_path, monkeypatch):
+    (tmp_path / "data.jsonl").write_text(
+        json.dumps({**ROW, "solution": "wrong"}) + "\n" + json.dumps({**ROW, "question": "p"})
+    )
+    (tmp_path / "right.jsonl").write_text(json.dumps({"question": "q", "solution": "right"}) + "\n")
+    config = ScoreConfig(
+        student=["s"], data=tmp_path / "data.jsonl", output=tmp_path / "o.jsonl", solutions=tmp_path / "right.jsonl"
+    )
+    first, second = score.numbered(config, Letters.fmt)
+    assert (first.explanation.problem.solution, first.explanation.text.strip()) == ("right", "e")
+    assert second.error == (
+        "data.jsonl line 2: its question is not in " + str(tmp_path / "right.jsonl") + ", which `solutions` names."
+    )

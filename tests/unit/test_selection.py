@@ -241,3 +241,34 @@ def test_a_complete_selection_is_not_made_again(tmp_path: Path) -> None:
     again = select.run(SelectConfig.model_validate(json.loads(json.dumps(read_state(tmp_path / "out")["config"]))))
     assert again.metrics == first.metrics
     assert (tmp_path / "out" / "selected.jsonl").stat().st_mtime_ns == stamp
+
+
+def response(question: int, sample: int, text: str, correct: bool = True) -> JsonRow:
+    return {"key": f"b/{question}/{sample}", "question_id": str(question), "sample": sample, "question": f"{question}?",
+            "answer": "5", "response": text, "correct": correct}  # fmt: skip
+
+
+RIGHT = FORMAT.student_response(FORMAT.as_written("2 + 3 = 5."), "It is 5.")
+
+
+def test_correct_keeps_the_first_right_response_to_each_question_and_says_why_the_others_are_left_out(tmp_path: Path):
+    given = [
+        response(1, 0, "It is 4.", correct=False), response(1, 1, RIGHT), response(1, 2, RIGHT), response(2, 0, "It is 5."),
+    ]  # fmt: skip
+    result = run(tmp_path, given, keep="correct")
+    assert (result.metrics["problems"], result.metrics["problems_without"]) == (2, 1)
+    ((_, row),) = read_rows(tmp_path / "out" / "selected.jsonl")
+    assert (row["problem"], row["question"], row["explanation"], row["solution"]) == (
+        "1",
+        "1?",
+        "2 + 3 = 5.",
+        "It is 5.",
+    )
+    assert dropped(tmp_path) == {
+        "b/1/0": "its answer is wrong", "b/1/2": OTHER, "b/2/0": "it has no thought or no solution in the format's tags",
+    }  # fmt: skip
+
+
+def test_correct_needs_graded_responses(tmp_path: Path):
+    with pytest.raises(DataError, match=r"data.jsonl.*: column `response` is missing; .* reads responses.jsonl"):
+        run(tmp_path, rows(explanation("1", 0, "Add.")), keep="correct")

@@ -6,6 +6,7 @@ import torch
 
 from rlt.config import RewardOptions, ScoreConfig
 from rlt.data.rows import read_rows, write_rows
+from rlt.models.heads import TILES, Head, token_ranks
 from rlt.reward.formula import reward_parts
 from rlt.reward.items import ScoredRow
 from rlt.reward.placebos import with_placebos
@@ -13,7 +14,8 @@ from rlt.reward.scoring import RewardEngine
 from rlt.reward.students import LocalModel
 from rlt.reward.tokens import half, packed, token_texts, unpacked
 from rlt.stages import score
-from rlt.text.formats import load_format
+from rlt.text.formats import load_format, render_student
+from rlt.text.tokens import tokenize
 from rlt.types import Explanation, Problem
 from tests.byte_models import PLAIN, byte_tokenizer, save, tiny_model
 
@@ -93,6 +95,33 @@ def test_each_student_has_its_own():
     row = scored(students=[model(1), model(3)], placebos=False)[0]
     assert list(row.tokens) == ["model 1", "model 3"]
     assert row.to_row()["students"]["model 3"]["tokens"]["log_probs"] == packed(row.tokens["model 3"].log_probs)
+
+
+def test_ranks_are_places_among_the_models_own_logits():
+    student = model(1)
+    (first, second) = (next(iter(row.tokens.values())) for row in scored(students=[student]))
+    for item, numbers in zip(ROWS, (first, second), strict=True):
+        (text,) = tokenize(TOKENIZER, [render_student(FMT, TOKENIZER, item.problem, item.text)])
+        logits = student.model(torch.tensor([text.ids])).logits[0]
+        for span, ranks in (("solution", numbers.solution_ranks), ("explanation", numbers.explanation_ranks)):
+            places = text.spans[span]
+            assert ranks == [int((logits[i - 1] > logits[i - 1, text.ids[i]]).sum()) + 1 for i in places]
+            assert min(ranks) >= 1
+
+
+@pytest.mark.parametrize("tile", [1, 7, 300])
+def test_ranks_do_not_depend_on_tiles_and_equal_logits_share_the_better_one(monkeypatch, tile):
+    monkeypatch.setitem(TILES, "cpu", (2, tile))
+    # Three positions over six tokens; each hidden state picks a row of logits.
+    weight = torch.tensor([[3.0, 0, 1], [1, 0, 2], [2, 0, 3], [3, 0, 4], [-1, 0, 5], [0, 0, 6]])
+    ranks = token_ranks(Head(weight, None, 1.0, None), torch.eye(3), torch.tensor([1, 4, 0]))
+    assert ranks.tolist() == [4, 1, 6]
+
+
+def test_stretches_have_no_ranks():
+    (numbers,) = scored(students=[model(1, OTHER)])[0].tokens.values()
+    assert numbers.explanation_ranks is None
+    assert len(numbers.solution_ranks) == len(numbers.solution)
 
 
 def test_none_are_kept_unless_asked_for():

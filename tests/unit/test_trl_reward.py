@@ -11,6 +11,7 @@ from rlt.errors import ConfigError, DataError, ScoringError
 from rlt.models.logprobs import Row, hidden_states, output_head, token_logprobs
 from rlt.reward.scoring import RewardEngine
 from rlt.reward.students import LocalModel
+from rlt.reward.tokens import unpacked
 from rlt.reward.trl import TeacherReward, teacher_rows
 from rlt.text.formats import load_format, render_student
 from rlt.types import Problem
@@ -45,6 +46,21 @@ def test_plain_trl_gets_r_ss_and_the_penalty():
     expected = RewardEngine([STUDENT], FMT, RewardOptions()).score(items)
     assert got == pytest.approx([row.parts.reward for row in expected], abs=1e-4)
     assert all(row.parts.r_kl is None for row in reward.last_rows)
+
+
+def test_samples_keep_their_tokens_if_asked_for():
+    reward = TeacherReward([STUDENT], TOKENIZER, FMT, keep_samples=2, tokens=True)
+    reward(PROMPTS, TEXTS, [sampled(text) for text in TEXTS], **COLUMNS)
+    assert len(reward.last_samples) == 2
+    for sample in reward.last_samples:
+        tokens = sample["tokens"]
+        assert "".join(tokens["solution"]) == sample["solution"]
+        mean = unpacked(tokens["log_probs"]).astype(float).mean()
+        assert mean == pytest.approx(sample["solution_log_prob_mean"], abs=1e-2)
+        assert len(tokens["solution_ranks"]) == len(tokens["solution"])
+    silent = TeacherReward([STUDENT], TOKENIZER, FMT, keep_samples=2)
+    silent(PROMPTS, TEXTS, [sampled(text) for text in TEXTS], **COLUMNS)
+    assert all("tokens" not in sample for sample in silent.last_samples)
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k3", "exact"])
@@ -164,3 +180,17 @@ def test_parts_spreads_shares_and_lifts_are_logged_and_samples_kept():
         earned = sum(row.parts.r_ss for row in sample) / 3 - sum(lifts) / 3
         assert logged[f"rlt/r_ss_{name}"] == pytest.approx(earned)
     assert [sample["question"] for sample in reward.last_samples] == ["What is 0?", "What is 1?"]
+
+
+def test_each_source_of_a_mixture_has_its_own_numbers():
+    reward = TeacherReward([STUDENT], TOKENIZER, FMT, placebos=6)
+    logged, source = {}, ["a", "a", "b", "b", "b", "b"]
+    ids = [sampled(text) for text in TEXTS]
+    got = reward(PROMPTS, TEXTS, ids, **COLUMNS, source=source, log_metric=logged.__setitem__)
+    assert logged["rlt/source/a/reward"] == pytest.approx((got[0] + got[1]) / 2)
+    assert logged["rlt/source/b/reward"] == pytest.approx(sum(got[2:]) / 4)
+    assert logged["rlt/source/b/unclosed"] == 0.5  # TEXTS close at odd places
+    assert logged["rlt/source/b/share"] == pytest.approx(4 / 6)
+    lifts = [row.lift_over_empty for row in reward.last_rows[2:]]
+    assert logged["rlt/source/b/lift_over_empty"] == pytest.approx(sum(lifts) / 4)
+    assert [sample["source"] for sample in reward.last_samples] == ["a", "a", "b", "b"]

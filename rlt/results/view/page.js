@@ -518,6 +518,8 @@
     ].filter(Boolean));
   }
 
+  const rank = (ranks, i) => ranks?.[i] == null ? [] : [["rank for the student", String(ranks[i])]];
+
   function legend(bases, base, students, two) {
     const limit = number(page.scale, page.scale % 1 ? 1 : 0);
     return el("div", { class: "legend" },
@@ -554,7 +556,7 @@
       at += text.length;
       return {
         text, shade: -divergence[i], extreme: i === worst, copied: inside(row.copied, from, at, text), other: inside(words, from, at, text),
-        lines: [["teacher, seeing the solution", number(teacher?.[i], 3)], ["student", number(student?.[i], 3)], ["divergence", signed(divergence[i])]],
+        lines: [["teacher, seeing the solution", number(teacher?.[i], 3)], ["student", number(student?.[i], 3)], ...rank(tokens.explanation_ranks, i), ["divergence", signed(divergence[i])]],
         note: i === worst ? "the maximum of the row" : "",
       };
     });
@@ -569,7 +571,7 @@
     const start = offset(row.solution, tokens.solution);
     const items = tokens.solution.map((text, i) => ({
       text, shade: found.gain[i], extreme: i === least,
-      lines: [["with this explanation", number(found.own[i], 3)], empty && ["with an empty one", number(empty[i], 3)], shuffled && ["with another question's", number(shuffled[i], 3)],
+      lines: [["with this explanation", number(found.own[i], 3)], ...rank(tokens.solution_ranks, i), empty && ["with an empty one", number(empty[i], 3)], shuffled && ["with another question's", number(shuffled[i], 3)],
         base === "other" && ["with the other file's", number(found.other[i], 3)], base !== "none" && ["gain", signed(found.gain[i])]].filter(Boolean),
       note: i === least ? "the minimum of the row" : "",
     }));

@@ -21,8 +21,9 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rlt.config import ServeConfig
-from rlt.errors import DataError, RltError, ServerError
-from rlt.reward.items import ScoredRow, Side
+from rlt.errors import DataError, RltError, ScoringError, ServerError
+from rlt.reward.items import ScoredRow
+from rlt.reward.sides import Side
 from rlt.serve.queue import QueueFull, RewardQueue
 from rlt.serve.rows import Reader, after_prompt, label_row, policy_tokens
 from rlt.types import Explanation, JsonRow, RewardParts
@@ -75,8 +76,10 @@ class Metrics:
         self.tokens.inc(sum((row.parts.solution_tokens or 0) + (row.parts.explanation_tokens or 0) for row in rows))
 
 
-def build_app(config: ServeConfig, load: Callable[[Metrics], Service], token: str | None = None) -> FastAPI:
-    """The application. `load` makes its Service, in a thread: `/health` answers meanwhile.
+def build_app(
+    config: ServeConfig, load: Callable[[Metrics], Service], token: str | None = None, wait: bool = False
+) -> FastAPI:
+    """The application. `load` makes its Service, in a thread: `/health` answers meanwhile, unless it is to `wait`.
 
     `token`: what clients must send as `Authorization: Bearer ...`.
     """
@@ -85,7 +88,11 @@ def build_app(config: ServeConfig, load: Callable[[Metrics], Service], token: st
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        threading.Thread(target=state.load, args=(load,), daemon=True).start()
+        loading = threading.Thread(target=state.load, args=(load,), daemon=True)
+        loading.start()
+        if wait:
+            await asyncio.to_thread(loading.join)
+            state.ready()
         yield
         await asyncio.to_thread(state.close)
 
@@ -251,21 +258,22 @@ class _State:
         return body
 
     def submit(self, rows: Sequence[object]) -> list[Future[ScoredRow]]:
-        """A future for each row. A row that cannot be read gets its own error; raises DataError if no row can be read."""
+        """A future for each row. A row that cannot be read gets its own error; raises DataError if all are the caller's."""
         service = self.ready()
         if not 0 < len(rows) <= self.config.max_rows:
             raise DataError(f"{len(rows)} rows in one request; 1 to {self.config.max_rows} are allowed")
-        read: list[Prepared | DataError] = []
+        read: list[Prepared | DataError | ScoringError] = []
         for number, row in enumerate(rows):
             try:
                 read.append(service.reader.read(row, number))
-            except DataError as error:
+            except (DataError, ScoringError) as error:
                 read.append(error)
-        good = [one for one in read if not isinstance(one, DataError)]
-        if not good:
-            raise next(one for one in read if isinstance(one, DataError))
-        scored = iter(service.queue.submit(good))
-        return [_failed(one) if isinstance(one, DataError) else next(scored) for one in read]
+        refused = [one for one in read if isinstance(one, DataError)]
+        if len(refused) == len(read):
+            raise refused[0]
+        good = [one for one in read if not isinstance(one, (DataError, ScoringError))]
+        scored = iter(service.queue.submit(good) if good else [])
+        return [_failed(one) if isinstance(one, (DataError, ScoringError)) else next(scored) for one in read]
 
     def number(self, row: ScoredRow, number: int) -> float:
         """The reward of a row for an engine that takes only numbers; raises DataError if the row failed."""
@@ -276,7 +284,7 @@ class _State:
         raise DataError(f"row {number}: {row.parts.error}")
 
 
-def _failed(error: DataError) -> Future[ScoredRow]:
+def _failed(error: RltError) -> Future[ScoredRow]:
     future: Future[ScoredRow] = Future()
     future.set_result(ScoredRow.failed(str(error)))
     return future

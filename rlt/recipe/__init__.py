@@ -22,14 +22,13 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from rlt.config import (
     MOVED,
-    SHORT_FORMS,
     STAGES,
     Config,
     ReportConfig,
@@ -40,12 +39,12 @@ from rlt.config import (
     yaml_problem,
 )
 from rlt.errors import ConfigError, ProblemsFound
-from rlt.tasks import load_task
+from rlt.recipe.reports import check_report
+from rlt.recipe.values import deep_merge, filled, with_paths_of, with_references
 from rlt.types import JsonMap, JsonRow
 
 FILE_STAGES = tuple(name for name, config in STAGES.items() if config.writes == "file")
 ONCE = ("report",)  # run once, over all seeds
-_REFERENCE = re.compile(r"^@([\w.-]+(?:/[\w.-]+)?)(?::(.+))?$")
 # Names become files of the run's folder: no separators, no `..`, nothing hidden.
 NAME = r"^\w[\w.-]*$"
 TAKEN = ("logs", "recipe.yaml")  # what a run's folder has besides its steps
@@ -70,6 +69,10 @@ class RecipeHead(Config):
     """Name of the run's folder."""
     description: str = ""
     """Purpose of the recipe in one line; shown at the start and in the report."""
+    time: str = ""
+    """How long the recipe takes, and whether that was measured or planned; for `rlt recipes`."""
+    hardware: str = ""
+    """What it was measured or planned on; for `rlt recipes`."""
     folder: Path = Path("runs")
     """Folder that holds all runs."""
     seeds: Annotated[list[Seed], BeforeValidator(_as_numbers), Field(min_length=1), AfterValidator(_different)] = [0]
@@ -182,7 +185,7 @@ def read_recipe(path: Path | str, overrides: JsonMap | None = None) -> tuple[Rec
         raise ConfigError(f"{path}: not valid YAML: {yaml_problem(error)}.") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: a recipe is a mapping of steps; see `rlt run --help`.")
-    values = _beside({str(key): value for key, value in values.items()}, path.parent)
+    values = with_paths_of({str(key): value for key, value in values.items()}, path.parent)
     for key in overrides or {}:
         if key not in RecipeHead.model_fields and key not in values:
             hint = _near(key, [*values, *RecipeHead.model_fields])
@@ -226,7 +229,7 @@ def _built(values: JsonRow, where: str, timings: Mapping[str, Timing]) -> tuple[
             steps += _step(name, raw, head, None, expanded, problems)
     for step in steps:
         if isinstance(step.config, ReportConfig):
-            problems += _told(_check_report, step.config, expanded, f"step `{step.name}`")
+            problems += _told(check_report, step.config, expanded, f"step `{step.name}`")
     problems += _shared_outputs(steps)
     return Recipe(head, tuple(steps), values, timings), problems
 
@@ -307,8 +310,8 @@ def _expanded_step(name: str, raw: object, head: RecipeHead, expanded: JsonMap) 
         _check_name(str(variant), f"step `{name}`: variant `{variant}`")
         if not isinstance(special, dict | None):
             raise ConfigError(f"step `{name}`: variant `{variant}` must be a mapping of keys.")
-        filled = _fill(deep_merge(common, special or {}), {"each": variant})
-        steps[f"{name}/{variant}"] = {**filled, "stage": stage}
+        own = filled(deep_merge(common, special or {}), {"each": variant})
+        steps[f"{name}/{variant}"] = {**own, "stage": stage}
     return steps
 
 
@@ -368,7 +371,7 @@ def _step(
         return str(path / part) if part else str(path)
 
     try:
-        values = _resolve(_fill({k: v for k, v in raw.items() if k != "stage"}, {"seed": seed}), path_of)
+        values = with_references(filled({k: v for k, v in raw.items() if k != "stage"}, {"seed": seed}), path_of)
         values.setdefault("output", str(output_of(head, name, stage, seed)))
         values.setdefault("seed", 0 if seed is None else seed)
         config = validate(STAGES[stage], values, f"step `{name}`")
@@ -380,49 +383,6 @@ def _step(
     return [Step(name, stage, seed, config, tuple(one for one in names if one in after))]
 
 
-def _check_report(config: ReportConfig, expanded: Mapping[str, JsonRow], where: str) -> None:
-    """Raises ConfigError for a name in a report that no step, variant or arm has: it would silently be left out."""
-
-    def check(key: str, name: str, known: Collection[str]) -> None:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-            hint = f" Did you mean {near[0]}?" if near else f" There are: {', '.join(known) or 'none'}."
-            raise ConfigError(f"{where}: `{key}`: unknown step or variant {name!r}.{hint}")
-
-    def of_stage(stage: str) -> dict[str, None]:
-        return dict.fromkeys(name for name, raw in expanded.items() if raw["stage"] == stage)
-
-    def heads(stage: str) -> dict[str, None]:
-        return dict.fromkeys(name.split("/")[0] for name in of_stage(stage))
-
-    def variants(step: str) -> dict[str, None]:
-        return dict.fromkeys(name.removeprefix(f"{step}/") for name in expanded if name.startswith(f"{step}/"))
-
-    evaluated = of_stage("evaluate")
-    arms = {**variants(config.sampled), **evaluated}
-    if config.bands or not set(config.arms) <= set(evaluated):
-        check("sampled", config.sampled, heads("evaluate"))
-    for key, stage in (("greedy", "evaluate"), ("explained", "collect"), ("scored", "score")):
-        step = getattr(config, key)
-        if step is not None:
-            check(key, step, heads(stage))
-            for teacher in config.teachers if key != "greedy" else ():
-                check("teachers", teacher, variants(step))
-    if config.trained is not None:
-        check("trained", config.trained, expanded)
-    for arm in config.arms:
-        check("arms", arm, arms)
-    for band in config.bands:
-        check("bands", band, variants(config.sampled))
-    for arm in config.headline:
-        check("headline", arm, config.arms or evaluated)
-    for key in ("teachers", "headline"):
-        if len(getattr(config, key)) not in (0, 2):
-            raise ConfigError(f"{where}: `{key}`: must be two names, or none.")
-    if config.task is not None and not hasattr(load_task(config.task), "inspect"):
-        raise ConfigError(f"{where}: `task`: {config.task} cannot inspect explanations; leave the key out.")
-
-
 def output_of(head: RecipeHead, name: str, stage: str | None, seed: int | None) -> Path:
     """Where the step of that name leaves its results."""
     run = head.folder / head.name
@@ -432,59 +392,3 @@ def output_of(head: RecipeHead, name: str, stage: str | None, seed: int | None) 
         run = run / f"seed-{seed}"
     path = run / name
     return path.with_name(path.name + ".jsonl") if stage in FILE_STAGES else path
-
-
-def _resolve(value: Any, path_of: Any) -> Any:
-    if isinstance(value, str):
-        match = _REFERENCE.match(value)
-        return path_of(match[1], match[2]) if match else value
-    if isinstance(value, dict):
-        return {key: _resolve(item, path_of) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_resolve(item, path_of) for item in value]
-    return value
-
-
-def _fill(value: Any, names: JsonMap) -> Any:
-    if isinstance(value, str):
-        for key, text in names.items():
-            value = value.replace("{" + key + "}", str(text))
-        return value
-    if isinstance(value, dict):
-        return {key: _fill(item, names) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_fill(item, names) for item in value]
-    return value
-
-
-def _beside(value: Any, folder: Path) -> Any:
-    """Paths such as `./format.yaml` that exist in the recipe's folder, but not here, become paths to the former. Of
-    `./models/{seed}` the folder `./models` has to exist.
-    """
-    if (
-        isinstance(value, str)
-        and value.startswith(("./", "../"))
-        and not Path(value).exists()
-        and (folder / value.split("{")[0]).exists()
-    ):
-        return str(folder / value)
-    if isinstance(value, dict):
-        return {key: _beside(item, folder) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_beside(item, folder) for item in value]
-    return value
-
-
-def deep_merge(under: JsonMap, over: JsonMap) -> JsonRow:
-    """`under` with `over` laid on top; mappings are merged, everything else is replaced.
-
-    `data: FILE` under `data: {on_invalid: skip}` is merged as `data: {path: FILE}`.
-    """
-    merged = dict(under)
-    for key, value in over.items():
-        before = merged.get(key)
-        if isinstance(value, Mapping) and isinstance(before, str) and key in SHORT_FORMS:
-            before = {SHORT_FORMS[key]: before}
-        both = isinstance(before, dict) and isinstance(value, Mapping)
-        merged[key] = deep_merge(before, value) if both else value  # type: ignore[arg-type]
-    return merged

@@ -1,0 +1,110 @@
+"""Seconds of a teacher-RL step beside plain TRL, in one process: same model, prompts, sampling and updates.
+
+    python benchmarks/rl_step.py [--model DIR --format FORMAT --data FILE --micro 8 --tokens 100] [--rows 32] [--steps 3]
+
+`plain`: TRL's GRPOTrainer with a constant reward, as TRL has it. `compact`: the same with rlt's output layer of learned
+positions only (`rlt.training.compact`). `rlt`: TeacherTrainer with the whole reward; the student is the same model. They take
+turns, a trainer each; the fastest step of each counts, because other work on the machine only slows them. Without --model:
+the quickstart's 0.15M parameters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ["RLT_QUIET"] = "1"
+
+from datasets import Dataset
+from transformers import TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+from trl.trainer import utils
+
+from rlt.allocator import keep_freed_memory
+from rlt.config import DataConfig, RewardOptions
+from rlt.data.problems import load_problems
+from rlt.models.loading import load_tokenizer
+from rlt.reward.trl import TeacherReward, teacher_rows
+from rlt.tasks import load_generated_task
+from rlt.text.formats import load_format
+from rlt.training.compact import project_learned_positions
+from rlt.training.teacher import TeacherTrainer
+
+BASE = Path(__file__).parents[1] / "recipes" / "quickstart" / "bases" / "0"
+
+
+class Clock(TrainerCallback):
+    """Seconds of each step."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.start = 0.0
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self.start = time.perf_counter()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.seconds.append(time.perf_counter() - self.start)
+
+
+def constant(completions: list[object], **_: object) -> list[float]:
+    return [0.0] * len(completions)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", default=str(BASE))
+    parser.add_argument("--format", default="words")
+    parser.add_argument("--data")
+    for name, default in (("rows", 32), ("generations", 8), ("micro", 32), ("steps", 3), ("tokens", 44), ("rounds", 2)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--bf16", action="store_true")
+    options = parser.parse_args()
+    keep_freed_memory()
+    fmt, tokenizer = load_format(options.format), load_tokenizer(options.model, False)
+    task = load_generated_task("arithmetic")
+    problems = load_problems(DataConfig(path=options.data)) if options.data else task.generate(256, 0, {}, set())
+    rows = Dataset.from_list(teacher_rows(problems, fmt, tokenizer))
+    tokenizer.padding_side = "left"
+    plain_head = utils._use_triton
+
+    def trainer(kind: str, folder: str) -> tuple[GRPOTrainer, Clock]:
+        clock = Clock()
+        arguments = GRPOConfig(
+            output_dir=folder, max_steps=options.steps, num_generations=options.generations, beta=0.0, logging_steps=1,
+            per_device_train_batch_size=options.micro, gradient_accumulation_steps=options.rows // options.micro,
+            max_completion_length=options.tokens, use_cpu=True, bf16=options.bf16, gradient_checkpointing=False,
+            save_strategy="no", report_to="none", disable_tqdm=True, temperature=1.0, learning_rate=1e-9, loss_type="grpo",
+            model_init_kwargs={"dtype": "float32", "attn_implementation": "eager"},
+        )  # fmt: skip
+        common: dict[str, Any] = {
+            "model": options.model, "args": arguments, "train_dataset": rows, "processing_class": tokenizer,
+            "callbacks": [clock],
+        }  # fmt: skip
+        if kind != "rlt":
+            return GRPOTrainer(reward_funcs=[constant], **common), clock
+        reward = TeacherReward(options.model, tokenizer, fmt, RewardOptions(), placebos=0, keep_samples=0)
+        return TeacherTrainer(reward=reward, **common), clock
+
+    best: dict[str, float] = {}
+    for _ in range(options.rounds):
+        for kind in ("plain", "compact", "rlt"):
+            utils._use_triton = plain_head
+            if kind != "plain":
+                project_learned_positions()
+            with tempfile.TemporaryDirectory() as folder:
+                made, clock = trainer(kind, folder)
+                made.train()
+            best[kind] = min(best.get(kind, float("inf")), *clock.seconds)
+    times = {kind: round(seconds / best["plain"], 2) for kind, seconds in best.items()}
+    seconds = {kind: round(value, 3) for kind, value in best.items()}
+    print(json.dumps({"model": options.model, "rows": options.rows, "seconds_per_step": seconds, "times_plain": times}))
+
+
+if __name__ == "__main__":
+    main()

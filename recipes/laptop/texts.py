@@ -1,0 +1,128 @@
+"""Print what explanations look like as texts, with no model: for files of explanations or folders that `rlt collect` wrote.
+
+    python recipes/laptop/texts.py NAME=PATH[@SCORES] ...        PATH: a .jsonl file, or a folder of them
+
+- tokens: words and signs, split at blanks and punctuation, on average
+- says solution: share that contain the solution, word for word
+- answer first: share that name the answer (and the question does not) before their first equation's right-hand side
+- equations right: share of all `a op b = c` that are true, and of explanations in which all are
+- ends in answer: share whose last number is the answer
+- distinct: different groups of 2 and of 3 tokens, as a share of all, over the whole file
+
+With the scores of the same rows, a second table: mean rewards of the explanations in which all equations are right, and of the
+others that end in the answer; and, of all pairs of one of each for the same question, the share in which the reward puts the
+right one above (1/2 where it is equal).
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import operator
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import fmean
+
+SIGNS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
+EQUATION = re.compile(r"([\d.]+(?:\s*[-+*/x]\s*[\d.]*\d)+)\s*=\s*([\d.]*\d)")
+CURRENCY = re.compile(r"[$€£]")
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+    return [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def value(node: ast.expr) -> float:
+    if isinstance(node, ast.BinOp):
+        return float(SIGNS[type(node.op)](value(node.left), value(node.right)))
+    if isinstance(node, ast.Constant):
+        return float(node.value)  # type: ignore[arg-type]
+    raise ValueError(ast.dump(node))
+
+
+def equations(text: str) -> Iterator[bool]:
+    """Whether each equation of the text is true."""
+    for left, right in EQUATION.findall(CURRENCY.sub("", text)):
+        try:
+            yield abs(value(ast.parse(left.replace("x", "*"), mode="eval").body) - float(right)) < 1e-6
+        except (SyntaxError, ValueError, ZeroDivisionError):
+            yield False
+
+
+def numbers(text: str) -> list[str]:
+    return re.findall(r"\d+(?:\.\d+)?", text)
+
+
+def row(name: str, rows: list[dict[str, str]]) -> list[str]:
+    texts = [one["explanation"] for one in rows]
+    tokens = [re.findall(r"\w+|[^\w\s]", text) for text in texts]
+    groups = {n: [tuple(words[i : i + n]) for words in tokens for i in range(len(words) - n + 1)] for n in (2, 3)}
+    checked = [list(equations(text)) for text in texts]
+    every = [one for each in checked for one in each]
+    first = [
+        one["answer"] in numbers(one["explanation"].partition("=")[0]) and one["answer"] not in numbers(one["question"])
+        for one in rows
+    ]
+    ends = [numbers(one["explanation"])[-1:] == [one["answer"]] for one in rows]
+    return [
+        name, str(len(rows)), f"{fmean(map(len, tokens)):.1f}",
+        f"{fmean(one['solution'] in one['explanation'] for one in rows):.2f}", f"{fmean(first):.2f}",
+        f"{fmean(every):.2f}" if every else "-", f"{fmean(bool(each) and all(each) for each in checked):.2f}",
+        f"{fmean(ends):.2f}", *(f"{len(set(groups[n])) / max(1, len(groups[n])):.2f}" for n in (2, 3)),
+    ]  # fmt: skip
+
+
+def by_truth(name: str, rows: list[dict[str, str]], scores: list[dict[str, float]]) -> list[list[str]]:
+    """A row of cells for the right explanations, and one for those that end in the answer all the same."""
+    right, wrong = [], []
+    for one, score in zip(rows, scores, strict=True):
+        checked = list(equations(one["explanation"]))
+        if checked and all(checked):
+            right.append(score)
+        elif numbers(one["explanation"])[-1:] == [one["answer"]]:
+            wrong.append(score)
+    found = []
+    for what, group in (("all right", right), ("some wrong, ends in answer", wrong)):
+        known = [one for one in group if one["reward"] is not None]
+        means = [f"{fmean(one[part] for one in known):.2f}" if known else "-" for part in ("reward", "r_ss", "r_kl")]
+        found.append([name, what, str(len(known)), *means])
+    return found
+
+
+def ranked_right(rows: list[dict[str, str]], scores: list[dict[str, float]]) -> str:
+    groups: dict[str, tuple[list[float], list[float]]] = {}
+    for one, score in zip(rows, scores, strict=True):
+        checked, place = list(equations(one["explanation"])), groups.setdefault(one["question"], ([], []))
+        if score["reward"] is not None:
+            place[not (checked and all(checked))].append(score["reward"])
+    above = [(a > b) + (a == b) / 2 for right, wrong in groups.values() for a in right for b in wrong]
+    return f"{fmean(above):.2f} of {len(above)} pairs" if above else "no pairs"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def main() -> None:
+    head = ["explanations", "rows", "tokens", "says solution", "answer first", "equations right", "all right",
+            "ends in answer", "distinct-2", "distinct-3"]  # fmt: skip
+    given = []
+    for argument in sys.argv[1:]:
+        name, _, rest = argument.partition("=")
+        path, _, scores = rest.partition("@")
+        given.append((name, rows_of(Path(path)), rows_of(Path(scores)) if scores else None))
+    print(table(head, [row(name, rows) for name, rows, _ in given]))
+    truth = [line for name, rows, scores in given if scores for line in by_truth(name, rows, scores)]  # type: ignore[arg-type]
+    if truth:
+        print("\n" + table(["explanations", "equations", "rows", "reward", "r_ss", "r_kl"], truth) + "\n")
+    for name, rows, scores in given:
+        if scores:
+            print(f"{name}: the right one has the higher reward in {ranked_right(rows, scores)}")  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    main()

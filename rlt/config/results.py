@@ -1,0 +1,116 @@
+"""Stages and commands that measure: `evaluate`, `grade`, `report`, `view`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from rlt.config.base import Config, Described, Names
+from rlt.config.engines import EngineOptions, FormatOptions, ModelOptions
+from rlt.config.stage import StageConfig
+
+
+class EvaluateConfig(StageConfig, ModelOptions, FormatOptions, EngineOptions):
+    """Solve rates of a model on held-out problems, graded by their task."""
+
+    model: str
+    """Folder or hub name of the model."""
+    benchmark: Names = []
+    """Benchmarks by name, or files with `question` and `answer`."""
+    data: str | None = None
+    """A file that replaces the (single) benchmark's download."""
+    task: str | None = None
+    """Task whose grader decides; null: the one in each row's column `task`, else the benchmark's own, and `math` for files."""
+    preset: Literal["paper", "robust"] | None = None
+    """`paper`: greedy, 32,768 tokens, one sample. `robust`: temperature 0.6, top-p 0.95, 8 samples."""
+    samples: int | None = Field(None, ge=1)
+    """Responses to each question; null: the preset's, else 1. Several need a temperature above 0."""
+    temperature: float | None = Field(None, ge=0)
+    """Sampling temperature; null: the preset's, else 0, which is greedy."""
+    top_p: float | None = Field(None, gt=0, le=1)
+    """Nucleus sampling's share of probability; null: the preset's, else 1, which is off."""
+    top_k: int | None = Field(None, ge=1)
+    """Sample only among the so many likeliest tokens; null is off."""
+    max_tokens: int | None = Field(None, ge=1)
+    """Most tokens of a response; null: the preset's, else 32,768 or what the context leaves."""
+    system_prompt: str = "format"
+    """`format`: the student format's own; `none`; or a text file."""
+    instruction: Literal["benchmark", "none"] = "benchmark"
+    """The sentence that goes with each question: the benchmark's own, or none."""
+    grade_timeout: float = Field(10.0, gt=0)
+    """Seconds after which a response is given up as wrong and its grader's process ended."""
+    grade_workers: int = Field(2, ge=1)
+    """Grader processes."""
+    limit: int | None = Field(None, ge=1)
+    """Only the first so many questions of each benchmark."""
+    allow_overlap: bool = False
+    """Evaluate on a file's questions even if the model was trained on them."""
+
+
+class GradeConfig(StageConfig, FormatOptions):
+    """Grade a file of responses, without a model."""
+
+    writes: ClassVar[Literal["folder", "file"]] = "file"
+
+    data: Path
+    """JSONL or Parquet file with `response`, `answer` and, optionally, `task`."""
+    task: str = "math"
+    """Grader for rows without a `task`."""
+    timeout: float = Field(10.0, gt=0)
+    """Time limit per response, in seconds; a response that exceeds it counts as wrong."""
+    workers: int = Field(2, ge=1)
+    """Number of grader processes."""
+
+
+class ReportConfig(StageConfig):
+    """Report a run: tables and three sentences on the terminal, results.json and report.html."""
+
+    suffix: str = Field("", pattern=r"^[\w.-]*$")
+    """Ending of both file names, for recipes with several reports: `-transfer` writes results-transfer.json."""
+
+    title: str | None = None
+    """Heading of the report; null: the run's name."""
+    note: str | None = None
+    """Text under the heading: what a reader must know about these results."""
+    arms: Described = {}
+    """Variants of the evaluate steps to compare, in table order: a list, or a mapping of each to a short description of
+    what its student learned from. Empty: one row per evaluate step."""
+    sampled: str = "evaluate"
+    """Evaluate step whose variants are sampled."""
+    greedy: str | None = None
+    """Evaluate step whose variants are decoded greedily."""
+    bands: Names = []
+    """Variants whose students learned from reward bands, lowest first."""
+    teachers: Names = []
+    """Variants of `explained` and `scored` for the teacher before and after RL."""
+    explained: str | None = None
+    """Collect step whose variants explain the held-out problems."""
+    scored: str | None = None
+    """Score step whose variants score those explanations."""
+    trained: str | None = None
+    """Train step whose curves are drawn."""
+    task: str | None = None
+    """Task whose `inspect` tells which explanations leak the answer and which are fully correct."""
+    headline: list[str] = []
+    """Two arms whose difference is stated in words: ours, then the one to compare with."""
+
+
+class ViewConfig(Config):
+    """One HTML page of scored rows, token by token, or of a whole run; two files stand side by side."""
+
+    paths: list[Path] = Field(min_length=1)
+    """A run's folder, or files that `rlt score` wrote."""
+    output: Path = Path("view.html")
+    """Where the page is written."""
+    limit: int = Field(500, ge=1)
+    """Most rows on the page: a third with the highest rewards, a third with the lowest, the others drawn at random."""
+    id: Names = []
+    """Rows that are on the page in any case."""
+    seed: int = 0
+    """Seed of the rows that are drawn at random."""
+    live: bool = False
+    """Serve the page on this machine instead of writing it, and update it while the files grow."""
+    port: int = Field(8200, ge=0, le=65535)
+    """Port of `live`; 0 takes a free one and prints it."""

@@ -1,0 +1,106 @@
+"""Stages that train a model, and the trainer's options, which pass through."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from rlt.config.base import Config
+from rlt.config.data import Data
+from rlt.config.engines import FormatOptions, ModelOptions
+from rlt.config.reward import RewardOptions, StudentOptions
+from rlt.config.stage import StageConfig
+from rlt.types import JsonRow
+
+
+class TrainerOptions(Config):
+    """Options of the trainer."""
+
+    trainer: JsonRow = {}
+    """Options of TRL's trainer (SFTConfig or GRPOConfig), passed through; `model_init_kwargs` are merged with rlt's own.
+    `push_to_hub` uploads the finished folder with its card, using the token in the environment."""
+
+
+class TrainerPassthrough(TrainerOptions):
+    """Options of the trainer, of LoRA and of accelerate."""
+
+    peft: JsonRow | None = None
+    """Train LoRA adapters with these arguments of peft.LoraConfig; null trains all weights."""
+    merge_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Type of the saved weights after LoRA is merged into them; null: as trained. Rounding to 16 bits costs part of a small
+    update; the stage prints how much."""
+    launch: str | None = None
+    """Accelerate configuration to train under: `single`, `ddp`, `fsdp2`, `deepspeed-zero3`, `deepspeed-zero3-offload`, or
+    a YAML file; null: this process alone."""
+
+
+class PretrainConfig(StageConfig, FormatOptions, TrainerOptions):
+    """Pretrain a tiny model from scratch on a synthetic task."""
+
+    task: str
+    """Task that supplies the problems and the vocabulary."""
+    exclude: list[Path] = []
+    """Files of held-out problems: their questions are not trained on."""
+    model: JsonRow = {}
+    """Shape of the model: arguments of transformers' LlamaConfig."""
+    phases: list[JsonRow] = []
+    """Curriculum, a list of phases with `options` of the generator, `experts`, `problems`, `also` (other tasks to mix in:
+    name -> the same three keys), `teacher_share`, `batch_size`, `learning_rate`, `until_loss` and `max_steps`."""
+
+
+class WarmupConfig(StageConfig, ModelOptions, FormatOptions, TrainerPassthrough):
+    """Warm up the teacher by supervised training: question + solution -> explanation."""
+
+    model: str
+    """Folder or hub name of the model to start from."""
+    data: Data
+    """Problems with explanations."""
+    max_length: int | None = Field(None, ge=1)
+    """Maximum number of tokens per row; null: the model's context. `data.on_invalid` decides about longer rows."""
+
+
+class TrainConfig(StageConfig, ModelOptions, FormatOptions, StudentOptions, RewardOptions, TrainerPassthrough):
+    """Train the teacher by GRPO with the RLT reward."""
+
+    model: str
+    """Folder or hub name of the warmed-up teacher."""
+    data: Data
+    """Problems to explain."""
+    placebos: int = Field(8, ge=0)
+    """Explanations per step that are also scored against two placebos: an empty explanation and another question's."""
+    keep_samples: int = Field(4, ge=0)
+    """Explanations per step that are written to `samples.jsonl` with the parts of their reward."""
+    tokens: bool = False
+    """Also keep the numbers of every token of those explanations, for `rlt view`."""
+    sync_threshold: float | None = Field(0.1, gt=0)
+    """With vLLM: stop if, after a weight sync, sampler and trainer differ by more than this many nats in their log-probs
+    (mean over tokens, weighted by probability); null: never. Raise it for quantised samplers. We assume that bfloat16 alone
+    causes 0.01 to 0.05 (not measured)."""
+
+
+class DistillConfig(StageConfig, ModelOptions, FormatOptions, TrainerPassthrough):
+    """Distill: train a student on question -> explanation + solution."""
+
+    model: str
+    """Folder or hub name of the student to start from."""
+    data: Data
+    """Problems with explanations."""
+    max_length: int | None = Field(None, ge=1)
+    """Maximum number of tokens per row; null: the model's context. `data.on_invalid` decides about longer rows."""
+    token_budget: str | int | None = None
+    """Use rows up to this number of explanation tokens, or up to that of another step's data."""
+
+
+class ColdstartConfig(StageConfig, ModelOptions, FormatOptions, TrainerPassthrough):
+    """Train a student by GRPO on whether its answer is right, from a distilled checkpoint (cold start)."""
+
+    model: str
+    """Folder or hub name of the model to start from, usually a distilled student."""
+    data: Data
+    """Problems with answers."""
+    task: str = "math"
+    """Task whose grader decides whether an answer is right, for rows without a `task`."""
+    rewards: tuple[float, float, float] = (-1.0, -0.5, 1.0)
+    """Rewards for no readable answer, a wrong answer and the right answer."""

@@ -1,0 +1,76 @@
+"""YAML as people write it: `1e-6` is a number, a key stands once, aliases cannot explode; mistakes in one line."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+MOST_NODES = 100_000  # of a YAML text with its aliases expanded
+
+
+class _Yaml(yaml.SafeLoader):
+    """YAML as people write it: 1e-6 is a number (YAML 1.1 reads text), a key is written once, aliases cannot explode."""
+
+    def get_single_data(self) -> Any:
+        node = self.get_single_node()
+        if node is None:
+            return None
+        _checked_size(node, {}, set())
+        return self.construct_document(node)
+
+
+_Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"), list("-+.0123456789")
+)
+
+
+def _checked_size(node: yaml.Node, sizes: dict[int, int], around: set[int]) -> int:
+    """Nodes of a YAML tree with aliases expanded; raises ConstructorError for cycles, repeated keys, over MOST_NODES."""
+    if id(node) in sizes:
+        return sizes[id(node)]
+    if id(node) in around:
+        raise yaml.constructor.ConstructorError(None, None, "an anchor contains itself", node.start_mark)
+    children: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        _refuse_repeated_keys(node)
+        children = [child for pair in node.value for child in pair]
+    elif isinstance(node, yaml.SequenceNode):
+        children = node.value
+    around.add(id(node))
+    sizes[id(node)] = size = 1 + sum(_checked_size(child, sizes, around) for child in children)
+    around.discard(id(node))
+    if size > MOST_NODES:
+        problem = f"more than {MOST_NODES} values once its anchors are expanded"
+        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+    return size
+
+
+def _refuse_repeated_keys(node: yaml.MappingNode) -> None:
+    lines: dict[str, int] = {}
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+            if key.value in lines:
+                problem = f"the key `{key.value}` is already in line {lines[key.value]}"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            lines[key.value] = key.start_mark.line + 1
+
+
+def parse_yaml(text: str) -> Any:
+    """The content of a YAML text, numbers such as 1e-6 included. For every YAML that a user writes.
+
+    Raises yaml.YAMLError, also for a key that is written twice, an anchor that contains itself, and aliases or nesting
+    without measure. `yaml_problem` makes one line of it.
+    """
+    try:
+        return yaml.load(text, _Yaml)
+    except RecursionError as error:
+        raise yaml.YAMLError("nested too deeply") from error
+
+
+def yaml_problem(error: yaml.YAMLError) -> str:
+    """One line: what is wrong with a YAML text, and in which line."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
+    problem = " ".join(str(problem).split())
+    return f"line {mark.line + 1}: {problem}" if mark is not None else problem

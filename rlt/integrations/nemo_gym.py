@@ -1,0 +1,48 @@
+"""rlt's reward in NeMo Gym: a resources server that asks a running `rlt serve`. See docs/integrations/nemo_gym.md.
+
+Its environment has NeMo Gym and this package alone (`pip install --no-deps rlt`).
+"""
+
+from __future__ import annotations
+
+from nemo_gym.base_resources_server import (
+    BaseResourcesServerConfig,
+    BaseVerifyRequest,
+    BaseVerifyResponse,
+    SimpleResourcesServer,
+)
+from pydantic import ConfigDict
+
+from rlt.integrations.service import RewardService
+
+
+class VerifyRequest(BaseVerifyRequest):
+    """A row of the dataset, with `question` and `solution` in it, and the policy's response."""
+
+    model_config = ConfigDict(extra="allow")
+
+    question: str
+    solution: str
+
+
+class VerifyResponse(BaseVerifyResponse):
+    """The request with its reward and the reward's parts."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class TeacherRewardServer(SimpleResourcesServer):
+    """`/verify` answers what the service says, after retries; where it has no reward, the request fails.
+
+    r_kl comes from `generation_token_ids` and `generation_log_probs`, which NeMo Gym's training models add.
+    """
+
+    config: BaseResourcesServerConfig
+
+    async def verify(self, body: VerifyRequest) -> VerifyResponse:
+        answer = await RewardService.from_environment().post("/verify", body.model_dump(mode="json"))
+        return VerifyResponse.model_validate(answer)
+
+
+if __name__ == "__main__":
+    TeacherRewardServer.run_webserver()

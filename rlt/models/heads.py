@@ -1,0 +1,198 @@
+"""A causal language model's output layer: found inside its wrappers, and projected tile by tile.
+
+Nothing here holds the logits of all positions.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from rlt.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# (positions, vocabulary) projected together. On a CPU, a tile that stays in its caches: folding it then costs little
+# compared with the matrix product. On a GPU, what TRL uses.
+TILES = {"cpu": (1024, 1024), "cuda": (4096, 32768)}
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A model's output layer: logits = softcap(scale * (hidden @ weight.T + bias)), with `(V, H)` weight."""
+
+    weight: Float[Tensor, "v hidden"]
+    bias: Float[Tensor, " v"] | None
+    scale: float
+    softcap: float | None
+
+    def first(self, tokens: int) -> Head:
+        """The output layer of the first `tokens` ids alone."""
+        return Head(self.weight[:tokens], None if self.bias is None else self.bias[:tokens], self.scale, self.softcap)
+
+
+def head_of(core: PreTrainedModel) -> Head:
+    config = core.config.get_text_config()
+    layer = output_layer(core)
+    bias = getattr(layer, "bias", None)
+    # The names under which model families scale their logits; the same ones TRL's fused head reads.
+    scale = next(
+        (getattr(config, name) for name in ("logit_scale", "output_multiplier", "lm_head_multiplier")
+         if getattr(config, name, None) is not None), None,
+    )  # fmt: skip
+    if scale is None and getattr(config, "logits_scaling", None) is not None:
+        scale = config.logits_scaling if config.model_type == "hyperclovax" else 1 / config.logits_scaling
+    cap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
+    return Head(_full(layer.weight), None if bias is None else _full(bias), 1.0 if scale is None else scale, cap)
+
+
+def _full(parameter: Any) -> Tensor:
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Whether a layer computes what its weight says: LoRA, quantized and offloaded layers have a forward of their own.
+
+    Decided from the type, not from numbers: LoRA starts at zero, so its probe would pass before the first step.
+    """
+    return type(layer).forward is nn.Linear.forward and "forward" not in vars(layer)
+
+
+def output_layer(core: PreTrainedModel) -> nn.Module:
+    layer = core.get_output_embeddings()
+    if layer is None:
+        raise ModelError(
+            f"{model_name(core)}: has no output layer over its vocabulary; a causal language model is needed."
+        )
+    return layer
+
+
+def causal_lm(model: nn.Module) -> Any:
+    """The transformers model inside DDP, FSDP, DeepSpeed, torch.compile and PEFT wrappers."""
+    from transformers import PreTrainedModel
+
+    core: Any = model
+    while not isinstance(core, PreTrainedModel):
+        # Looked up where wrappers keep it: several hand on every other attribute of what they wrap.
+        inside = (core._modules.get(name) for name in ("_orig_mod", "_fsdp_wrapped_module", "module"))
+        inner = next((module for module in inside if module is not None), None)
+        if inner is None and hasattr(core, "get_base_model"):
+            inner = core.get_base_model()
+        if inner is None or inner is core:
+            break
+        core = inner
+    return core
+
+
+def model_name(core: PreTrainedModel) -> str:
+    return f"{core.name_or_path} ({type(core).__name__})" if core.name_or_path else type(core).__name__
+
+
+def gathered(head: Head) -> AbstractContextManager[object]:
+    from trl.trainer.utils import maybe_gather_lm_head_ctx
+
+    parameters: list[Any] = [head.weight] if head.bias is None else [head.weight, head.bias]
+    return maybe_gather_lm_head_ctx(*parameters)
+
+
+# -- what is projected ------------------------------------------------------------------------------------------------
+
+
+def project(
+    head: Head, hidden: Float[Tensor, "n hidden"], targets: Int[Tensor, " n"], temperature: float
+) -> Float[Tensor, " n"]:
+    """`(N,)` float32 log-probs of `targets` `(N,)` from hidden states `(N, H)`, by TRL's chunked kernel."""
+    from trl.kernels.chunked_logprob import ChunkedLogProbFunction
+
+    if hidden.shape[0] == 0:
+        return hidden.new_zeros(0, dtype=torch.float32)
+    positions, vocabulary = TILES.get(hidden.device.type, TILES["cuda"])
+    with gathered(head):
+        chunk = min(vocabulary, head.weight.shape[0])
+        pieces = [
+            ChunkedLogProbFunction.apply(
+                states, head.weight, head.bias, wanted, temperature, chunk, head.softcap, head.scale, ()
+            )[0]
+            for states, wanted in zip(hidden.split(positions), targets.split(positions), strict=True)
+        ]
+    return torch.cat(pieces)
+
+
+def chosen_logprobs(
+    logits: Float[Tensor, "n v"], targets: Int[Tensor, " n"], temperature: float
+) -> Float[Tensor, " n"]:
+    positions = max(1, TILES["cpu"][0] * TILES["cpu"][1] // logits.shape[-1])
+    pieces = [
+        (tile.float() / temperature).log_softmax(-1).gather(1, wanted[:, None])[:, 0]
+        for tile, wanted in zip(logits.split(positions), targets.split(positions), strict=True)
+    ]
+    return torch.cat(pieces) if pieces else logits.new_zeros(0, dtype=torch.float32)
+
+
+@torch.no_grad()
+def exact_kl(
+    teacher: Head,
+    teacher_hidden: Float[Tensor, "n teacher_hidden"],
+    student: Head,
+    student_hidden: Float[Tensor, "n student_hidden"],
+    temperature: float,
+) -> Float[Tensor, " n"]:
+    """`(N,)` KL(teacher || student), in nats, of whole next-token distributions, projected tile by tile.
+
+    From `(N, H)` hidden states of both models at the same N places in a text (`hidden_states`) and both output layers
+    (`output_head`), of models with one tokenizer. Families pad their output layers differently (Qwen2.5: 151,936 rows up
+    to 3B, 152,064 from 7B); both distributions are then over the tokens that both layers have.
+    """
+    from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
+
+    tokens = min(teacher.weight.shape[0], student.weight.shape[0])
+    teacher, student = teacher.first(tokens), student.first(tokens)
+    if teacher_hidden.shape[0] == 0:
+        return torch.zeros(0)
+    device = student.weight.device
+    positions = TILES.get(device.type, TILES["cuda"])[0]
+    bias = None if teacher.bias is None else teacher.bias.to(device)
+    pieces = [
+        ChunkedDivergenceFunction.apply(
+            ours.to(device), student.weight, student.bias, theirs.to(device), teacher.weight.to(device), bias,
+            0.0, temperature, student.scale, student.softcap, teacher.scale, teacher.softcap,
+        )[0]
+        for ours, theirs in zip(student_hidden.split(positions), teacher_hidden.split(positions), strict=True)
+    ]  # fmt: skip
+    return torch.cat(pieces).float().cpu()
+
+
+@torch.no_grad()
+def token_ranks(head: Head, hidden: Float[Tensor, "n hidden"], targets: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+    """`(N,)` ranks of `targets` `(N,)` by their logits, 1 for the most probable token, from hidden states `(N, H)`.
+
+    Projected tile by tile; equal logits share the better rank. Neither scale, temperature nor a softcap changes a rank.
+    """
+    positions, vocabulary = TILES.get(hidden.device.type, TILES["cuda"])
+    ranks = [hidden.new_zeros(0, dtype=torch.long)]
+    for states, wanted in zip(hidden.split(positions), targets.to(hidden.device).split(positions), strict=True):
+        own = torch.full((len(states), 1), -torch.inf, device=hidden.device)
+        above = torch.zeros(len(states), dtype=torch.long, device=hidden.device)
+        tiles = range(0, head.weight.shape[0], vocabulary)
+        # A token's own logit comes from the same product as its rivals', so that rounding cannot put it above itself.
+        for tile in tiles:
+            inside = (wanted >= tile) & (wanted < tile + vocabulary)
+            if inside.any():
+                own[inside] = _logits(head, states[inside], tile, vocabulary).gather(1, wanted[inside, None] - tile)
+        for tile in tiles:
+            above += (_logits(head, states, tile, vocabulary) > own).sum(1)
+        ranks.append(above + 1)
+    return torch.cat(ranks)
+
+
+def _logits(head: Head, states: Tensor, tile: int, size: int) -> Tensor:
+    weight = head.weight[tile : tile + size]
+    bias = None if head.bias is None else head.bias[tile : tile + size]
+    return torch.nn.functional.linear(states, weight, bias).float()

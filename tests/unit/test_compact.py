@@ -1,0 +1,49 @@
+"""On a CPU, TRL's output layer projects learned positions only, and gives what it gives for all of them."""
+
+import pytest
+import torch
+from byte_models import byte_tokenizer, tiny_model
+from trl.trainer import utils
+
+from rlt.training.compact import project_learned_positions
+
+
+def loss_and_gradients(seen, monkeypatch):
+    model = tiny_model(byte_tokenizer(), 0)
+    apply = utils._ChunkedLogProbFunction.apply
+    monkeypatch.setattr(
+        utils._ChunkedLogProbFunction,
+        "apply",
+        lambda hidden, *rest: (seen.append(len(hidden)), apply(hidden, *rest))[1],
+    )
+    utils.add_fused_lm_head(model, outputs=("log_probs",))
+    ids = torch.arange(12).reshape(2, 6) + 1
+    labels = torch.where(torch.arange(6) < 4, -100, ids)
+    loss = model(input_ids=ids, labels=labels, fused_lm_head=True).loss
+    loss.backward()
+    monkeypatch.undo()
+    return loss.detach(), [p.grad for p in model.parameters() if p.grad is not None]
+
+
+def test_learned_positions_alone_give_the_same_loss_and_gradients(monkeypatch):
+    monkeypatch.setattr(utils, "_use_triton", lambda device: False)
+    seen = []
+    loss, gradients = loss_and_gradients(seen, monkeypatch)
+    project_learned_positions()
+    try:
+        fewer, theirs = loss_and_gradients(seen, monkeypatch)
+    finally:
+        monkeypatch.undo()
+    assert seen == [10, 4]  # two rows of five predictions; two learned tokens in each
+    torch.testing.assert_close(fewer, loss)
+    torch.testing.assert_close(theirs, gradients)
+
+
+@pytest.mark.parametrize("device", ["meta", "cuda"])
+def test_other_devices_are_asked_as_before(device):
+    project_learned_positions()
+    original = utils._use_triton
+    project_learned_positions()
+    assert utils._use_triton is original  # once is enough
+    assert original(torch.device("cpu"))
+    assert not original(torch.device("meta"))
