@@ -1,8 +1,7 @@
 """`rlt export lm-eval`: a benchmark of rlt as a task of lm-evaluation-harness, so that its grader scores a student.
 
-lm-evaluation-harness and not lighteval: its tasks are YAML files that `--include_path` finds, the same for years, and it
-installs next to rlt. lighteval's tasks are Python modules of an interface that changes, and lighteval 0.13 pins another
-latex2sympy2_extended than math-verify needs here.
+Why lm-evaluation-harness and not lighteval: its tasks are YAML files that `--include_path` finds, and it installs next to rlt.
+lighteval's tasks are Python modules, and lighteval 0.13 pins another latex2sympy2_extended than math-verify needs here.
 """
 
 from __future__ import annotations
@@ -55,8 +54,8 @@ def export(config: ExportConfig) -> str:
     benchmark, path = load_benchmark(config.benchmark, config.task)
     if benchmark.task not in GRADED:
         raise ConfigError(
-            f"benchmark {benchmark.name}: its task is {benchmark.task}, and lm-evaluation-harness has no grader of that kind "
-            f"that could be set up by a file; those that have one: {', '.join(GRADED)}."
+            f"benchmark {benchmark.name}: its task is {benchmark.task}; tasks that lm-evaluation-harness can grade: "
+            f"{', '.join(GRADED)}. Choose one with `task` if the answers fit."
         )
     fmt = load_format(config.format)
     system = fmt.student_system_prompt

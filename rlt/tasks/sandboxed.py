@@ -67,8 +67,10 @@ def _mount(source: str, target: str, kind: str, flags: int, data: str = "") -> N
 def main(calls: int) -> NoReturn:
     """Enter the sandbox, say so, and do jobs until standard input ends."""
     _call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    _call("prctl", _PR_SET_DUMPABLE, 0, 0, 0, 0)  # no process of the same user may look into this one
     kinds, user = _read_kinds(), _unshare()
+    # No process of the same user may look into this one. Not before: an undumpable process's /proc/self is root's, and an
+    # ordinary user could not write its maps.
+    _call("prctl", _PR_SET_DUMPABLE, 0, 0, 0, 0)
     child = os.fork()
     if child:  # outside of the PID namespace; when this process is killed, so is the namespace
         os.closerange(0, 2)

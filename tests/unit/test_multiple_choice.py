@@ -21,9 +21,12 @@ QUESTION = "Which is prime?\n\nA. 4\nB. 7\nC. 9\nD. 12 m"
         ("So:\n\nB", "B"), ("I choose **B**", "B"), ("It is (A), or rather (C)", "C"), (r"\boxed{E}", "E"),
         ("A number is prime if it has two divisors.", None), ("the answer is clear", None), ("", None),
         (r"\boxed{13}", None), (r"\boxed{A or B}", "A or B"), (r"\boxed{B, C}", "B, C"),
-        (r"\boxed{B and A}", "B and A"), ("The answer is B or A.", "B or A"), ("The answer is (B) or (C)", "B) or (C)"),
-        ("The answer is A. No, the answer is B.", "B"), ("A good answer is B", "B"),
-        ("The answer is a prime number: it is 7", None), ("the answer is b", "B"), ("Option A is wrong. I take **B**.", "B"),
+        (r"\boxed{B and A}", "B and A"),
+        ("The answer is B or A.", "B or A"), ("The answer is (B) or (C)", "B) or (C)"),
+        ("The answer is A. No, the answer is B.", "B"),
+        ("A good answer is B", "B"),
+        ("The answer is a prime number: it is 7", None), ("the answer is b", "B"),
+        ("Option A is wrong. I take **B**.", "B"),
     ],
 )  # fmt: skip
 def test_the_last_choice_is_read(solution: str, letter: str | None) -> None:

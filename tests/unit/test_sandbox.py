@@ -201,6 +201,21 @@ def test_it_works_without_being_root() -> None:
     assert b'{"status": 0, "output": "1000 []\\n"}' in done.stdout
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="other users run all tests as they are")
+def test_it_works_for_an_ordinary_user() -> None:
+    # The script as text: its file may be in a folder that only root can enter.
+    script = Path(sandbox.sandboxed.__file__).read_text()
+    job = json.dumps({"kind": "program", "code": "print(6 * 7)", "stdin": "", "seconds": 20}).encode() + b"\n"
+    command = [sys.executable, "-s", "-S", "-P", "-B", "-c", script, "-1"]
+    try:
+        done = subprocess.run(
+            command, input=job, capture_output=True, user=65534, group=65534, extra_groups=[], cwd="/"
+        )  # fmt: skip
+    except PermissionError:
+        pytest.skip(f"{sys.executable} is in a folder that only root can enter")
+    assert b'{"status": 0, "output": "42\\n"}' in done.stdout, done.stderr
+
+
 def test_a_machine_without_namespaces_is_told_with_the_fix(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     failing = tmp_path / "sandboxed.py"
     failing.write_text("raise OSError(1, 'unshare: Operation not permitted')\n")
