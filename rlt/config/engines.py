@@ -23,8 +23,8 @@ class FormatOptions(Config):
     """How prompts and responses are written."""
 
     format: str | None = None
-    """A shipped format (`r1`, `stratos`, `words`) or your own YAML file; null: the one the model was trained with, as its
-    folder says, otherwise `stratos`."""
+    """A shipped format (`r1`, `stratos`, `words`, or with the solution in the user's turn `r1-user`, `stratos-user`,
+    `words-user`) or your own YAML file; null: the one the model was trained with, as its folder says, otherwise `stratos`."""
 
 
 class SamplingOptions(Config):
