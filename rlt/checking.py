@@ -21,9 +21,9 @@ from rlt.data.problems import names_a_file, problem_in, problem_of, rows_of
 from rlt.data.rows import read_rows
 from rlt.errors import DataError, ModelError, RltError
 from rlt.launching import launch_file, launch_options
-from rlt.models.hub import check_can_be_had, config_here, is_folder_name, unreachable
+from rlt.models.hub import check_can_be_had, config_here, folder_problem, is_cached, is_folder_name, unreachable
 from rlt.recipe import ONCE, Recipe, Step
-from rlt.tasks import GRADERS, load_generated_task, load_generating_task, load_task
+from rlt.tasks import load_generated_task, load_generating_task, load_grader
 from rlt.tasks.benchmarks import load_benchmark, load_questions
 from rlt.text.formats import check_problem, load_format
 from rlt.training.batches import batch_problems
@@ -40,7 +40,6 @@ from rlt.types import JsonMap, JsonRow
 LOOKED_AT = 20  # first rows of a file, of which one must be valid where invalid ones are skipped
 NEEDED = {"warmup": ("explanation",), "distill": ("explanation",), "coldstart": ("answer",)}
 """Stage -> optional columns of its data that every row must have."""
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json", "spiece.model")
 
 
 @dataclass(frozen=True)
@@ -166,8 +165,8 @@ class _Check:
         sources = data.sources if isinstance(data, DataConfig | MixtureConfig) else []
         own = [getattr(config, "task", None), accuracy.task if accuracy else None]
         for name in (*own, *(source.task for source in sources)):
-            if name is not None and name not in GRADERS:  # a task that is known need not be imported
-                self._try(load_task, name)
+            if name is not None:
+                self._try(load_grader, name)
 
     def _generated(self, step: Step) -> None:
         config: Any = step.config
@@ -230,7 +229,7 @@ class _Check:
         if not name or self._made(name):
             return
         if is_folder_name(name):
-            problem = _folder_problem(Path(name), tokenizer_only)
+            problem = folder_problem(Path(name), tokenizer_only)
             if problem is not None:
                 raise ModelError(f"`{key}`: {name}: {problem}")
         if not tokenizer_only or not is_folder_name(name):
@@ -273,7 +272,7 @@ class _Check:
             return
         if not names_a_file(data.path):
             self.unverified.append(f"data set {data.path} (on the hub)")
-            if self.connect and not _is_cached(data.path) and unreachable():
+            if self.connect and not is_cached(data.path) and unreachable():
                 raise DataError(f"`data`: {data.path}: no such file, not in the hub's cache, and {unreachable()}.")
             return
         fmt = load_format(config.format) if hasattr(config, "format") else None
@@ -318,6 +317,7 @@ class _Check:
                 continue
             self._looked.add(f"{name} {config.data} {config.task}")
             benchmark, path = load_benchmark(name, config.task)
+            self._try(load_grader, benchmark.task)
             source = path or config.data
             if source is not None and not self._made(source):
                 load_questions(benchmark, source, limit=1)
@@ -418,27 +418,6 @@ def _tokens(step: Step) -> tuple[int | None, str]:
     if step.stage == "evaluate" and config.engine != "openai":
         return config.max_tokens, "max_tokens"
     return getattr(config, "max_length", None), "max_length"
-
-
-def _folder_problem(folder: Path, tokenizer_only: bool) -> str | None:
-    if not folder.exists():
-        return "not a model folder (no such folder)."
-    if not folder.is_dir():
-        return "not a model folder, but a file."
-    if not tokenizer_only and not (folder / "config.json").is_file():
-        return "not a model folder (no config.json in it)."
-    if not any((folder / name).exists() for name in TOKENIZERS):
-        return "has no tokenizer. Save the model's tokenizer into its folder."
-    if not tokenizer_only and not any(folder.glob("*.safetensors")):
-        return "has no weights (safetensors only)."
-    return None
-
-
-def _is_cached(dataset: str) -> bool:
-    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
-    prepared = Path(os.environ.get("HF_DATASETS_CACHE") or home / "datasets") / dataset.replace("/", "___").lower()
-    hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub") / f"datasets--{dataset.replace('/', '--')}"
-    return prepared.exists() or hub.exists()
 
 
 # -- what the first row must have -----------------------------------------------------------------------------------------

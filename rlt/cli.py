@@ -190,7 +190,8 @@ def _stage(stage: str, words: list[str]) -> int:
     if isinstance(config, ReportConfig) and _reported(config.output, [key for key in flags if key != "output"]):
         return 0
     from rlt.outputs import read_state
-    from rlt.pipeline import check_stage, run_stage, summary, told_while_silent
+    from rlt.pipeline import check_stage, run_stage
+    from rlt.progress import summary, told_while_silent
 
     before = bool((read_state(config.output) or {}).get("complete"))
     check_stage(stage, config)

@@ -72,9 +72,7 @@ def export(config: ExportConfig) -> str:
     else:
         questions = load_questions(benchmark, path or config.data)
         write_rows(config.output / "questions.jsonl", [_doc(benchmark, question) for question in questions])
-        file = str((config.output / "questions.jsonl").resolve())
-        source = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": file}},
-                  "test_split": "test"}  # fmt: skip
+        source = _files("json", config.output / "questions.jsonl")
     spec = {
         "benchmark": benchmark.name, "private": benchmark.private, "solution_open": fmt.tags.solution.open,
         "solution_close": fmt.tags.solution.close, "thought_close": fmt.tags.thought.close,
@@ -102,11 +100,14 @@ def _doc(benchmark: Benchmark, question: Question) -> JsonRow:
 
 def _private_source(benchmark: Benchmark, data: str | None) -> JsonRow:
     if data is not None or benchmark.hub is None:
-        kind = Path(data or "").suffix.removeprefix(".").replace("jsonl", "json")
-        files = {"test": str(Path(data or "").resolve())}
-        return {"dataset_path": kind, "dataset_kwargs": {"data_files": files}, "test_split": "test"}
+        path = Path(data or "")
+        return _files(path.suffix.removeprefix(".").replace("jsonl", "json"), path)
     named = {} if benchmark.hub.name is None else {"dataset_name": benchmark.hub.name}
     return {"dataset_path": benchmark.hub.path, **named, "test_split": benchmark.hub.split}
+
+
+def _files(kind: str, path: Path) -> JsonRow:
+    return {"dataset_path": kind, "dataset_kwargs": {"data_files": {"test": str(path.resolve())}}, "test_split": "test"}
 
 
 def _task(name: str, benchmark: Benchmark, source: JsonRow, system: str | None, max_tokens: int) -> str:

@@ -134,6 +134,13 @@ def build_app(
             return StreamingResponse(_as_done(request, futures), media_type="application/x-ndjson")
         return JSONResponse({"rows": [row.to_row() for row in await _all(request, futures)]})
 
+    _add_engines(app, state)
+    return app
+
+
+def _add_engines(app: FastAPI, state: _State) -> None:
+    """The contracts of other engines: OpenRLHF, slime, and NeMo Gym (`/seed_session` and `/verify`)."""
+
     @app.post("/openrlhf")
     async def openrlhf(request: Request) -> JsonRow:
         body = await state.body(request)
@@ -173,8 +180,6 @@ def build_app(
         )
         (scored,) = await _all(request, state.submit([{**row, **(tokens or {"completion": text})}]))
         return {**body, **scored.to_row(), "reward": state.number(scored, 0)}
-
-    return app
 
 
 class _Guard:

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
 
 from tqdm.auto import tqdm
@@ -28,9 +27,9 @@ from rlt.errors import ConfigError, DataError, RltError, RunError
 from rlt.models.loading import context_length, load_config, load_tokenizer
 from rlt.outputs import Result, StageFolder, begin, read_state
 from rlt.results import intervals
+from rlt.results.benchmarks import numbers, table
 from rlt.results.inspect_log import write_logs
-from rlt.results.tables import text_table
-from rlt.tasks import Verdict, load_grader, load_task
+from rlt.tasks import Verdict, load_grader
 from rlt.tasks.benchmarks import (
     Benchmark,
     Question,
@@ -406,37 +405,6 @@ def _task(rows: Sequence[JsonRow], default: str) -> str:
     return " + ".join(sorted({row["task"] for row in rows})) or default
 
 
-def numbers(rows: Sequence[JsonRow], task: str) -> JsonRow:
-    """A benchmark's numbers: pass@1 with standard error and interval, pass@k, majority@k, lengths and shares.
-
-    `mean_score` where the task gives parts of a point, and `by_task` where there are several tasks: each one's numbers.
-    """
-    correct, extracted = _by_question(rows)
-    samples = len(correct[0])
-    solved = intervals.pass_at_1(correct)
-    tasks = sorted({row["task"] for row in rows})
-    same = getattr(load_task(task), "same", str.__eq__) if len(tasks) == 1 else str.__eq__
-    scores = [row["score"] for row in rows if row.get("score") is not None]
-    extra: JsonRow = {"mean_score": fmean(scores)} if scores else {}
-    if len(tasks) > 1:
-        extra["by_task"] = {one: numbers([row for row in rows if row["task"] == one], one) for one in tasks}
-    more = sorted({k for k in (2, 4, 8, 16, 32, 64, samples) if 1 < k <= samples})
-    return {
-        "pass@1": solved.mean,
-        "standard_error": solved.standard_error,
-        "interval": [solved.low, solved.high],
-        "questions": solved.questions,
-        "samples": samples,
-        "pass@k": {str(k): intervals.pass_at_k(correct, k) for k in more},
-        "majority@k": {str(k): intervals.majority_at_k(correct, extracted, k, same) for k in more if k > 2},
-        "mean_completion_tokens": fmean(row["completion_tokens"] for row in rows),
-        "unfinished": fmean(row["finish_reason"] == "length" for row in rows),
-        "unreadable": fmean(row["extracted"] is None and row["error"] is None for row in rows),
-        "not_graded": sum(row["error"] is not None for row in rows),
-        **extra,
-    }
-
-
 def _warn_unreadable(config: EvaluateConfig, name: str, share: float) -> None:
     if share >= UNREADABLE:
         print(
@@ -444,14 +412,6 @@ def _warn_unreadable(config: EvaluateConfig, name: str, share: float) -> None:
             f"{config.model} was trained with (`--format`), and is `--max-tokens` large enough?",
             flush=True,
         )
-
-
-def _by_question(rows: Sequence[JsonRow]) -> tuple[list[list[bool]], list[list[str | None]]]:
-    groups: dict[str, list[JsonRow]] = {}
-    for row in rows:
-        groups.setdefault(row["question_id"], []).append(row)
-    ordered = [sorted(group, key=lambda row: row["sample"]) for group in groups.values()]
-    return [[r["correct"] for r in group] for group in ordered], [[r["extracted"] for r in group] for group in ordered]
 
 
 def _results(config: EvaluateConfig, asked: _Asked, metrics: JsonRow) -> JsonRow:
@@ -467,33 +427,3 @@ def _results(config: EvaluateConfig, asked: _Asked, metrics: JsonRow) -> JsonRow
         "benchmarks": metrics["benchmarks"],
         "sources": {part.benchmark.name: part.benchmark.source for part in asked.sets},
     }
-
-
-def table(metrics: JsonRow) -> str:
-    """The benchmarks as a table for the terminal: rates in points of 100, each with how it was sampled."""
-    head = [
-        "benchmark", "questions", "samples", "temperature", "top-p", "seed", "pass@1", "s.e.", "95 %", "pass@k",
-        "majority@k", "tokens", "unfinished", "no answer",
-    ]  # fmt: skip
-    lines = []
-    named = [
-        (label, {**part, "version": row["version"], "seed": row["seed"]})
-        for name, row in metrics["benchmarks"].items()
-        for label, part in {
-            name: row,
-            **{f"{name} ({task})": its for task, its in row.get("by_task", {}).items()},
-        }.items()
-    ]
-    for name, row in named:
-        error = row["standard_error"]
-        low, high = row["interval"]
-        most = str(row["samples"])
-        lines.append([
-            f"{name} v{row['version']}", str(row["questions"]), most, f"{metrics['temperature']:g}",
-            f"{metrics['top_p']:g}", str(row["seed"]), f"{row['pass@1'] * 100:.1f}",
-            "-" if error is None else f"{error * 100:.1f}", f"{low * 100:.1f} to {high * 100:.1f}",
-            *(f"{row[of][most] * 100:.1f} (k={most})" if most in row[of] else "-" for of in ("pass@k", "majority@k")),
-            f"{row['mean_completion_tokens']:.0f}", f"{row['unfinished'] * 100:.1f} %",
-            f"{row['unreadable'] * 100:.1f} %",
-        ])  # fmt: skip
-    return text_table(head, lines)

@@ -301,11 +301,11 @@ def _as_task_has_it(task: str, row: dict[str, Any], where: str) -> dict[str, Any
     """The row with question and answer from the columns of datasets that its task knows (code's tests, OlympiadBench)."""
     from rlt.data import code_rows
 
-    module = code_rows if task == "code" else load_task(task)
+    module: Any = code_rows if task == "code" else load_task(task)
     if not hasattr(module, "answer_of"):
         return row
     try:
-        answer, question = module.answer_of(row), module.question_of(row)  # type: ignore[attr-defined]
+        answer, question = module.answer_of(row), module.question_of(row)
     except ValueError as error:
         raise DataError(f"{where}: {error}. Fix or remove the row.") from error
     # Solutions that come with tests (APPS: a list of programs as JSON) are not what is graded against.

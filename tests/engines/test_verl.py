@@ -126,3 +126,12 @@ def test_verl_accepts_the_shipped_configurations(folder, name, gpus):
     trainer = verl(what="config", recipe=name, changes=[f"actor_rollout_ref.model.path={folder / 'teacher'}"])
     assert trainer["nnodes"] * trainer["n_gpus_per_node"] == gpus
     assert math.remainder(16 * 64, gpus) == 0
+
+
+def test_the_example_prints_a_reward_for_each_explanation(served):
+    if not PYTHON.exists():
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(ABSENT)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RLT_URL": served.url, "CUDA_VISIBLE_DEVICES": ""}
+    command = [str(PYTHON), str(ROOT / "examples" / "verl_reward.py")]
+    printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=300).stdout
+    assert [math.isfinite(float(line.split()[0])) for line in printed.splitlines()] == [True, True]
