@@ -7,7 +7,6 @@ outputs of other stages and fingerprints of other files. While a process writes 
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import platform
@@ -26,13 +25,9 @@ from rlt.config import StageConfig
 from rlt.data.fingerprints import Fingerprint, fingerprint, unchanged
 from rlt.data.rows import ROW_FILES, write_text
 from rlt.errors import RltError, RunError
+from rlt.locks import hold, release
 from rlt.text.clock import pinned_date
 from rlt.types import JsonMap, JsonRow
-
-try:
-    import fcntl
-except ImportError:  # Windows: outputs are not locked there
-    fcntl = None  # type: ignore[assignment]
 
 # Keys that say how fast or where, not what: they may differ when a stage resumes.
 INCIDENTAL = frozenset({
@@ -130,7 +125,7 @@ class StageFolder:
         numbers = {"seconds": elapsed, **metrics}
         finished = datetime.now(UTC).isoformat()
         self._write_state({"complete": True, "finished": finished, "seconds": elapsed, "metrics": numbers})
-        _release(self.lock)
+        release(self.lock)
         return Result(self.path, numbers)
 
     def _write_state(self, more: JsonMap) -> None:
@@ -178,7 +173,7 @@ def _begin(stage: str, config: StageConfig) -> StageFolder:
         else:
             _refuse_changes(stage, config, state, output)
     except RunError:
-        _release(lock)
+        release(lock)
         raise
     complete = state is not None and state["complete"]
     files = files_read_by(config) if is_main_process() and not complete else {}
@@ -188,7 +183,7 @@ def _begin(stage: str, config: StageConfig) -> StageFolder:
     )  # fmt: skip
     if state is not None and state["complete"]:
         folder.result = Result(output, state["metrics"])
-        _release(lock)
+        release(lock)
     elif is_main_process():
         folder._write_state({"complete": False, "started": folder.started, "seconds": folder.seconds_before})
     return folder
@@ -421,46 +416,11 @@ def writing(path: Path) -> Iterator[None]:
 def check_free(output: Path) -> None:
     """Raise RunError, naming the process, if another process is writing this output."""
     if _lock_file_of(output).exists():
-        _release(_hold(Path(output)))
+        release(_hold(Path(output)))
 
 
 def _hold(output: Path) -> IO[str] | None:
-    """The output's lock file, locked until it is released or this process ends in any way.
-
-    It is a record lock, which forked processes do not inherit, so a surviving worker cannot keep an output locked.
-    """
-    if fcntl is None:
-        return None
-    path = _lock_file_of(output)
-    while True:
-        try:
-            file = path.open("a+", encoding="utf-8")
-        except OSError as error:
-            raise RunError(f"{output}: cannot be written ({error.strerror}). Choose another --output.") from error
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
-            file.close()
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise RunError(
-                    f"{output}: process {holder} is writing it. Wait for it or end it, then run this again."
-                ) from None
-            return None  # a file system without locks
-        if os.fstat(file.fileno()).st_nlink:
-            break
-        file.close()  # its holder finished, and removed it, a moment ago
-    file.truncate(0)
-    file.write(f"{os.getpid()} on {platform.node()}")
-    file.flush()
-    return file
-
-
-def _release(lock: IO[str] | None) -> None:
-    if lock is not None and not lock.closed:
-        Path(lock.name).unlink(missing_ok=True)
-        lock.close()
+    return hold(_lock_file_of(output), output)
 
 
 # -- versions ----------------------------------------------------------------------------------------------------------

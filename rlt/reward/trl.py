@@ -125,18 +125,7 @@ class TeacherReward:
         items: dict[int, Explanation] = {}
         sides: list[Side | None] = []
         rows: list[ScoredRow | None] = [None] * count
-        problems = [
-            Problem(
-                str(i),
-                question[i],
-                solution[i],
-                answer[i] if answer else None,
-                system=system[i] if system else None,
-                task=task[i] if task else None,
-                source=source[i] if source else None,
-            )
-            for i in range(count)
-        ]
+        problems = _problems(question, solution, answer, system, task, source)
         sampled = sampled_explanations(
             self.fmt, self.tokenizer, problems, completion_ids, known or [None] * count, self._ends
         )
@@ -259,6 +248,15 @@ class TeacherReward:
             }
             for i in chosen
         ]
+
+
+def _problems(question: Sequence[str], solution: Sequence[str], *columns: Sequence[str | None] | None) -> list[Problem]:
+    """The problems of a batch, from their columns; `answer`, `system`, `task` and `source` may be missing."""
+    known = [column or [None] * len(question) for column in columns]
+    return [
+        Problem(str(i), asked, solved, answer, system=system, task=task, source=source)
+        for i, (asked, solved, answer, system, task, source) in enumerate(zip(question, solution, *known, strict=True))
+    ]
 
 
 def _check_one_per_token(known: Sequence[Any] | None, completion_ids: Sequence[Sequence[int]]) -> None:

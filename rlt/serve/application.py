@@ -97,7 +97,6 @@ def build_app(
         await asyncio.to_thread(state.close)
 
     app = FastAPI(title="rlt serve", lifespan=lifespan, docs_url=None, redoc_url=None)
-
     app.add_middleware(_Guard, token=token, metrics=metrics, state=state)
 
     @app.exception_handler(RltError)
