@@ -3,7 +3,7 @@
     rlt serve --student STUDENT --format stratos-user --port 8100
     RLT_URL=http://127.0.0.1:8100 .venv-verl/bin/python examples/skyrl_env.py
 
-Runs in the environment of scripts/make_engine_verl.sh, without a GPU.
+Runs in the environment of `make engines`, without a GPU.
 """
 
 from __future__ import annotations

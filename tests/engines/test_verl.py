@@ -17,7 +17,7 @@ from rlt.integrations.prompts import main as write_prompts
 
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venv-verl" / "bin" / "python"
-ABSENT = ".venv-verl is missing: bash scripts/make_engine_verl.sh"
+ABSENT = ".venv-verl is missing: make engines"
 PROBLEMS = [{"question": f"What is {i} + 2?", "solution": f"It is {i + 2}."} for i in range(3)]
 COMPLETION = "So we add." + CLOSE
 
