@@ -104,7 +104,8 @@ def _recipes(words: list[str]) -> int:
 
 
 def _init(words: list[str]) -> int:
-    from rlt.drafting import InitConfig, init
+    from rlt.draft import InitConfig
+    from rlt.drafting import init
 
     names, flags = parse_flags(words)
     if len(names) != 1:
