@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import yaml
 from pydantic import Field
@@ -111,7 +110,7 @@ def _files(kind: str, path: Path) -> JsonRow:
 
 def _task(name: str, benchmark: Benchmark, source: JsonRow, system: str | None, max_tokens: int) -> str:
     function, metrics = GRADED[benchmark.task]
-    values: dict[str, Any] = {
+    values: JsonRow = {
         "task": name,
         **source,
         "output_type": "generate_until",

@@ -13,6 +13,7 @@ from typing import Any
 from openrlhf.utils.agent import SingleTurnAgentExecutor
 
 from rlt.integrations.service import RewardService, labelled, whole_distribution
+from rlt.types import JsonRow
 
 
 class AgentExecutor(SingleTurnAgentExecutor):
@@ -35,7 +36,7 @@ class AgentExecutor(SingleTurnAgentExecutor):
         hf_tokenizer: Any,
         llm_engine: Any,
         images: Any = None,
-    ) -> dict[str, Any]:
+    ) -> JsonRow:
         """The executor's output with `reward`, `scores` and, in `extra_logs`, the reward's parts.
 
         Raises ServiceError for a label without a solution and for a reward that cannot be had.

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlt.integrations.service import RewardService, ServiceError, labelled, whole_distribution
+from rlt.types import JsonRow
 
 
 async def reward(args: Any, sample: Any, **others: object) -> Any:
@@ -21,7 +22,7 @@ async def reward(args: Any, sample: Any, **others: object) -> Any:
     return {args.reward_key: value, **parts} if args.reward_key else value
 
 
-def _row(args: Any, sample: Any) -> dict[str, Any]:
+def _row(args: Any, sample: Any) -> JsonRow:
     row, length = labelled(sample.label), sample.response_length
     if sample.loss_mask is not None and not all(sample.loss_mask):
         raise ServiceError("slime: the response has tokens that the policy did not sample; the reward is of one turn")

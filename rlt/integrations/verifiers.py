@@ -16,6 +16,7 @@ from typing import Any
 import verifiers.v1 as vf
 
 from rlt.integrations.service import RewardService, ServiceError, labelled, whole_distribution
+from rlt.types import JsonRow
 
 __all__ = ["TeacherTaskset", "rlt"]
 
@@ -32,7 +33,7 @@ async def rlt(task: Any, trace: Any) -> float:
     return reward
 
 
-def sampled(trace: Any) -> dict[str, Any]:
+def sampled(trace: Any) -> JsonRow:
     """What the policy sampled: token ids and log-probs of prime-rl's engine, or the text where a client has no tokens."""
     branches = [branch for branch in trace.branches if branch.trainable]
     calls = [call for call in trace.calls if call.node is not None]

@@ -12,7 +12,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 from zipfile import ZIP_DEFLATED, ZipFile
 
 from rlt import __version__
@@ -147,5 +146,5 @@ def _usage(rows: Iterable[JsonMap]) -> dict[str, int]:
     return {"input_tokens": given, "output_tokens": written, "total_tokens": given + written}
 
 
-def _id(*parts: Any) -> str:
+def _id(*parts: object) -> str:
     return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:22]

@@ -31,9 +31,9 @@ class LiveSelf(LocalModel):
     ) -> None:
         self.tokenizer, self.options, self.batch_tokens = tokenizer, options, batch_tokens
         self.name, self.placement, self.context = SELF, "same", None
-        self._autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+        self._autocast: Callable[[], AbstractContextManager[object]] = nullcontext
 
-    def attach(self, model: Any, autocast: Callable[[], AbstractContextManager[Any]] = nullcontext) -> None:
+    def attach(self, model: Any, autocast: Callable[[], AbstractContextManager[object]] = nullcontext) -> None:
         """Score with this model, in the trainer's precision. Raises ConfigError for `exact` where it is sharded."""
         if logprobs.is_sharded(model):
             check_sharded(self.name, self.options)

@@ -128,7 +128,7 @@ class StopAtLoss(TrainerCallback):
     def __init__(self, threshold: float) -> None:
         self.threshold, self.loss, self.steps = threshold, float("inf"), 0
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+    def on_log(self, args: object, state: Any, control: Any, logs: Any = None, **kwargs: object) -> None:
         if logs and "loss" in logs:
             self.loss, self.steps = round(float(logs["loss"]), 5), state.global_step
             control.should_training_stop = self.loss < self.threshold

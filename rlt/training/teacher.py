@@ -232,7 +232,7 @@ class _Average(TrainerCallback):
     def __init__(self, trainer: TeacherTrainer, student: AveragedSelf, decay: float) -> None:
         self.trainer, self.student, self.decay = trainer, student, decay
 
-    def on_step_end(self, *_: Any, **others: Any) -> None:
+    def on_step_end(self, *_: object, **others: object) -> None:
         self.student.follow(self.trainer.accelerator.unwrap_model(self.trainer.model), self.decay)
 
 

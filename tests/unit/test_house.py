@@ -27,5 +27,6 @@ def test_no_function_is_too_long():
 
 
 def test_few_values_are_of_any_type():
-    lines = [line for text in SOURCES.values() for line in text.splitlines() if re.search(r"\bAny\b", line)]
-    assert len(lines) < MOST_ANY
+    found = [line for text in SOURCES.values() for line in text.splitlines() if re.search(r"\bAny(Row)?\b", line)]
+    used = [line for line in found if "import" not in line]
+    assert len(used) < MOST_ANY

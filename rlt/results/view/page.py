@@ -9,7 +9,6 @@ import math
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from rlt.data.rows import write_bytes
 from rlt.results.view.rows import Source, match_key, matching, page_row, sampled
@@ -71,7 +70,7 @@ def embedded(data: JsonRow) -> str:
     return json.dumps(_finite(data), ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     if isinstance(value, float):
         return round(value, 6) if math.isfinite(value) else None
     if isinstance(value, dict):
