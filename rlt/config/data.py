@@ -28,9 +28,9 @@ class DataConfig(Config):
     columns: dict[str, str] = {}
     """Maps rlt's column names to the file's, for example {question: problem}. Known schemas need no mapping."""
     limit: int | None = Field(None, ge=1)
-    """Use only so many rows, after those skipped; invalid rows count too."""
+    """Use only the first N rows after those skipped; invalid rows count too."""
     skip: int = Field(0, ge=0)
-    """Leave out the first so many rows (to hold out what another step uses)."""
+    """Skip the first N rows, for example those that another step holds out."""
     stream: bool = False
     """Stream a hub dataset instead of downloading it first."""
     task: str | None = None
@@ -153,7 +153,7 @@ class ProblemsConfig(StageConfig):
     experts: str | None = None
     """Mixture of the task's simulated experts that writes an explanation per problem; null: no explanations."""
     exclude: list[Path] = []
-    """Files of held-out problems: their questions must not occur."""
+    """Files of held-out problems, whose questions are left out."""
 
     @model_validator(mode="after")
     def _one_source(self) -> ProblemsConfig:

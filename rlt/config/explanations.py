@@ -21,7 +21,7 @@ class CollectConfig(StageConfig, ModelOptions, FormatOptions, EngineOptions, Sam
     data: WholeData
     """Problems to explain. A problem whose prompt fills the context is an error, or left out, as `on_invalid` says."""
     samples: int = Field(1, ge=1)
-    """Explanations for each problem."""
+    """Explanations per problem."""
     file_format: Literal["jsonl", "parquet"] = "jsonl"
     """Format of the files with explanations."""
 
@@ -36,7 +36,7 @@ class CollectConfig(StageConfig, ModelOptions, FormatOptions, EngineOptions, Sam
 
 
 class SelectConfig(StageConfig, FormatOptions):
-    """Select the explanations that a student gets; the others are listed with the reason."""
+    """Select the explanations that a student learns from; the others are listed with a reason."""
 
     data: WholeData
     """Explanations: the output of `rlt collect`, or any file with `question`, `solution` and `explanation` or `completion`."""
@@ -50,11 +50,11 @@ class SelectConfig(StageConfig, FormatOptions):
     by: str = "reward"
     """Column of the scores to compare."""
     bands: int = Field(4, ge=2)
-    """For `keep: bands`: number of bands."""
+    """Number of bands, for `keep: bands`."""
     student: Names = []
-    """Folders or hub names of students: leave out what does not fit the context of each of them."""
+    """Folders or hub names of students; rows that do not fit all their contexts are left out."""
     student_context: int | None = Field(None, ge=1)
-    """Tokens that a student's text may have; null: the student's own context."""
+    """Maximum number of tokens of a student's text; null: the student's own context."""
     trust_remote_code: bool = False
     """Run Python code that comes with a student. Off: only architectures that transformers knows."""
     file_format: Literal["jsonl", "parquet"] = "jsonl"

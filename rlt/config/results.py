@@ -26,25 +26,25 @@ class EvaluateConfig(StageConfig, ModelOptions, FormatOptions, EngineOptions):
     preset: Literal["paper", "robust"] | None = None
     """`paper`: greedy, 32,768 tokens, one sample. `robust`: temperature 0.6, top-p 0.95, 8 samples."""
     samples: int | None = Field(None, ge=1)
-    """Responses to each question; null: the preset's, else 1. Several need a temperature above 0."""
+    """Responses per question; null: the preset's, else 1. More than one needs a temperature above 0."""
     temperature: float | None = Field(None, ge=0)
-    """Sampling temperature; null: the preset's, else 0, which is greedy."""
+    """Sampling temperature; null: the preset's, else 0 (greedy)."""
     top_p: float | None = Field(None, gt=0, le=1)
-    """Nucleus sampling's share of probability; null: the preset's, else 1, which is off."""
+    """Nucleus sampling: share of the probability to sample from; null: the preset's, else 1 (off)."""
     top_k: int | None = Field(None, ge=1)
-    """Sample only among the so many likeliest tokens; null is off."""
+    """Sample from the k most likely tokens only; null is off."""
     max_tokens: int | None = Field(None, ge=1)
-    """Most tokens of a response; null: the preset's, else 32,768 or what the context leaves."""
+    """Maximum number of tokens per response; null: the preset's, else 32,768 or what the context leaves."""
     system_prompt: str = "format"
     """`format`: the student format's own; `none`; or a text file."""
     instruction: Literal["benchmark", "none"] = "benchmark"
-    """The sentence that goes with each question: the benchmark's own, or none."""
+    """Sentence added to each question: the benchmark's own, or none."""
     grade_timeout: float = Field(10.0, gt=0)
-    """Seconds after which a response is given up as wrong and its grader's process ended."""
+    """Time limit per response, in seconds; a response that exceeds it counts as wrong."""
     grade_workers: int = Field(2, ge=1)
-    """Grader processes."""
+    """Number of grader processes."""
     limit: int | None = Field(None, ge=1)
-    """Only the first so many questions of each benchmark."""
+    """Use only the first N questions of each benchmark."""
     allow_overlap: bool = False
     """Evaluate on a file's questions even if the model was trained on them."""
 
@@ -53,7 +53,7 @@ class AcceptanceOptions(Config):
     """How sure a gain must be."""
 
     error_rate: float = Field(0.05, gt=0, lt=0.5)
-    """Chance, over all looks together, that a round is accepted which is no better than the best before it."""
+    """Chance, over all looks together, to accept a round that is no better than the best before it."""
     patience: int = Field(2, ge=1)
     """Rejections in a row that end the loop."""
 
@@ -108,12 +108,12 @@ class ReportConfig(StageConfig):
     """Report a run: tables and three sentences on the terminal, results.json and report.html."""
 
     suffix: str = Field("", pattern=r"^[\w.-]*$")
-    """Ending of both file names, for recipes with several reports: `-transfer` writes results-transfer.json."""
+    """Suffix of both file names, for recipes with several reports: `-transfer` writes results-transfer.json."""
 
     title: str | None = None
     """Heading of the report; null: the run's name."""
     note: str | None = None
-    """Text under the heading: what a reader must know about these results."""
+    """Text under the heading, such as a caveat about these results."""
     arms: Described = {}
     """Variants of the evaluate steps to compare, in table order: a list, or a mapping of each to a short description of
     what its student learned from. Empty: one row per evaluate step."""
@@ -145,11 +145,11 @@ class ViewConfig(Config):
     output: Path = Path("view.html")
     """Where the page is written."""
     limit: int = Field(500, ge=1)
-    """Most rows on the page: a third with the highest rewards, a third with the lowest, the others drawn at random."""
+    """Maximum number of rows on the page: a third with the highest rewards, a third with the lowest, the rest random."""
     id: Names = []
-    """Rows that are on the page in any case."""
+    """Rows to show in any case."""
     seed: int = 0
-    """Seed of the rows that are drawn at random."""
+    """Seed of the random rows."""
     live: bool = False
     """Serve the page on this machine instead of writing it, and update it while the files grow."""
     port: int = Field(8200, ge=0, le=65535)

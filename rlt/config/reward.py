@@ -139,21 +139,21 @@ class ServeConfig(ModelOptions, FormatOptions, RewardOptions, StudentOptions):
     policy: str | None = None
     """Folder or hub name whose tokenizer reads `token_ids`; null: the teacher's, or the first student's without one."""
     host: str = "127.0.0.1"
-    """Address to listen on. Others than this machine's loopback should have a `token_env`."""
+    """Address to listen on. Set `token_env` for anything but loopback."""
     port: int = Field(8100, ge=0, le=65535)
-    """Port to listen on; 0 takes a free one and prints it."""
+    """Port to listen on; 0 picks a free one and prints it."""
     token_env: str | None = None
     """Name of the environment variable that holds the bearer token which clients must send; null asks for none."""
     replicas: int = Field(1, ge=1)
-    """Processes that score, one per GPU, behind one address."""
+    """Number of scoring processes, one per GPU, behind one address."""
     max_wait_ms: float = Field(5.0, ge=0)
     """Longest time a row waits for others to fill its batch, in milliseconds."""
     max_queue: int = Field(4096, ge=1)
-    """Rows that may wait; beyond that, requests are answered 429 with `Retry-After`."""
+    """Maximum number of waiting rows; further requests get 429 with `Retry-After`."""
     max_rows: int = Field(1024, ge=1)
-    """Rows that one request may have."""
+    """Maximum number of rows per request."""
     max_characters: int = Field(400_000, ge=1)
-    """Characters that the texts of one row may have together."""
+    """Maximum number of characters per row, all texts together."""
     date: str | None = None
     """Date that chat templates print, as 2026-01-31; null: the one recorded with the policy, teacher or student, else
     today's."""

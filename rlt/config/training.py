@@ -42,7 +42,7 @@ class PretrainConfig(StageConfig, FormatOptions, TrainerOptions):
     task: str
     """Task that supplies the problems and the vocabulary."""
     exclude: list[Path] = []
-    """Files of held-out problems: their questions are not trained on."""
+    """Files of held-out problems, whose questions are not trained on."""
     model: AnyRow = {}
     """Shape of the model: arguments of transformers' LlamaConfig."""
     phases: list[AnyRow] = []

@@ -98,7 +98,7 @@ class Reader:
         problem = Problem(checked.id, checked.question, checked.solution, answer, system=checked.system)
         ends = {self.tokenizer.eos_token_id, self.tokenizer.pad_token_id} - {None}
         (sampled,) = sampled_explanations(self.fmt, self.tokenizer, [problem], [ids], [known], ends)
-        if isinstance(sampled, ScoringError):  # what the policy wrote, which is no mistake of the caller's
+        if isinstance(sampled, ScoringError):  # the policy wrote it: not the caller's mistake
             raise ScoringError(f"{where}: `token_ids`: {sampled}")
         return sampled
 

@@ -50,7 +50,7 @@ def grade(solution: str, answer: str, question: str) -> Verdict:
     if code is None:
         return Verdict(False, None)
     tests = tests_of(answer)
-    # What is no Python never starts a process; HumanEval's answers may be the rest of the prompt's function.
+    # Text that is not Python never starts a process; HumanEval's answers may be the rest of the prompt's function.
     if not isinstance(tests, Checked) and not _compiles(code):
         return Verdict(False, code)
     return Verdict(tests.passed_by(code), code)
@@ -208,7 +208,7 @@ def _check_function(found: Mapping[str, Any]) -> Checked:
     prompt, test = str(found.get("prompt") or ""), str(found["test"])
     for part, text in (("prompt", prompt), ("test", test)):
         if not _compiles(text):
-            raise ValueError(f"the tests' `{part}` is no Python")
+            raise ValueError(f"the tests' `{part}` is not Python")
     if "check" not in _defined(test):
         raise ValueError("the tests' `test` defines no `check(candidate)`")
     return Checked(test, prompt, entry)
@@ -223,7 +223,7 @@ def _asserts(found: Mapping[str, Any]) -> Checked:
     tests = "\n".join(map(str, statements))
     for part, text in (("test_setup_code", setup), ("test_list", tests)):
         if not _compiles(text):
-            raise ValueError(f"the tests' `{part}` is no Python")
+            raise ValueError(f"the tests' `{part}` is not Python")
     return Checked(tests, setup, None)
 
 

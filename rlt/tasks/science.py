@@ -3,7 +3,7 @@ r"""Science: numbers with units, and several answers at once, each to a stated t
 The `answer` is text, or a JSON object that says more:
 
 - `3.0e8 m/s`: one quantity. A given number must be within 1 % of it (`TOLERANCE`), with its sign, in a unit of its dimension.
-  An integer without a unit is a count, and exact. What is no number is compared as mathematics.
+  An integer without a unit is a count, and exact. Anything but a number is compared as mathematics.
 - `{"answers": ["2.5", "x^2"], "unit": "cm", "tolerance": 0.01}`: all of them, each once, in any order. `unit` is that of each
   number; `tolerance` is absolute, one number or one for each answer (OlympiadBench's column `error`), `relative` is a share.
   Without either, six digits must agree, as in `rlt.tasks.math`.
@@ -31,7 +31,7 @@ from rlt.tasks.math_answers import number, parse, prepare, readable, same_answer
 
 __all__ = ["CHEAP", "answer_of", "check_answer", "check_machine", "grade", "prepare", "question_of", "same"]
 
-CHEAP = False  # what is no number is compared by `rlt.tasks.math_answers`, which may never return
+CHEAP = False  # anything but a number is compared by `rlt.tasks.math_answers`, which may never return
 TOLERANCE = Fraction(1, 100)  # share of a plain reference
 SIX_DIGITS = Fraction(2, 10**6)  # the same for one without a stated tolerance, as mathematics has it
 

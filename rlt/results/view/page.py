@@ -66,7 +66,7 @@ def write_page(path: Path, data: JsonRow) -> None:
 
 
 def embedded(data: JsonRow) -> str:
-    """JSON for a <script>: nothing in it can end the element, and what is no number is null."""
+    """JSON for a <script>: nothing in it can end the element, NaN and infinity are null."""
     return json.dumps(_finite(data), ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
