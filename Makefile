@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RLT := $(VENV)/bin/rlt
 
-.PHONY: quickstart laptop test test-processors browser-tests screenshots install check format vllm-server gpu-check clean
+.PHONY: quickstart laptop test test-processors browser-tests screenshots harness install check format vllm-server gpu-check clean
 
 quickstart: $(VENV)/installed  ## the whole method on two CPU cores, in minutes
 	$(RLT) run quickstart
@@ -69,6 +69,9 @@ test-oldest: .venv-oldest/installed  ## what touches TRL and transformers, with 
 
 vllm-server:  ## an environment of its own with vLLM for the CPU, for tests/servers
 	bash scripts/make_vllm_server.sh
+
+harness: $(VENV)/installed-dev  ## lm-evaluation-harness and inspect_ai's reader, for tests/harness
+	bash scripts/make_harness.sh
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

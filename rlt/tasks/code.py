@@ -70,16 +70,20 @@ def check_machine() -> None:
     check_available()
 
 
-_BLOCK = re.compile(r"^ {0,3}```[ \t]*([\w+-]*)[^\n]*\n(.*?)^ {0,3}```[ \t]*$", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(r"^( {0,3})```[ \t]*([\w+-]*)[^\n]*\n(.*?)^ {0,3}```[ \t]*$", re.MULTILINE | re.DOTALL)
 
 
 def extract(solution: str) -> str | None:
     """The last closed block fenced by ``` and marked as Python, else the last without a mark, else None."""
-    blocks = [(mark.casefold(), code) for mark, code in _BLOCK.findall(solution.replace("\r\n", "\n"))]
+    # A block in a list is indented as its fence is; elsewhere indentation may be the rest of HumanEval's function.
+    blocks = [
+        (mark.casefold(), textwrap.dedent(code) if fence else code)
+        for fence, mark, code in _BLOCK.findall(solution.replace("\r\n", "\n"))
+    ]
     for marks in (("python", "py", "python3"), ("",)):
         for mark, code in reversed(blocks):
             if mark in marks and code.strip():
-                return textwrap.dedent(code)  # a block in a list is indented as its fence is
+                return code
     return None
 
 
