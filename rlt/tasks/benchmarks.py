@@ -305,7 +305,7 @@ def _as_task_has_it(task: str, row: dict[str, Any], where: str) -> dict[str, Any
     if not hasattr(module, "answer_of"):
         return row
     try:
-        answer, question = module.answer_of(row), module.question_of(row)  # type: ignore[attr-defined]
+        answer, question = module.answer_of(row), module.question_of(row)  # type: ignore[union-attr]
     except ValueError as error:
         raise DataError(f"{where}: {error}. Fix or remove the row.") from error
     # Solutions that come with tests (APPS: a list of programs as JSON) are not what is graded against.
