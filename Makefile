@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RLT := $(VENV)/bin/rlt
 
-.PHONY: quickstart laptop test test-processors browser-tests screenshots install check format vllm-server engines gpu-check clean
+.PHONY: quickstart laptop test test-processors browser-tests screenshots harness install check format vllm-server engines gpu-check clean
 
 quickstart: $(VENV)/installed  ## the whole method on two CPU cores, in minutes
 	$(RLT) run quickstart
@@ -72,6 +72,9 @@ vllm-server:  ## an environment of its own with vLLM for the CPU, for tests/serv
 
 engines: $(VENV)/installed-dev  ## environments of other trainers, for tests/engines
 	for script in scripts/make_engine_*.sh; do RLT_VENV=$(VENV) bash $$script || exit 1; done
+
+harness: $(VENV)/installed-dev  ## lm-evaluation-harness and inspect_ai's reader, for tests/harness
+	bash scripts/make_harness.sh
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -2,9 +2,9 @@
 
     python benchmarks/sandbox_speed.py --output benchmarks/results/sandbox_speed.json
 
-The program prints one line. `bare`: `python -S -c` and its exit. `first`: a new sandbox, one program, its end. `next`: each
-further program of the same sandbox, as the tests of one response are run. `asserts`: a response with assert statements, which takes two
-sandboxes. Medians of `--repeats` runs; ratios are against `bare`, so that they can be compared across machines.
+The program prints one line. `bare`: `python -S -c` and its exit. `first`: a new sandbox, one program, its end.
+`next`: each further program of the same sandbox, as the tests of one response are run. `asserts`: a response with assert
+statements, which takes two sandboxes. Medians; ratios are against `bare`, so that machines can be compared.
 """
 
 from __future__ import annotations

@@ -86,6 +86,9 @@ class Fixed(Config):
         "aime24": 30,
         "math500": 500,
         "gpqa-diamond": 198,
+        "olympiadbench-maths": 674,
+        "olympiadbench-physics": 236,
+        "livecodebench:hard": 300,  # ours: it depends on the release
     }
     """Rows of datasets and benchmarks that recipes refer to by their hub name."""
 

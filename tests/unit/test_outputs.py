@@ -14,10 +14,9 @@ from rlt.config import DistillConfig, EvaluateConfig, ProblemsConfig, ScoreConfi
 from rlt.data import fingerprints
 from rlt.data.rows import JsonlWriter, read_rows, write_rows
 from rlt.errors import ConfigError, DataError, RunError
-from rlt.outputs import begin, remove_output, writing
+from rlt.outputs import begin, changed_keys, differences, read_state, remove_output, writing
 from rlt.provenance import format_of, prepared
 from rlt.stages import problems
-from rlt.states import changed_keys, differences, read_state
 from rlt.text import clock
 from tests.processes import another_process_writing
 
