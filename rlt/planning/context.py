@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rlt.config import (
     AnyData,
+    BestConfig,
     ColdstartConfig,
     CollectConfig,
     DataConfig,
@@ -58,9 +59,12 @@ class Context:
         return placement, n
 
     def step_of(self, path: str) -> Step | None:
-        """The step that writes `path`, or None where no step does."""
+        """The step that writes `path`, or None where no step does. Of `best`, which copies a model, the first it may copy."""
         inside = (step for output, step in self.steps.items() if path.startswith(output + "/"))
-        return self.steps.get(path) or next(inside, None)
+        found = self.steps.get(path) or next(inside, None)
+        if found is not None and isinstance(found.config, BestConfig):
+            return self.step_of(str(found.config.models[0]))
+        return found
 
     def name_of(self, model: str) -> str:
         """`@step` for the output of a step, otherwise the model as given."""
