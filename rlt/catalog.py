@@ -60,10 +60,10 @@ def is_recipe(name: str) -> bool:
 
 
 def listing() -> Iterator[tuple[str, str, str, str]]:
-    """`(name, time, hardware, purpose)` of each shipped recipe, as its own file says."""
+    """`(name, time, hardware, purpose)` of each shipped recipe, as its own file says; `-` where it does not."""
     for name, path in shipped_recipes().items():
         content = _content(path)
-        time, hardware = (str(content.get(key) or "not said") for key in ("time", "hardware"))
+        time, hardware = (str(content.get(key) or "-") for key in ("time", "hardware"))
         yield name, time, hardware, str(content["description"])
 
 

@@ -15,13 +15,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rlt.config import DataConfig, EngineOptions, MixtureConfig, StageConfig
+from rlt.config import SELF, DataConfig, EngineOptions, MixtureConfig, StageConfig, TrainConfig
 from rlt.data.overlap import leaks
 from rlt.data.problems import names_a_file, problem_in, problem_of, rows_of
 from rlt.data.rows import read_rows
 from rlt.errors import DataError, ModelError, RltError
 from rlt.launching import launch_file, launch_options
-from rlt.models.hub import check_can_be_had, config_here, is_folder_name, unreachable
+from rlt.models.hub import check_can_be_had, config_here, folder_problem, is_cached, is_folder_name, unreachable
 from rlt.recipe import ONCE, Recipe, Step
 from rlt.tasks import load_generated_task, load_generating_task, load_grader
 from rlt.tasks.benchmarks import load_benchmark, load_questions
@@ -40,7 +40,6 @@ from rlt.types import JsonMap, JsonRow
 LOOKED_AT = 20  # first rows of a file, of which one must be valid where invalid ones are skipped
 NEEDED = {"warmup": ("explanation",), "distill": ("explanation",), "coldstart": ("answer",)}
 """Stage -> optional columns of its data that every row must have."""
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json", "spiece.model")
 
 
 @dataclass(frozen=True)
@@ -230,7 +229,7 @@ class _Check:
         if not name or self._made(name):
             return
         if is_folder_name(name):
-            problem = _folder_problem(Path(name), tokenizer_only)
+            problem = folder_problem(Path(name), tokenizer_only)
             if problem is not None:
                 raise ModelError(f"`{key}`: {name}: {problem}")
         if not tokenizer_only or not is_folder_name(name):
@@ -273,7 +272,7 @@ class _Check:
             return
         if not names_a_file(data.path):
             self.unverified.append(f"data set {data.path} (on the hub)")
-            if self.connect and not _is_cached(data.path) and unreachable():
+            if self.connect and not is_cached(data.path) and unreachable():
                 raise DataError(f"`data`: {data.path}: no such file, not in the hub's cache, and {unreachable()}.")
             return
         fmt = load_format(config.format) if hasattr(config, "format") else None
@@ -381,7 +380,8 @@ class _Check:
                 return shape.get("max_position_embeddings")
             return self._context_of(start) if isinstance(start, str) else None
         config = self._open(model) or {}
-        length = (config.get("text_config") or config).get("max_position_embeddings")
+        text = config.get("text_config")
+        length = (text if isinstance(text, dict) else config).get("max_position_embeddings")
         return length if isinstance(length, int) else None
 
 
@@ -401,7 +401,8 @@ def _models(config: StageConfig) -> Iterator[tuple[str, str]]:
         if isinstance(name, str):
             yield key, name
     for name in getattr(config, "student", []):
-        yield "student", name
+        if not (name == SELF and isinstance(config, TrainConfig)):
+            yield "student", name
 
 
 def _defaults(step: Step) -> JsonRow:
@@ -418,27 +419,6 @@ def _tokens(step: Step) -> tuple[int | None, str]:
     if step.stage == "evaluate" and config.engine != "openai":
         return config.max_tokens, "max_tokens"
     return getattr(config, "max_length", None), "max_length"
-
-
-def _folder_problem(folder: Path, tokenizer_only: bool) -> str | None:
-    if not folder.exists():
-        return "not a model folder (no such folder)."
-    if not folder.is_dir():
-        return "not a model folder, but a file."
-    if not tokenizer_only and not (folder / "config.json").is_file():
-        return "not a model folder (no config.json in it)."
-    if not any((folder / name).exists() for name in TOKENIZERS):
-        return "has no tokenizer. Save the model's tokenizer into its folder."
-    if not tokenizer_only and not any(folder.glob("*.safetensors")):
-        return "has no weights (safetensors only)."
-    return None
-
-
-def _is_cached(dataset: str) -> bool:
-    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
-    prepared = Path(os.environ.get("HF_DATASETS_CACHE") or home / "datasets") / dataset.replace("/", "___").lower()
-    hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub") / f"datasets--{dataset.replace('/', '--')}"
-    return prepared.exists() or hub.exists()
 
 
 # -- what the first row must have -----------------------------------------------------------------------------------------

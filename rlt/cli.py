@@ -61,7 +61,7 @@ def _dispatch(words: list[str]) -> int:
 
 def _run(words: list[str]) -> int:
     names, flags = parse_flags(words, recipe=True)
-    restart, only = flags.pop("restart", False), flags.pop("only", None)
+    restart, only = bool(flags.pop("restart", False)), flags.pop("only", None)
     if len(names) != 1:
         raise ConfigError("usage: rlt run RECIPE [--restart] [--only STEP] [--KEY VALUE ...] [--STEP.KEY VALUE ...]")
     from rlt.pipeline import run_recipe
@@ -104,7 +104,8 @@ def _recipes(words: list[str]) -> int:
 
 
 def _init(words: list[str]) -> int:
-    from rlt.drafting import InitConfig, init
+    from rlt.draft import InitConfig
+    from rlt.drafting import init
 
     names, flags = parse_flags(words)
     if len(names) != 1:
@@ -179,7 +180,7 @@ def _stage(stage: str, words: list[str]) -> int:
         from rlt.recipe import load_recipe
 
         _, flags = parse_flags(words, recipe=True)
-        restart = flags.pop("restart", False)
+        restart = bool(flags.pop("restart", False))
         return run_recipe(load_recipe(recipe_path(names[0]), flags), restart=restart, only=stage)
     if names:
         raise ConfigError(f"rlt {stage}: {names[0]!r} is neither a flag nor a recipe. Keys are flags: --KEY VALUE.")
@@ -190,7 +191,8 @@ def _stage(stage: str, words: list[str]) -> int:
     if isinstance(config, ReportConfig) and _reported(config.output, [key for key in flags if key != "output"]):
         return 0
     from rlt.outputs import read_state
-    from rlt.pipeline import check_stage, run_stage, summary, told_while_silent
+    from rlt.pipeline import check_stage, run_stage
+    from rlt.progress import summary, told_while_silent
 
     before = bool((read_state(config.output) or {}).get("complete"))
     check_stage(stage, config)
@@ -202,7 +204,7 @@ def _stage(stage: str, words: list[str]) -> int:
         print(f"{stage}: complete before: {summary(result)} -> {config.output}", flush=True)
     elif stage not in SAY_THEIR_END:
         print(f"{stage}: {summary(result)}", flush=True)
-    return int(result.metrics.get("exit_status", 0))
+    return result.exit_status
 
 
 def _reported(folder: Path, others: list[str]) -> bool:
@@ -286,8 +288,9 @@ def _put(flags: JsonRow, path: list[str], value: object) -> None:
             inner = flags[part] = {SHORT_FORMS[part]: inner}
         flags = inner
     last = path[-1]
-    if last in SHORT_FORMS and isinstance(flags.get(last), dict) and not isinstance(value, dict):
-        flags, last = flags[last], SHORT_FORMS[last]
+    inner = flags.get(last)
+    if last in SHORT_FORMS and isinstance(inner, dict) and not isinstance(value, dict):
+        flags, last = inner, SHORT_FORMS[last]
     if last in flags:
         before = flags[last]
         value = [*(before if isinstance(before, list) else [before]), value]

@@ -1,89 +1,32 @@
-"""A first recipe for one's own data: columns guessed from the file, model and batches chosen by `rlt plan`. Asks nothing."""
+"""A first recipe for one's own data: columns guessed from the file, hardware looked at, the draft written. Asks nothing."""
 
 from __future__ import annotations
 
-import importlib.util
-import math
 import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from pydantic import Field
-
-from rlt.config import Config, DataConfig, parse_yaml
+from rlt.config import DataConfig, parse_yaml
 from rlt.data.problems import problem_of, rows_of
+from rlt.draft import LOOKED_AT, Data, Draft, InitConfig
 from rlt.errors import ConfigError, DataError
-from rlt.planning import Plan, PlanConfig, plan
 from rlt.planning.machine import GIB, load_gpu
 from rlt.planning.shapes import load_shape
 from rlt.recipe import NAME, build_recipe
 from rlt.text.formats import check_problem, load_format
-from rlt.types import JsonRow, Problem
+from rlt.types import JsonRow
 
-MODELS = tuple(f"Qwen/Qwen2.5-{size}-Instruct" for size in ("7B", "3B", "1.5B", "0.5B"))
-LOOKED_AT = 1000  # rows from which columns, lengths and the grader are guessed
 GUESSES = {  # spellings without case and punctuation, likeliest first
     "question": ("question", "problem", "prompt", "instruction", "query", "input", "task"),
     "solution": ("solution", "workedsolution", "groundtruthsolution", "output", "completion", "response", "target"),
     "answer": ("answer", "finalanswer", "expectedanswer", "groundtruth", "label", "result"),
     "explanation": ("explanation", "reasoning", "thought", "chainofthought", "cot", "thinking", "rationale", "trace"),
 }
-CHARACTERS_PER_TOKEN = (
-    3.0  # low for English (about 4), right for formulas: lengths are rather over- than underestimated
-)
 SMALL = 300e6  # parameters that a CPU can train
-QUESTIONS, SAMPLES = 8, 16  # of one step of RL: half of the paper's questions, a quarter of its explanations of each
-
-
-class InitConfig(Config):
-    """What `rlt init` looks at, and what it need not choose."""
-
-    data: str
-    """Your problems: a JSONL, JSON, Parquet or CSV file, given without a flag."""
-    output: Path | None = None
-    """Recipe to write; null: the data's name with `.yaml`, in this folder."""
-    columns: dict[str, str] = {}
-    """Your names of the columns, such as `--columns.question prompt`; those not given are guessed."""
-    model: str | None = None
-    """Folder or hub name that teacher and student start from; null: the largest Qwen2.5 that fits and is fast enough."""
-    gpu: str | None = None
-    """GPU to choose for, a name that `rlt plan` knows; null: this machine's, or an `rtx4090-24gb` where there is none."""
-    count: int | None = Field(None, ge=1)
-    """GPUs to choose for; null: this machine's."""
-    hours: float = Field(24.0, gt=0)
-    """Most hours that the planned run may take."""
-
-
-@dataclass(frozen=True)
-class _Data:
-    rows: int
-    invalid: int
-    columns: dict[str, str]
-    problems: Sequence[Problem]
-
-    def longest(self, column: str) -> int:
-        """Tokens of a column at its 95th percentile, estimated from characters."""
-        lengths = sorted(len(getattr(problem, column) or "") for problem in self.problems)
-        return math.ceil(lengths[int(0.95 * (len(lengths) - 1))] / CHARACTERS_PER_TOKEN)
-
-    def mean(self, column: str) -> int:
-        total = sum(len(getattr(problem, column) or "") for problem in self.problems)
-        return max(1, math.ceil(total / len(self.problems) / CHARACTERS_PER_TOKEN))
-
-    def has(self, column: str) -> bool:
-        return all(getattr(problem, column) is not None for problem in self.problems)
-
-
-@dataclass(frozen=True)
-class _Choice:
-    model: str
-    lora: bool
-    planned: Plan | None
 
 
 def init(config: InitConfig) -> list[str]:
@@ -99,7 +42,7 @@ def init(config: InitConfig) -> list[str]:
     if not re.fullmatch(NAME, name):
         name = "mine"
     gpu, count, hardware = _hardware(config)
-    draft = _Draft(config, data, name, output, gpu, count)
+    draft = Draft(config, data, name, output, gpu, count)
     choice = draft.choose()
     text = draft.text(choice)
     build_recipe(parse_yaml(text), str(output))
@@ -114,7 +57,7 @@ def init(config: InitConfig) -> list[str]:
 # -- the data --------------------------------------------------------------------------------------------------------------
 
 
-def _looked_at(config: InitConfig) -> _Data:
+def _looked_at(config: InitConfig) -> Data:
     rows = iter(rows_of(DataConfig(path=config.data)))
     first = list(islice(rows, LOOKED_AT))
     if not first:
@@ -130,7 +73,7 @@ def _looked_at(config: InitConfig) -> _Data:
             errors.append(error)
     if len(problems) < 4:
         raise errors[0] if errors else DataError(f"{config.data}: has {len(problems)} rows; a run needs 4 at least.")
-    return _Data(len(first) + sum(1 for _ in rows), len(errors), columns, problems)
+    return Data(len(first) + sum(1 for _ in rows), len(errors), columns, problems)
 
 
 def _guessed(row: JsonRow, where: str, given: dict[str, str]) -> dict[str, str]:
@@ -203,276 +146,3 @@ def _known(name: str, gib: float) -> str:
     ]
     same = [gpu for gpu in fits if gpu.name.split("-")[0] in plain]
     return max(same or fits, key=lambda gpu: (gpu.memory, -gpu.flops)).name
-
-
-# -- the recipe ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Draft:
-    config: InitConfig
-    data: _Data
-    name: str
-    output: Path
-    gpu: str | None
-    count: int
-
-    @property
-    def held_out(self) -> int:
-        return max(1, min(200, self.data.rows // 10))
-
-    @property
-    def explained(self) -> bool:
-        return self.data.has("explanation")
-
-    @property
-    def task(self) -> str | None:
-        """The grader of the answers; None where there are none that one could grade."""
-        if not self.data.has("answer"):
-            return None
-        answers = [str(problem.answer).strip() for problem in self.data.problems]
-        if all(re.fullmatch(r"\(?[A-J]\)?", answer) for answer in answers):
-            return "multiple_choice"
-        like_math = [answer for answer in answers if re.search(r"\d|\\", answer) and len(answer) < 100]
-        return "math" if len(like_math) >= 0.8 * len(answers) else None
-
-    @property
-    def most_tokens(self) -> int:
-        """Tokens of an explanation: half more than the 95th percentile of the given ones, in steps of 128."""
-        longest, most = (1.5 * self.data.longest("explanation"), 8192) if self.explained else (0, 2048)
-        most = min(most, 256) if self.gpu is None else most
-        most = min(most, (self.context or 2 * most) // 2)
-        return min(most, max(128, math.ceil(longest / 128) * 128)) if self.explained else most
-
-    @property
-    def text_tokens(self) -> int:
-        """Tokens of a training text: question, explanation and solution, with room for the system prompt."""
-        rest = self.data.longest("question") + self.data.longest("solution") + 300
-        return min(math.ceil((rest + self.most_tokens) / 256) * 256, self.context or 10**9)
-
-    @property
-    def response_tokens(self) -> int:
-        """Tokens of a student's response, explanation and solution, where the context has room for the question too."""
-        wanted = self.most_tokens + math.ceil(self.data.longest("solution") / 64) * 64 + 64
-        return min(wanted, (self.context or 10**9) * 3 // 4)
-
-    @property
-    def context(self) -> int | None:
-        """Tokens that the given model's texts may have; those of MODELS have room."""
-        return load_shape(self.config.model).context if self.config.model else None
-
-    def choose(self) -> _Choice:
-        """The largest model, all weights or LoRA, whose plan fits; where none does, the smallest with LoRA."""
-        models = (self.config.model,) if self.config.model else MODELS
-        if self.gpu is None:
-            return _Choice(models[0], False, None)
-        lora = (False, True) if importlib.util.find_spec("peft") else (False,)
-        tried = [_Choice(model, with_lora, None) for model in models for with_lora in lora]
-        for choice in tried:
-            planned = self.planned(choice)
-            if planned.fits_memory and planned.hours <= self.config.hours:
-                return _Choice(choice.model, choice.lora, planned)
-        return _Choice(tried[-1].model, tried[-1].lora, self.planned(tried[-1]))
-
-    def planned(self, choice: _Choice) -> Plan:
-        options = PlanConfig(
-            gpu=str(self.gpu),
-            count=self.count,
-            rows=self.data.rows,
-            question_tokens=self.data.mean("question") + 150,
-            solution_tokens=self.data.mean("solution"),
-            explanation_tokens=max(1, self.most_tokens // 2),
-            trace_tokens=self.data.mean("explanation") if self.explained else max(1, self.most_tokens // 2),
-            response_tokens=max(1, self.most_tokens // 2) + self.data.mean("solution"),
-        )
-        return plan(build_recipe(parse_yaml(self.text(choice)), str(self.output)), options)
-
-    def text(self, choice: _Choice) -> str:
-        """The recipe as YAML."""
-        small = self.gpu is None
-        samples = 8 if small else SAMPLES
-        micro = samples if small else 2
-        per_step = QUESTIONS * samples
-        accumulate = max(1, math.ceil(per_step / (micro * self.count)))
-        while micro * self.count * accumulate % samples:  # groups of explanations of one question are never split
-            accumulate += 1
-        rows = self.data.rows - self.held_out
-        steps = max(1, min(30 if small else 125, 4 * rows // QUESTIONS))
-        rest = f"{self._source}, skip: {self.held_out}"
-        sft = max(1, 16 // self.count)
-        rate = "1.0e-4" if choice.lora else "1.0e-5"
-        launch = "\n  launch: fsdp2" if self.count > 1 else ""
-        vllm = "" if small or not importlib.util.find_spec("vllm") else ", engine: vllm"
-        lines = [
-            f"# Written by `rlt init {self.config.data}`. Settings without a source are starting points, not results.",
-            f"name: {self.name}",
-            f"description: A teacher for {Path(self.config.data).name}",
-            f"needs_gpu: {'false' if small else 'true'}",
-            "",
-        ]
-        defaults = []
-        if choice.lora:
-            lora = "{dtype: bfloat16, peft: {r: 32, lora_alpha: 64, target_modules: all-linear}}"
-            defaults += [f"  warmup: &lora {lora}", "  distill: *lora", "  train: *lora"]
-        elif not small:
-            # Trained weights are float32; only what generates or scores takes two bytes.
-            defaults += ["  collect: {dtype: bfloat16}", "  score: {dtype: bfloat16}", "  evaluate: {dtype: bfloat16}"]
-        if defaults:
-            lines += ["defaults:", *defaults, ""]
-        lines += [
-            f"# The first {self.held_out} rows judge; nothing is trained on them.",
-            f"heldout: {{stage: problems, data: {{{self._source}, limit: {self.held_out}}}, count: {self.held_out}}}",
-            "",
-        ]
-        source = f"{{{rest}}}"
-        if not self.explained:
-            lines += [
-                "# The data has no explanations to learn from, so the model writes the first ones itself, from question and",
-                "# solution. Only those that close their tag are kept: a cut-off one would be taught as if it were whole.",
-                "self-explained:",
-                "  stage: collect",
-                f"  model: {choice.model}",
-                f"  data: {{{rest}{self._limit(2000)}}}",
-                f"  max_tokens: {self.most_tokens}{vllm.replace(', ', chr(10) + '  ')}",
-                'closed: {stage: select, data: "@self-explained", keep: closed}',
-                "",
-            ]
-            source = '{path: "@closed", on_invalid: skip}'
-        trainer = (
-            f"{{num_train_epochs: 2, per_device_train_batch_size: 1, gradient_accumulation_steps: {sft}, "
-            f"learning_rate: {rate}}}"
-        )
-        for step, stage, why in (
-            ("warmup", "", "# The teacher learns to write an explanation from question and solution."),
-            ("student", "\n  stage: distill", "# The student in the reward learns the format from the same texts."),
-        ):
-            lines += [
-                why,
-                f"{step}:{stage}",
-                f"  model: {choice.model}",
-                f"  data: {source}",
-                f"  max_length: {self.text_tokens}{launch}",
-                f"  trainer: {trainer}",
-                "",
-            ]
-        lines += [
-            f"# Teacher RL: {micro * self.count * accumulate // samples} questions with {samples} explanations each per step.",
-            "train:",
-            '  model: "@warmup"',
-            '  student: "@student"',
-            *(["  student_placement: offload"] if not small else []),
-            f"  data: {{{rest}}}{launch}",
-            "  trainer:",
-            f"    max_steps: {steps}",
-            f"    learning_rate: {'1.0e-5' if choice.lora or small else '1.0e-6'}",
-            f"    num_generations: {samples}",
-            f"    per_device_train_batch_size: {micro}",
-            f"    gradient_accumulation_steps: {accumulate}",
-            f"    max_completion_length: {self.most_tokens}",
-            *(["    beta: 0.04 # the reference is the model without its adapter", "    sync_ref_model: false"]
-              if choice.lora else []),
-            *(["    beta: 0.0 # no second copy of the weights", "    sync_ref_model: false"] if not choice.lora else []),
-            "",
-            "# What the reward says of the teacher's explanations of held-out problems, before and after RL, with placebos.",
-            "explain-heldout:",
-            "  stage: collect",
-            '  each: {before: {model: "@warmup"}, after: {model: "@train"}}',
-            f'  data: "@heldout"\n  max_tokens: {self.most_tokens}{vllm.replace(", ", chr(10) + "  ")}',
-            "score-heldout:",
-            "  stage: score",
-            '  each: {before: {teacher: "@warmup"}, after: {teacher: "@train"}}',
-            '  student: "@student"',
-            '  data: "@explain-heldout/{each}"',
-            "  placebos: true",
-            "",
-        ]  # fmt: skip
-        report = ["report:", "  teachers: [before, after]", "  explained: explain-heldout", "  scored: score-heldout",
-                  "  trained: train"]  # fmt: skip
-        if self.task is not None:
-            lines += [
-                "# Students that learned from the teacher's explanations before and after RL, alone on the held-out problems.",
-                "collect:",
-                '  each: {warmup: {model: "@warmup"}, rlt: {model: "@train"}}',
-                f"  data: {{{rest}{self._limit(4000)}}}",
-                f"  max_tokens: {self.most_tokens}{vllm.replace(', ', chr(10) + '  ')}",
-                "distill:",
-                '  each: "@collect"',
-                f"  model: {choice.model}",
-                '  data: {path: "@collect/{each}", on_invalid: skip}',
-                f"  max_length: {self.text_tokens}{launch}",
-                f"  trainer: {trainer}",
-                "evaluate:",
-                '  each: "@distill"',
-                '  model: "@distill/{each}"',
-                '  benchmark: "@heldout"',
-                f"  task: {self.task}",
-                f"  max_tokens: {self.response_tokens}{vllm.replace(', ', chr(10) + '  ')}",
-                "  samples: 4",
-                "  temperature: 0.7",
-                "",
-            ]
-            report += ["  arms: {warmup: the teacher's explanations before RL, rlt: the teacher's explanations after RL}",
-                       "  sampled: evaluate", "  headline: [rlt, warmup]"]  # fmt: skip
-        return "\n".join([*lines, *report, ""])
-
-    @property
-    def _source(self) -> str:
-        path = os.path.relpath(self.config.data, self.output.parent)
-        path = str(Path(self.config.data).resolve()) if path.startswith("..") else f"./{path}"  # as the folder may move
-        columns = ", ".join(f"{ours}: {_quoted(theirs)}" for ours, theirs in self.data.columns.items())
-        mapped = f", columns: {{{columns}}}" if columns else ""
-        skips = ", on_invalid: skip" if self.data.invalid else ""
-        return f"path: {_quoted(path)}{mapped}{skips}"
-
-    def _limit(self, most: int) -> str:
-        return f", limit: {most}" if self.data.rows - self.held_out > most else ""
-
-    def said(self, choice: _Choice, hardware: str) -> list[str]:
-        """What was chosen and why, in nine lines."""
-        data, columns = self.data, self.data.columns
-        mapped = ", ".join(f"{ours} <- {theirs}" for ours, theirs in columns.items())
-        invalid = f", {data.invalid} of the first {LOOKED_AT} invalid and skipped" if data.invalid else ""
-        same = columns.get("solution") is not None and columns.get("solution") == columns.get("answer")
-        training = "the file's explanations" if self.explained else "explanations that the model writes itself"
-        why = "every row has one" if self.explained else "the file has none"
-        graded = f"solve rates, graded as `{self.task}`" if self.task else "the reward only"
-        because = f"answers look like {'letters' if self.task == 'multiple_choice' else 'numbers or formulas'}"
-        without = "no answers that a grader could compare"
-        lines = [
-            f"wrote {self.output}: {data.rows:,} problems of {self.config.data}{invalid}",
-            f"columns: {mapped or 'as rlt knows them'}" + (" (no worked solution: the answer takes its place)" * same),
-            f"held out: the first {self.held_out} problems, a tenth and at most 200",
-            f"warm-up: on {training}, because {why}",
-            f"judged by: {graded}, because {because if self.task else without}",
-            f"hardware: {f'{self.count} x {self.gpu}' if self.gpu else 'CPU'}, {hardware}",
-        ]
-        how = "LoRA" if choice.lora else "all weights"
-        length = f"explanations up to {self.most_tokens:,} tokens, " + (
-            "1.5 x the 95th percentile of the file's" if self.explained else "no length to go by"
-        )
-        if choice.planned is None:
-            return [
-                *lines,
-                f"model: {choice.model} ({how}), as given",
-                length,
-                "time: not planned (`rlt plan` knows GPUs)",
-            ]
-        planned = choice.planned
-        peak = max(step.peak for step in planned.steps) / GIB
-        fits = planned.fits_memory and planned.hours <= self.config.hours
-        reason = (
-            "as given" if self.config.model else f"the largest Qwen2.5 that fits within {self.config.hours:g} hours"
-        )
-        if not fits:
-            reason = "DOES NOT FIT: give a larger --gpu, more --hours or a smaller --model"
-        memory = f"{peak:.0f} of {planned.gpu.memory / GIB:.0f} GiB per GPU"
-        return [
-            *lines,
-            f"model: {choice.model} ({how}), {reason}",
-            length,
-            f"planned: {planned.hours:.1f} hours, {memory}, {planned.disk_peak / 1e9:.0f} GB of disk",
-        ]
-
-
-def _quoted(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

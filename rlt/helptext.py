@@ -71,7 +71,7 @@ def describe(name: str) -> Command:
         usage = "rlt plan RECIPE --gpu NAME --count N [--KEY VALUE ...] [--STEP.KEY VALUE ...]"
         return Command([usage], OVERRIDES, PlanConfig, RECIPE)
     if name == "init":
-        from rlt.drafting import InitConfig
+        from rlt.draft import InitConfig
 
         return Command(["rlt init FILE [--output RECIPE.yaml] [--KEY VALUE ...]"], {}, InitConfig)
     if name == "export":

@@ -101,7 +101,7 @@ def processes(accelerate: Path) -> list[str]:
 
 def on_this_machine(options: JsonMap) -> bool:
     """Whether an accelerate configuration is for one machine and leaves it to rlt how the processes find each other."""
-    several = int(options.get("num_machines") or 1) > 1
+    several = str(options.get("num_machines") or 1) != "1"
     # `static` is what `accelerate config` writes by default.
     return not several and not options.get("main_process_ip") and options.get("rdzv_backend", "static") == "static"
 

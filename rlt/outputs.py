@@ -7,7 +7,6 @@ outputs of other stages and fingerprints of other files. While a process writes 
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import platform
@@ -20,19 +19,15 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import IO
+from typing import IO, TypedDict, cast
 
 from rlt.config import StageConfig
 from rlt.data.fingerprints import Fingerprint, fingerprint, unchanged
 from rlt.data.rows import ROW_FILES, write_text
 from rlt.errors import RltError, RunError
+from rlt.locks import hold, release
 from rlt.text.clock import pinned_date
 from rlt.types import JsonMap, JsonRow
-
-try:
-    import fcntl
-except ImportError:  # Windows: outputs are not locked there
-    fcntl = None  # type: ignore[assignment]
 
 # Keys that say how fast or where, not what: they may differ when a stage resumes.
 INCIDENTAL = frozenset({
@@ -57,12 +52,47 @@ _TORCH_SAVE = (
 VERSIONED = ("torch", "transformers", "trl", "datasets", "accelerate", "peft", "vllm")
 
 
+class State(TypedDict, total=False):
+    """What a `stage.json` holds; `unreadable` says why it cannot be read."""
+
+    stage: str
+    config: JsonRow
+    versions: dict[str, str]
+    date: str
+    inputs: dict[str, str]
+    files: dict[str, Fingerprint]
+    complete: bool
+    started: float
+    finished: str
+    seconds: float
+    metrics: JsonRow
+    served: list[str]
+    unreadable: str
+
+
 @dataclass(frozen=True)
 class Result:
     """A stage's output and its numbers, which are also in `stage.json`."""
 
     output: Path
     metrics: JsonRow = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        """How long the stage took, over all its starts."""
+        return seconds_of(self.metrics)
+
+    @property
+    def exit_status(self) -> int:
+        """0, or what the command exits with."""
+        status = self.metrics.get("exit_status", 0)
+        return status if isinstance(status, int) else 1
+
+
+def seconds_of(metrics: JsonMap) -> float:
+    """How long the stage with these metrics took."""
+    seconds = metrics.get("seconds", 0.0)
+    return float(seconds) if isinstance(seconds, int | float) else 0.0
 
 
 @dataclass
@@ -95,7 +125,7 @@ class StageFolder:
         numbers = {"seconds": elapsed, **metrics}
         finished = datetime.now(UTC).isoformat()
         self._write_state({"complete": True, "finished": finished, "seconds": elapsed, "metrics": numbers})
-        _release(self.lock)
+        release(self.lock)
         return Result(self.path, numbers)
 
     def _write_state(self, more: JsonMap) -> None:
@@ -143,7 +173,7 @@ def _begin(stage: str, config: StageConfig) -> StageFolder:
         else:
             _refuse_changes(stage, config, state, output)
     except RunError:
-        _release(lock)
+        release(lock)
         raise
     complete = state is not None and state["complete"]
     files = files_read_by(config) if is_main_process() and not complete else {}
@@ -153,7 +183,7 @@ def _begin(stage: str, config: StageConfig) -> StageFolder:
     )  # fmt: skip
     if state is not None and state["complete"]:
         folder.result = Result(output, state["metrics"])
-        _release(lock)
+        release(lock)
     elif is_main_process():
         folder._write_state({"complete": False, "started": folder.started, "seconds": folder.seconds_before})
     return folder
@@ -170,7 +200,7 @@ def _refuse_foreign(output: Path) -> None:
         raise RunError(f"{output}: exists, and rlt did not make it. Choose another --output, or remove it first.")
 
 
-def _refuse_changes(stage: str, config: StageConfig, state: JsonMap, output: Path) -> None:
+def _refuse_changes(stage: str, config: StageConfig, state: State, output: Path) -> None:
     if "unreadable" in state:
         raise RunError(
             f"{state_file_of(output)}: cannot be read ({state['unreadable']}). Start over (`rlt run RECIPE --restart`, or "
@@ -187,19 +217,19 @@ def _refuse_changes(stage: str, config: StageConfig, state: JsonMap, output: Pat
         )
 
 
-def _seconds(state: JsonMap | None, output: Path) -> float:
+def _seconds(state: State | None, output: Path) -> float:
     """Seconds that earlier starts took, up to the newest file: after a `kill -9` nothing else is left to measure by."""
     if state is None or "started" not in state:
         return 0.0
     files = [*output.rglob("*")] if output.is_dir() else files_of(output)
     written = [file.stat().st_mtime for file in files if file.is_file() and file != _lock_file_of(output)]
-    return float(state["seconds"]) + max(0.0, max(written, default=0.0) - state["started"])
+    return state["seconds"] + max(0.0, max(written, default=0.0) - state["started"])
 
 
 # -- what an output was made with and from -----------------------------------------------------------------------------
 
 
-def differences(state: JsonMap, config: StageConfig) -> list[str]:
+def differences(state: State, config: StageConfig) -> list[str]:
     """What keeps a stage of this configuration from resuming the output with this state, in words; empty: nothing.
 
     Keys that decide what is made (not INCIDENTAL ones), and inputs that changed. Paths inside a run are compared relative
@@ -208,7 +238,7 @@ def differences(state: JsonMap, config: StageConfig) -> list[str]:
     if "unreadable" in state:
         return [f"its `stage.json` cannot be read ({state['unreadable']})"]
     now = _dumped(config)
-    state = _moved(state, state["config"].get("output"), now["output"])
+    state = _moved(state, str(state["config"].get("output", now["output"])), str(now["output"]))
     if "format" in now and now["format"] is None:
         now["format"] = state["config"].get("format")  # resolved when the stage began
     return (
@@ -226,9 +256,9 @@ def differences(state: JsonMap, config: StageConfig) -> list[str]:
     )
 
 
-def _moved(state: JsonMap, there: str | None, now: str) -> JsonMap:
+def _moved(state: State, there: str, now: str) -> State:
     """The state with paths below the run's old folder put below its new one; `there`, `now`: the output then and now."""
-    old, new = list(Path(there or now).parts), list(Path(now).parts)
+    old, new = list(Path(there).parts), list(Path(now).parts)
     while old and new and old[-1] == new[-1]:
         old.pop()
         new.pop()
@@ -243,7 +273,8 @@ def _moved(state: JsonMap, there: str | None, now: str) -> JsonMap:
             return {moved(key): moved(item) for key, item in value.items()}
         return [moved(item) for item in value] if isinstance(value, list) else value
 
-    return {**state, **{key: moved(state[key]) for key in ("config", "inputs", "files") if key in state}}
+    paths = {key: moved(value) for key, value in state.items() if key in ("config", "inputs", "files")}
+    return cast(State, {**state, **paths})
 
 
 def changed_keys(there: JsonMap, now: JsonMap, prefix: str = "") -> list[str]:
@@ -344,7 +375,7 @@ def remove_output(output: Path) -> None:
             path.unlink()
 
 
-def read_state(output: Path) -> JsonRow | None:
+def read_state(output: Path) -> State | None:
     """`stage.json` of a stage's output; None if it is missing, or if a complete output is gone but its state left.
 
     A garbled one counts as incomplete, with the reason under `unreadable`: `begin` refuses it, `--restart` removes it.
@@ -353,7 +384,7 @@ def read_state(output: Path) -> JsonRow | None:
     if not path.is_file():
         return None
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
+        state: State = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         return {"complete": False, "config": {}, "unreadable": str(error) or type(error).__name__}
     if not isinstance(state, dict) or not {"complete", "config", "stage"} <= state.keys():
@@ -385,46 +416,11 @@ def writing(path: Path) -> Iterator[None]:
 def check_free(output: Path) -> None:
     """Raise RunError, naming the process, if another process is writing this output."""
     if _lock_file_of(output).exists():
-        _release(_hold(Path(output)))
+        release(_hold(Path(output)))
 
 
 def _hold(output: Path) -> IO[str] | None:
-    """The output's lock file, locked until it is released or this process ends in any way.
-
-    It is a record lock, which forked processes do not inherit, so a surviving worker cannot keep an output locked.
-    """
-    if fcntl is None:
-        return None
-    path = _lock_file_of(output)
-    while True:
-        try:
-            file = path.open("a+", encoding="utf-8")
-        except OSError as error:
-            raise RunError(f"{output}: cannot be written ({error.strerror}). Choose another --output.") from error
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
-            file.close()
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise RunError(
-                    f"{output}: process {holder} is writing it. Wait for it or end it, then run this again."
-                ) from None
-            return None  # a file system without locks
-        if os.fstat(file.fileno()).st_nlink:
-            break
-        file.close()  # its holder finished, and removed it, a moment ago
-    file.truncate(0)
-    file.write(f"{os.getpid()} on {platform.node()}")
-    file.flush()
-    return file
-
-
-def _release(lock: IO[str] | None) -> None:
-    if lock is not None and not lock.closed:
-        Path(lock.name).unlink(missing_ok=True)
-        lock.close()
+    return hold(_lock_file_of(output), output)
 
 
 # -- versions ----------------------------------------------------------------------------------------------------------

@@ -26,18 +26,15 @@ from rlt.checking import check_steps
 from rlt.config import ReportConfig, StageConfig
 from rlt.data.rows import write_text
 from rlt.errors import ProblemsFound, RunError
-from rlt.outputs import Result, check_free, differences, read_state, remove_output
+from rlt.outputs import Result, State, check_free, differences, read_state, remove_output, seconds_of
+from rlt.progress import HEARTBEAT, Progress, clock, summary, told_while_silent
 from rlt.provenance import date_of, prepared
 from rlt.recipe import ONCE, Recipe, RecipeHead, Step, recipe_of_run
 from rlt.terminal import fitted
 from rlt.text.clock import pin_date
-from rlt.timing import TimeLeft
-from rlt.types import JsonMap
 
-HEARTBEAT = 20.0  # seconds without a line after which it is said what runs
 SHOWN = 6  # differences that an error lists
 MOST_TOLD = 20  # complete steps whose numbers are repeated where others are still to be run
-SILENT = ("problems", "select")  # stages that show no progress of their own
 
 
 def run_stage(stage: str, config: StageConfig) -> Result:
@@ -65,7 +62,8 @@ def run_recipe(recipe: Recipe, *, restart: bool = False, only: str | None = None
         raise RunError(f"{recipe.head.name}: unknown step `{only}`; steps are {', '.join(names)}.")
     once = [step for step in steps if step.stage in ONCE]
     rest = [step for step in steps if step.stage not in ONCE]
-    todo = [step for step in rest if restart or not _complete(step)]
+    ended = {} if restart else recipe.not_run()
+    todo = [step for step in rest if restart or not (_complete(step) or step.key in ended)]
     if recipe.head.needs_gpu and todo:
         _check_gpu(recipe)
     _check(recipe, [*todo, *once])
@@ -80,19 +78,29 @@ def run_recipe(recipe: Recipe, *, restart: bool = False, only: str | None = None
     )
     statuses = []
     for step in rest:
-        if step not in todo:
-            metrics = (read_state(step.config.output) or {}).get("metrics", {})
-            statuses.append(_status(metrics))
+        if step.key in ended and not _complete(step):
+            print(f"  not run: {step.key}: its loop ended at round {ended[step.key]}", flush=True)
+        elif step not in todo:
+            before = Result(step.config.output, (read_state(step.config.output) or State()).get("metrics", {}))
+            statuses.append(before.exit_status)
             if len(rest) - len(todo) <= MOST_TOLD or not todo:
-                line = f"  complete before: {step.key}: {summary(Result(step.config.output, metrics))}"
-                print(fitted(line, indent=6), flush=True)
+                print(fitted(f"  complete before: {step.key}: {summary(before)}", indent=6), flush=True)
     progress = Progress([*todo, *once], recipe)
-    seed_done = _seed_reporter(recipe, once, progress)
+    seed_done, left = _seed_reporter(recipe, once, progress), Counter(step.seed for step in todo)
+
+    def done(step: Step, result: Result | None) -> None:  # None: not run, because its loop has ended
+        if result is not None:
+            progress.end(step, result)
+            statuses.append(result.exit_status)
+        left[step.seed] -= 1
+        if step.seed is not None and not left[step.seed]:
+            seed_done(step.seed)
+
     if recipe.head.jobs > 1 and len(todo) > 1:
-        statuses += _side_by_side(todo, recipe, progress, seed_done)
+        _SideBySide(todo, recipe, progress).run(done)
     else:
-        statuses += _one_by_one(todo, progress, seed_done)
-    statuses += _one_by_one(once, progress, lambda seed: None)
+        _one_by_one(todo, progress, done, recipe)
+    _one_by_one(once, progress, done, recipe)
     return max(statuses, default=0)
 
 
@@ -114,10 +122,6 @@ def check_stage(stage: str, config: StageConfig) -> None:
 
 def _is(step: Step, only: str) -> bool:
     return only in (step.name, step.name.split("/")[0], step.stage)
-
-
-def _status(metrics: JsonMap) -> int:
-    return int(metrics.get("exit_status", 0))
 
 
 def _complete(step: Step) -> bool:
@@ -190,10 +194,11 @@ def _refuse_changes(recipe: Recipe, made: list[Step], orphans: list[Step], remov
 
 def _refuse_missing_inputs(recipe: Recipe, todo: list[Step]) -> None:
     known = {(step.seed, step.name): step for step in recipe.steps}
-    wanted = {(step.seed, step.name) for step in todo}
+    wanted, ended = {(step.seed, step.name) for step in todo}, recipe.not_run()
     for step in todo:
         for name in step.after:
-            if (step.seed, name) not in wanted and not _complete(known[step.seed, name]):
+            other = known[step.seed, name]
+            if (step.seed, name) not in wanted and not _complete(other) and other.key not in ended:
                 raise RunError(
                     f"{step.key}: its input `{name}` is not complete. Run the whole recipe, or `--only {name}` first."
                 )
@@ -219,47 +224,6 @@ def _has_gpu() -> bool:
 # -- running -----------------------------------------------------------------------------------------------------------
 
 
-class Progress:
-    """Prints lines with the time since the start, the steps done of all, and, once it is known, the time left."""
-
-    def __init__(self, steps: Sequence[Step], recipe: Recipe) -> None:
-        self.started, self.done, self.total = time.monotonic(), 0, len(steps)
-        self.time_left = TimeLeft(steps, recipe.head.jobs, recipe.timings)
-
-    def say(self, text: str) -> None:
-        now, about = time.monotonic(), ""
-        left = self.time_left.left(now) if now - self.started > 5 and self.done < self.total else None
-        if left is not None:
-            about = f", about {clock(left)} left"
-        print(fitted(f"[{clock(now - self.started)} {self.done}/{self.total}{about}] {text}"), flush=True)
-
-    def begin(self, step: Step) -> None:
-        self.time_left.begin(step, time.monotonic())
-        self.say(f"{step.key} ...")
-
-    def end(self, step: Step, result: Result) -> None:
-        self.done += 1
-        self.time_left.end(step, float(result.metrics.get("seconds", 0.0)))
-        self.say(f"{step.key}: {summary(result)}")
-
-
-@contextmanager
-def told_while_silent(stage: str, name: str, say: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Says every HEARTBEAT seconds that a stage which shows no progress of its own still runs."""
-    done, begun = threading.Event(), time.monotonic()
-
-    def tell() -> None:
-        while not done.wait(HEARTBEAT):
-            (say or print)(f"running: {name} ({time.monotonic() - begun:.0f} s)")
-
-    if stage in SILENT:
-        threading.Thread(target=tell, daemon=True).start()
-    try:
-        yield
-    finally:
-        done.set()
-
-
 def timings(folder: Path) -> dict[str, dict[str, float]]:
     """What each step of a run took, as a recipe's `seconds.json` has it (see `rlt.timing`). Raises RunError without a run."""
     if not (folder / "recipe.yaml").is_file():
@@ -267,43 +231,97 @@ def timings(folder: Path) -> dict[str, dict[str, float]]:
 
     def seconds(step: Step) -> float | None:
         state = read_state(step.config.output) if step.stage not in ONCE else None
-        return float(state["metrics"]["seconds"]) if state and state.get("complete") else None
+        return seconds_of(state["metrics"]) if state and state.get("complete") else None
 
     return timing.timings(recipe_of_run(folder).steps, seconds)
 
 
-def clock(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
-
-
-def _one_by_one(steps: Sequence[Step], progress: Progress, seed_done: Callable[[int], None]) -> list[int]:
-    statuses, left = [], Counter(step.seed for step in steps)
+def _one_by_one(
+    steps: Sequence[Step], progress: Progress, done: Callable[[Step, Result | None], None], recipe: Recipe
+) -> None:
     for step in steps:
+        ended = recipe.not_run().get(step.key)
+        if ended is not None:
+            progress.skip(step, ended)
+            done(step, None)
+            continue
         progress.begin(step)
         with told_while_silent(step.stage, step.key, progress.say):
             result = run_stage(step.stage, step.config)
-        progress.end(step, result)
-        statuses.append(_status(result.metrics))
-        left[step.seed] -= 1
-        if step.seed is not None and not left[step.seed]:
-            seed_done(step.seed)
-    return statuses
+        done(step, result)
 
 
-def _side_by_side(
-    steps: Sequence[Step], recipe: Recipe, progress: Progress, seed_done: Callable[[int], None]
-) -> list[int]:
-    """Exit statuses. Steps start in the order of `queue`, each once its inputs are done, and print to their logs.
+class _SideBySide:
+    """Steps in parallel processes: each starts in the order of `queue`, once its inputs are done, and prints to its log.
 
-    After a failure no step starts; running ones finish, then the error is raised.
+    After a failure no step starts; running ones finish, then `run` raises the error.
     """
-    waiting = timing.queue(steps)
-    unfinished = {(step.seed, step.name) for step in steps}
-    left = Counter(step.seed for step in steps)
-    running: dict[Future[Result], tuple[Step, float]] = {}
-    failed: BaseException | None = None
-    statuses: list[int] = []
-    # One thread each: two processes of two threads starve each other (see docs/experiments.md).
+
+    def __init__(self, steps: Sequence[Step], recipe: Recipe, progress: Progress) -> None:
+        self.recipe, self.progress = recipe, progress
+        self.waiting = timing.queue(steps)
+        self.unfinished = {(step.seed, step.name) for step in steps}
+        self.running: dict[Future[Result], tuple[Step, float]] = {}
+        self.failed: BaseException | None = None
+
+    def run(self, done: Callable[[Step, Result | None], None]) -> None:
+        jobs = self.recipe.head.jobs
+        context = multiprocessing.get_context("spawn")
+        with _set_environment(), ProcessPoolExecutor(jobs, context, initializer=_prepare_worker) as pool:
+            while self.running or (self.waiting and self.failed is None):
+                self._start(pool, jobs - len(self.running), done)
+                if not self.running:
+                    continue  # all that was ready is not run: what waited for it may be ready now
+                ended, _ = wait(self.running, timeout=HEARTBEAT, return_when=FIRST_COMPLETED)
+                if not ended:
+                    now = time.monotonic()
+                    running = ", ".join(f"{step.key} ({now - at:.0f} s)" for step, at in self.running.values())
+                    self.progress.say(f"running: {running}")
+                for future in ended:
+                    step, _ = self.running.pop(future)
+                    error = future.exception()
+                    if error is not None:
+                        self._fail(step, error)
+                        continue
+                    self.unfinished.discard((step.seed, step.name))
+                    done(step, future.result())
+        if isinstance(self.failed, BrokenProcessPool):
+            raise RunError(
+                f"{self.recipe.head.name}: a step's process was killed, often because memory ran out. The same command "
+                "resumes; `--jobs 1` needs less memory."
+            ) from self.failed
+        if self.failed is not None:
+            raise self.failed
+
+    def _start(self, pool: ProcessPoolExecutor, places: int, done: Callable[[Step, Result | None], None]) -> None:
+        if self.failed is not None:
+            return
+        ready = [s for s in self.waiting if not any((s.seed, name) in self.unfinished for name in s.after)]
+        ended = self.recipe.not_run()
+        for step in [step for step in ready if step.key in ended]:
+            self.waiting.remove(step)
+            self.unfinished.discard((step.seed, step.name))
+            self.progress.skip(step, ended[step.key])
+            done(step, None)
+        for step in [step for step in ready if step.key not in ended][:places]:
+            self.waiting.remove(step)
+            self.progress.begin(step)
+            future = pool.submit(_run_logged, step.stage, step.config, log_of(self.recipe, step))
+            self.running[future] = (step, time.monotonic())
+
+    def _fail(self, step: Step, error: BaseException) -> None:
+        self.failed = self.failed or error
+        self.progress.time_left.drop(step)
+        others = ", ".join(other.key for other, _ in self.running.values())
+        self.progress.say(
+            f"{step.key}: failed: {_first_line(error)} (its log: {log_of(self.recipe, step)})"
+            + (f"; waiting for {others}" if others else "")
+        )
+
+
+@contextmanager
+def _set_environment() -> Iterator[None]:
+    """While open, new processes get one thread each: two processes of two threads starve each other (docs/experiments.md)."""
     environment = {
         "OMP_NUM_THREADS": "1",
         "OMP_WAIT_POLICY": "PASSIVE",
@@ -313,49 +331,10 @@ def _side_by_side(
     before = {key: os.environ.get(key) for key in environment}
     os.environ.update(environment)
     try:
-        jobs = recipe.head.jobs
-        with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_prepare_worker) as pool:
-            while running or (waiting and failed is None):
-                ready = [s for s in waiting if failed is None and not any((s.seed, a) in unfinished for a in s.after)]
-                for step in ready[: jobs - len(running)]:
-                    waiting.remove(step)
-                    progress.begin(step)
-                    future = pool.submit(_run_logged, step.stage, step.config, log_of(recipe, step))
-                    running[future] = (step, time.monotonic())
-                done, _ = wait(running, timeout=HEARTBEAT, return_when=FIRST_COMPLETED)
-                if not done:
-                    now = time.monotonic()
-                    progress.say("running: " + ", ".join(f"{s.key} ({now - at:.0f} s)" for s, at in running.values()))
-                for future in done:
-                    step, _ = running.pop(future)
-                    error = future.exception()
-                    if error is not None:
-                        failed = failed or error
-                        progress.time_left.drop(step)
-                        others = ", ".join(s.key for s, _ in running.values())
-                        progress.say(
-                            f"{step.key}: failed: {_first_line(error)} (its log: {log_of(recipe, step)})"
-                            + (f"; waiting for {others}" if others else "")
-                        )
-                        continue
-                    unfinished.discard((step.seed, step.name))
-                    result = future.result()
-                    progress.end(step, result)
-                    statuses.append(_status(result.metrics))
-                    left[step.seed] -= 1
-                    if step.seed is not None and not left[step.seed]:
-                        seed_done(step.seed)
+        yield
     finally:
         for key, value in before.items():
             os.environ.pop(key, None) if value is None else os.environ.__setitem__(key, value)
-    if isinstance(failed, BrokenProcessPool):
-        raise RunError(
-            f"{recipe.head.name}: a step's process was killed, often because memory ran out. The same command resumes; "
-            f"`--jobs 1` needs less memory."
-        ) from failed
-    if failed is not None:
-        raise failed
-    return statuses
 
 
 def _first_line(error: BaseException) -> str:
@@ -400,23 +379,6 @@ def _run_logged(stage: str, config: StageConfig, log: Path) -> Result:
         return run_stage(stage, config)
     finally:
         sys.stdout.flush()
-
-
-def summary(result: Result) -> str:
-    """One line: how long a stage took, and its first numbers or its solve rates."""
-    solved = result.metrics.get("benchmarks")
-    if solved:
-        rates = ", ".join(f"{Path(name).stem} {row['pass@1']:.3f}" for name, row in solved.items())
-        return f"done in {result.metrics['seconds']:.1f} s (solved: {rates})"
-    shown = {
-        k: v for k, v in result.metrics.items() if isinstance(v, int | float) and k not in ("seconds", "exit_status")
-    }
-    numbers = ", ".join(f"{name.replace('_', ' ')} {_number(value)}" for name, value in list(shown.items())[:4])
-    return f"done in {result.metrics.get('seconds', 0):.1f} s" + (f" ({numbers})" if numbers else "")
-
-
-def _number(value: float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:.3g}"
 
 
 def _seed_reporter(recipe: Recipe, once: list[Step], progress: Progress) -> Callable[[int], None]:

@@ -118,6 +118,10 @@ class TimeLeft:
         """The step ended without a result."""
         self.running.pop(key_of(step), None)
 
+    def skip(self, step: Step) -> None:
+        """The step will not run."""
+        self.steps = [other for other in self.steps if key_of(other) != key_of(step)]
+
     def left(self, now: float) -> float | None:
         """Seconds from now to the end; None while too little is known."""
         done = {key_of(step) for step, _ in self.finished}

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
-JsonRow = dict[str, Any]
-"""One row of a file: column -> what JSON can hold."""
+JsonRow = dict[str, object]
+"""One row of a file, or what JSON can hold by name."""
 
-JsonMap = Mapping[str, Any]
-"""The same to be read only: a state, metrics, or options for another library."""
+AnyRow = dict[str, Any]
+"""The same where another library or another program checks the values: keyword arguments, columns that are read as found."""
+
+JsonMap = Mapping[str, object]
+"""A JsonRow to be read only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,30 @@ class Problem:
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
+class ExplanationRow(TypedDict):
+    """A row of the files that `rlt collect` writes, as `Explanation.to_row` makes it."""
+
+    id: str
+    problem: str
+    sample: int
+    question: str
+    solution: str
+    answer: str | None
+    system: str | None
+    explanation: str
+    completion: str
+    closed: bool
+    finish_reason: str | None
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    logprob_sum: float | None
+    seed: int | None
+    engine: str | None
+    text_only: bool
+    task: NotRequired[str | None]
+    source: NotRequired[str | None]
+
+
 @dataclass(frozen=True, slots=True)
 class Explanation:
     """One explanation of a problem, from the engine that wrote it to the student that learns from it.
@@ -64,7 +91,7 @@ class Explanation:
     engine: str | None = None
     text_only: bool = False
 
-    def to_row(self, padding: str, tag: str) -> JsonRow:
+    def to_row(self, padding: str, tag: str) -> ExplanationRow:
         """The row with every column of `rlt.data.explanations.COLUMNS`, for a format with this padding and closing tag.
 
         `completion` is what the teacher wrote with its tag; `explanation` is that without the tag and the one padding
@@ -81,7 +108,7 @@ class Explanation:
         }  # fmt: skip
 
     @classmethod
-    def from_row(cls, row: JsonRow, tag: str) -> Explanation:
+    def from_row(cls, row: ExplanationRow, tag: str) -> Explanation:
         """The explanation in a row that `to_row` made."""
         problem = Problem(
             row["problem"], row["question"], row["solution"], row["answer"], system=row["system"],

@@ -113,8 +113,8 @@ def main() -> None:
     given = []
     for argument in sys.argv[1:]:
         name, _, rest = argument.partition("=")
-        path, _, scores = rest.partition("@")
-        given.append((name, rows_of(Path(path)), rows_of(Path(scores)) if scores else None))
+        path, _, scored = rest.partition("@")
+        given.append((name, rows_of(Path(path)), rows_of(Path(scored)) if scored else None))
     print(table(head, [row(name, rows) for name, rows, _ in given]))
     truth = [line for name, rows, scores in given if scores for line in by_truth(name, rows, scores)]  # type: ignore[arg-type]
     if truth:

@@ -20,8 +20,16 @@ from rlt.config.data import (
 )
 from rlt.config.engines import EngineOptions, FormatOptions, ModelOptions, RayOptions, SamplingOptions
 from rlt.config.explanations import CollectConfig, SelectConfig
-from rlt.config.results import EvaluateConfig, GradeConfig, ReportConfig, ViewConfig
-from rlt.config.reward import PRESETS, AccuracyConfig, RewardOptions, ScoreConfig, ServeConfig, StudentOptions
+from rlt.config.results import (
+    AcceptanceOptions,
+    AcceptConfig,
+    BestConfig,
+    EvaluateConfig,
+    GradeConfig,
+    ReportConfig,
+    ViewConfig,
+)
+from rlt.config.reward import PRESETS, SELF, AccuracyConfig, RewardOptions, ScoreConfig, ServeConfig, StudentOptions
 from rlt.config.stage import MOVED, StageConfig
 from rlt.config.training import (
     ColdstartConfig,
@@ -46,5 +54,7 @@ STAGES: dict[str, type[StageConfig]] = {
     "evaluate": EvaluateConfig,
     "score": ScoreConfig,
     "grade": GradeConfig,
+    "accept": AcceptConfig,
+    "best": BestConfig,
     "report": ReportConfig,
 }

@@ -144,9 +144,10 @@ class ProblemsConfig(StageConfig):
     """Number of problems; null: 1000 of a task, all of a dataset."""
     shortest: bool = False
     """From a dataset: the problems with the fewest characters (question, solution and explanation together)."""
-    solution: Literal["full", "answer", "wrong"] = "full"
-    """From a dataset: `answer` makes the worked solution the explanation, and "The answer is N." the solution; `wrong`
-    says so of another problem's answer, for a teacher to explain as a placebo (`solutions` of `score`)."""
+    solution: Literal["full", "answer", "wrong", "other"] = "full"
+    """From a dataset: `answer` makes the worked solution the explanation, and "The answer is N." the solution. Placebos for a
+    teacher to explain (`solutions` of `score`): `wrong` says so of another problem's answer, `other` is another problem's
+    whole solution."""
     options: JsonRow = {}
     """Options of the task's generator, for example {steps: [2, 5]}."""
     experts: str | None = None

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from rlt.config.base import Config, EnvironmentVariable
-from rlt.types import JsonRow
+from rlt.types import AnyRow
 
 
 class ModelOptions(Config):
@@ -23,8 +23,8 @@ class FormatOptions(Config):
     """How prompts and responses are written."""
 
     format: str | None = None
-    """A shipped format (`r1`, `stratos`, `words`) or your own YAML file; null: the one the model was trained with, as its
-    folder says, otherwise `stratos`."""
+    """A shipped format (`r1`, `stratos`, `words`, or with the solution in the user's turn `r1-user`, `stratos-user`,
+    `words-user`) or your own YAML file; null: the one the model was trained with, as its folder says, otherwise `stratos`."""
 
 
 class SamplingOptions(Config):
@@ -71,7 +71,7 @@ class EngineOptions(RayOptions):
     """How long to retry a request after 429, 5xx, a time-out or a broken connection, in seconds."""
     batch_size: int = Field(64, ge=1)
     """Number of prompts per batch of the `transformers` engine."""
-    engine_options: JsonRow = {}
+    engine_options: AnyRow = {}
     """Passed through: to `vllm.LLM(...)` (tensor_parallel_size, gpu_memory_utilization, ...) or to transformers'
     `from_pretrained(...)`."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rlt.config.base import Config, Described, Names
 from rlt.config.engines import EngineOptions, FormatOptions, ModelOptions
@@ -47,6 +47,46 @@ class EvaluateConfig(StageConfig, ModelOptions, FormatOptions, EngineOptions):
     """Only the first so many questions of each benchmark."""
     allow_overlap: bool = False
     """Evaluate on a file's questions even if the model was trained on them."""
+
+
+class AcceptanceOptions(Config):
+    """How sure a gain must be."""
+
+    error_rate: float = Field(0.05, gt=0, lt=0.5)
+    """Chance, over all looks together, that a round is accepted which is no better than the best before it."""
+    patience: int = Field(2, ge=1)
+    """Rejections in a row that end the loop."""
+
+
+class AcceptConfig(StageConfig, AcceptanceOptions):
+    """Accept a round if its student solves more than that of the best round before it, beyond noise."""
+
+    evaluations: list[Path] = Field(min_length=2)
+    """Outputs of `evaluate` for rounds 0, 1, ..., on the same questions; the last one is decided about."""
+    decisions: list[Path] = []
+    """Outputs of `accept` for rounds 1, 2, ... before this one."""
+    looks: int = Field(ge=1)
+    """Most rounds that will be decided about; each look may spend an equal part of `error_rate`."""
+
+    @model_validator(mode="after")
+    def _one_decision_a_round(self) -> AcceptConfig:
+        if len(self.decisions) != len(self.evaluations) - 2:
+            raise ValueError(
+                f"{len(self.evaluations)} `evaluations` need {len(self.evaluations) - 2} `decisions`, those of the rounds "
+                "between the first and the last"
+            )
+        if self.looks < len(self.evaluations) - 1:
+            raise ValueError(f"`looks` {self.looks} is less than the round, {len(self.evaluations) - 1}")
+        return self
+
+
+class BestConfig(StageConfig):
+    """Copy the model of the best round to the folder `model` of the output."""
+
+    models: list[Path] = Field(min_length=1)
+    """Models of rounds 0, 1, ..."""
+    decisions: list[Path] = []
+    """Outputs of `accept` for rounds 1, 2, ...; those after the end of the loop need not exist."""
 
 
 class GradeConfig(StageConfig, FormatOptions):

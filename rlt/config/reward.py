@@ -70,12 +70,16 @@ class RewardOptions(Config):
         return self.model_copy(update={key: value for key, value in preset.items() if getattr(self, key) is None})
 
 
+SELF = "self"
+"""Name of the student that is the policy itself, in `train`."""
+
+
 class StudentOptions(Config):
     """The student in the reward, and where it runs."""
 
     student: Names = []
     """Student whose understanding is the reward: folder, hub name, or URL of a vLLM server; several are allowed. Append
-    `#FOLDER` to a URL to name its tokenizer, if the server's own path cannot be read here."""
+    `#FOLDER` to a URL to name its tokenizer, if the server's own path cannot be read here. In `train`, `self` is the policy."""
     student_placement: str = Field("same", pattern=r"^(same|offload|sharded|cpu|cuda(:\d+)?)$")
     """Where local students run: on the policy's device (`same`), on a device (`cpu`, `cuda`, `cuda:1`), on the CPU between
     uses (`offload`), or over all ranks (`sharded`). Has no effect on a served student."""

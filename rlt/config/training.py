@@ -5,20 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rlt.config.base import Config
 from rlt.config.data import Data
 from rlt.config.engines import FormatOptions, ModelOptions
-from rlt.config.reward import RewardOptions, StudentOptions
+from rlt.config.reward import SELF, RewardOptions, StudentOptions
 from rlt.config.stage import StageConfig
-from rlt.types import JsonRow
+from rlt.types import AnyRow
 
 
 class TrainerOptions(Config):
     """Options of the trainer."""
 
-    trainer: JsonRow = {}
+    trainer: AnyRow = {}
     """Options of TRL's trainer (SFTConfig or GRPOConfig), passed through; `model_init_kwargs` are merged with rlt's own.
     `push_to_hub` uploads the finished folder with its card, using the token in the environment."""
 
@@ -26,7 +26,7 @@ class TrainerOptions(Config):
 class TrainerPassthrough(TrainerOptions):
     """Options of the trainer, of LoRA and of accelerate."""
 
-    peft: JsonRow | None = None
+    peft: AnyRow | None = None
     """Train LoRA adapters with these arguments of peft.LoraConfig; null trains all weights."""
     merge_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Type of the saved weights after LoRA is merged into them; null: as trained. Rounding to 16 bits costs part of a small
@@ -43,9 +43,9 @@ class PretrainConfig(StageConfig, FormatOptions, TrainerOptions):
     """Task that supplies the problems and the vocabulary."""
     exclude: list[Path] = []
     """Files of held-out problems: their questions are not trained on."""
-    model: JsonRow = {}
+    model: AnyRow = {}
     """Shape of the model: arguments of transformers' LlamaConfig."""
-    phases: list[JsonRow] = []
+    phases: list[AnyRow] = []
     """Curriculum, a list of phases with `options` of the generator, `experts`, `problems`, `also` (other tasks to mix in:
     name -> the same three keys), `teacher_share`, `batch_size`, `learning_rate`, `until_loss` and `max_steps`."""
 
@@ -68,6 +68,13 @@ class TrainConfig(StageConfig, ModelOptions, FormatOptions, StudentOptions, Rewa
     """Folder or hub name of the warmed-up teacher."""
     data: Data
     """Problems to explain."""
+    self_weights: Literal["live", "ema", "frozen"] = "live"
+    """For `student: self`, the model that is trained as its own student, which does not see the solution: with its current
+    weights, with their moving average, or with those at the start."""
+    ema_decay: float = Field(0.99, ge=0, lt=1)
+    """For `self_weights: ema`: share of the average that stays at each optimizer step."""
+    shuffle_rewards: bool = False
+    """Control: deal each batch's rewards out to its explanations at random, so that they teach nothing."""
     placebos: int = Field(8, ge=0)
     """Explanations per step that are also scored against two placebos: an empty explanation and another question's."""
     keep_samples: int = Field(4, ge=0)
@@ -78,6 +85,20 @@ class TrainConfig(StageConfig, ModelOptions, FormatOptions, StudentOptions, Rewa
     """With vLLM: stop if, after a weight sync, sampler and trainer differ by more than this many nats in their log-probs
     (mean over tokens, weighted by probability); null: never. Raise it for quantised samplers. We assume that bfloat16 alone
     causes 0.01 to 0.05 (not measured)."""
+
+    @model_validator(mode="after")
+    def _self_can_be_student(self) -> TrainConfig:
+        if SELF not in self.student:
+            if self.self_weights != "live":
+                raise ValueError(f"`self_weights: {self.self_weights}` belongs to `student: self`")
+            return self
+        if self.accuracy is not None:
+            raise ValueError("`accuracy` needs a student that can be sampled; `student: self` cannot")
+        if self.student_placement != "same" and self.self_weights != "frozen":
+            raise ValueError("`student_placement` has no effect on `student: self`; leave it out")
+        if self.peft is not None and self.self_weights == "ema":
+            raise ValueError("`self_weights: ema` averages all weights, not LoRA adapters; use `live` or `frozen`")
+        return self
 
 
 class DistillConfig(StageConfig, ModelOptions, FormatOptions, TrainerPassthrough):

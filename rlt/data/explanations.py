@@ -12,13 +12,13 @@ import math
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from rlt.data.problems import problem_of, text_of
 from rlt.data.rows import JsonlWriter, read_rows, write_rows, write_text
 from rlt.errors import DataError
 from rlt.text.formats import Format, check_problem
-from rlt.types import Explanation, JsonRow
+from rlt.types import Explanation, ExplanationRow, JsonRow
 
 if TYPE_CHECKING:
     import pyarrow
@@ -47,7 +47,7 @@ def explanation_of(
     completion = text_of(row.get("completion"), where, "completion")
     # Files of earlier versions have no `task` and `source`.
     if completion is not None and COLUMNS.keys() - {"task", "source"} <= row.keys():
-        return Explanation.from_row(row, tag)
+        return Explanation.from_row(cast(ExplanationRow, row), tag)
     if completion is not None:
         return replace(fmt.completed(problem, completion), id=problem.id)
     if problem.explanation is None:
@@ -122,7 +122,9 @@ class Shards:
     def explanations(self) -> Iterator[Explanation]:
         """All explanations of the complete shards, in the order of the data, never all at once."""
         for shard in range(self.count):
-            yield from (Explanation.from_row(row, self._tag) for _, row in read_rows(self.path(shard)))
+            yield from (
+                Explanation.from_row(cast(ExplanationRow, row), self._tag) for _, row in read_rows(self.path(shard))
+            )
 
     def close(self) -> None:
         """Close the journals."""
@@ -147,15 +149,15 @@ class Shards:
         if shard not in self._open:
             path = self._journal_path(shard)
             writer = JsonlWriter(path)  # cuts off a line that was being written
-            self._open[shard] = (writer, {(line["position"], line["row"]["sample"]) for _, line in read_rows(path)})
+            self._open[shard] = (writer, {key for key, _ in _noted(path)})
         return self._open[shard]
 
     def _seal(self, shard: int) -> None:
         journal, _ = self._journal(shard)
         path = self._journal_path(shard)
-        rows: dict[tuple[int, int], JsonRow] = {}
-        for _, line in read_rows(path):
-            rows.setdefault((line["position"], line["row"]["sample"]), line["row"])
+        rows: dict[tuple[int, int], ExplanationRow] = {}
+        for key, row in _noted(path):
+            rows.setdefault(key, row)
         write_rows(
             self.path(shard), (rows[key] for key in sorted(rows)), schema() if self.file_format == "parquet" else None
         )
@@ -196,3 +198,10 @@ def write_card(folder: Path, files: dict[str, str], text: str, more: dict[str, s
             lines += [f"  - name: {column}", f"    dtype: {kind}"]
     lines += ["tags: [rlt, explanations]", "---", "", text]
     write_text(folder / "README.md", "\n".join(lines))
+
+
+def _noted(journal: Path) -> Iterator[tuple[tuple[int, int], ExplanationRow]]:
+    """`((position, sample), row)` of each line of a journal."""
+    for _, line in read_rows(journal):
+        row = cast(ExplanationRow, line["row"])
+        yield (cast(int, line["position"]), row["sample"]), row

@@ -199,14 +199,15 @@ def _known_schema(row: JsonRow, where: str) -> JsonRow:
             f"{where}: column `question` is missing; the row has {_columns(row)}. Name the right one with "
             "`columns: {question: THEIRS, solution: THEIRS}`."
         )
-    if row.get("solution") is None and isinstance(row.get("answer"), str) and "####" in row["answer"]:
-        return _gsm8k(row)
+    answer = row.get("answer")
+    if row.get("solution") is None and isinstance(answer, str) and "####" in answer:
+        return _gsm8k(row, answer)
     return {column: row[column] for column in COLUMNS if column in row}
 
 
-def _gsm8k(row: JsonRow) -> JsonRow:
+def _gsm8k(row: JsonRow, worked: str) -> JsonRow:
     # The worked answer carries calculator marks (<<2+3=5>>), which a person would not write.
-    steps, _, answer = row["answer"].rpartition("####")
+    steps, _, answer = worked.rpartition("####")
     answer = answer.strip().replace(",", "")
     steps = re.sub(r"<<[^>]*>>", "", steps).strip()
     rest = {column: row[column] for column in COLUMNS if column in row}
@@ -226,11 +227,12 @@ def _stratos(row: JsonRow, where: str) -> JsonRow:
         if isinstance(turn, dict):
             who = str(turn.get("from"))
             texts.setdefault({"human": "user", "gpt": "assistant"}.get(who, who), turn.get("value"))
-    if not isinstance(texts.get("user"), str) or not isinstance(texts.get("assistant"), str):
+    response = texts.get("assistant")
+    if not isinstance(texts.get("user"), str) or not isinstance(response, str):
         raise DataError(
             f"{where}: column `conversations` needs a `user` and an `assistant` turn with `from` and `value`."
         )
-    match = _STRATOS.search(texts["assistant"])
+    match = _STRATOS.search(response)
     if match is None:
         raise DataError(
             f"{where}: column `conversations`: the assistant's turn has no complete thought and solution tags. "

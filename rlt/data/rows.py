@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rlt.errors import DataError, RltError
-from rlt.types import JsonRow
+from rlt.types import JsonMap, JsonRow
 
 if TYPE_CHECKING:
     import pyarrow
@@ -142,7 +142,7 @@ class JsonlWriter:
         if end != size:
             self._file.truncate(end)
 
-    def write(self, rows: Iterable[JsonRow]) -> None:
+    def write(self, rows: Iterable[JsonMap]) -> None:
         """Append the rows in one write, so that they arrive together or the file is cut back to before them."""
         data = b"".join(_line(row) for row in rows)
         position = self._file.seek(0, os.SEEK_END)
@@ -168,7 +168,7 @@ class JsonlWriter:
         self.close()
 
 
-def write_rows(path: Path, rows: Iterable[JsonRow], schema: pyarrow.Schema | None = None) -> int:
+def write_rows(path: Path, rows: Iterable[JsonMap], schema: pyarrow.Schema | None = None) -> int:
     """The number of rows written to a JSONL or Parquet file, which replaces `path` only when it is complete.
 
     `schema` is for Parquet, whose rows are then written a thousand at a time; without one it follows from all rows.
@@ -195,14 +195,14 @@ def write_rows(path: Path, rows: Iterable[JsonRow], schema: pyarrow.Schema | Non
     return count
 
 
-def _line(row: JsonRow) -> bytes:
+def _line(row: JsonMap) -> bytes:
     try:
         return json.dumps(row, ensure_ascii=False).encode() + b"\n"
     except UnicodeEncodeError:  # a lone surrogate, which JSON has only as an escape
         return json.dumps(row).encode() + b"\n"
 
 
-def _write_jsonl(path: Path, rows: Iterable[JsonRow]) -> int:
+def _write_jsonl(path: Path, rows: Iterable[JsonMap]) -> int:
     count = 0
     with path.open("wb") as file:
         for count, row in enumerate(rows, 1):  # noqa: B007
@@ -210,7 +210,7 @@ def _write_jsonl(path: Path, rows: Iterable[JsonRow]) -> int:
     return count
 
 
-def _write_parquet(path: Path, rows: Iterable[JsonRow], schema: pyarrow.Schema | None) -> int:
+def _write_parquet(path: Path, rows: Iterable[JsonMap], schema: pyarrow.Schema | None) -> int:
     import pyarrow
     import pyarrow.parquet
 

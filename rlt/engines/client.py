@@ -29,7 +29,7 @@ from urllib3.exceptions import HTTPError, InvalidHeader, NewConnectionError
 from urllib3.exceptions import TimeoutError as PoolTimeout
 
 from rlt.errors import ConfigError, ServerError
-from rlt.types import JsonRow
+from rlt.types import AnyRow
 
 # Wait before the first retry, in seconds; it doubles with each further one, up to the longest.
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
@@ -45,7 +45,7 @@ OTHER_FILES = 256
 # Rare words, digits, spaces and scripts: two tokenizers that agree on all of it are taken to be the same.
 PROBE = "Two tokenizers: 31415 + 9265 =\n\n  'π' naïve  <|im_end|> Übergröße 東京 </think>"
 
-Json = JsonRow
+Json = AnyRow
 
 
 class Client:

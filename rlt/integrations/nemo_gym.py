@@ -13,7 +13,7 @@ from nemo_gym.base_resources_server import (
 )
 from pydantic import ConfigDict
 
-from rlt.integrations.service import RewardService
+from rlt.integrations.service import RewardService, whole_distribution
 
 
 class VerifyRequest(BaseVerifyRequest):
@@ -40,9 +40,6 @@ class TeacherRewardServer(SimpleResourcesServer):
     config: BaseResourcesServerConfig
 
     async def verify(self, body: VerifyRequest) -> VerifyResponse:
+        whole_distribution("NeMo Gym", body.responses_create_params.top_p, None)
         answer = await RewardService.from_environment().post("/verify", body.model_dump(mode="json"))
         return VerifyResponse.model_validate(answer)
-
-
-if __name__ == "__main__":
-    TeacherRewardServer.run_webserver()

@@ -174,7 +174,7 @@ def labelled(label: object) -> dict[str, Any]:
         values = json.loads(label) if isinstance(label, str) else label
     except (ValueError, RecursionError):
         values = None
-    if not isinstance(values, Mapping) or not {"question", "solution"} <= values.keys():
+    if not isinstance(values, Mapping) or None in (values.get("question"), values.get("solution")):
         raise ServiceError(
             'the label must be a JSON object such as {"question": "...", "solution": "..."}, because the reward needs the '
             f"solution; it is {str(label)[:60]!r}. `python -m rlt.integrations.prompts` writes such labels."

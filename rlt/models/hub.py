@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from rlt.errors import ModelError
 from rlt.types import JsonRow
 
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json", "spiece.model")
 PATIENCE = 1.5  # seconds to reach the hub; transformers itself tries for most of a minute
 
 
@@ -81,3 +82,26 @@ def unreachable() -> str | None:
     except OSError:
         return f"the hub ({address.hostname}) cannot be reached"
     return None
+
+
+def folder_problem(folder: Path, tokenizer_only: bool) -> str | None:
+    """Why no model, or with `tokenizer_only` no tokenizer, can be loaded from a folder; None where it can."""
+    if not folder.exists():
+        return "not a model folder (no such folder)."
+    if not folder.is_dir():
+        return "not a model folder, but a file."
+    if not tokenizer_only and not (folder / "config.json").is_file():
+        return "not a model folder (no config.json in it)."
+    if not any((folder / name).exists() for name in TOKENIZERS):
+        return "has no tokenizer. Save the model's tokenizer into its folder."
+    if not tokenizer_only and not any(folder.glob("*.safetensors")):
+        return "has no weights (safetensors only)."
+    return None
+
+
+def is_cached(dataset: str) -> bool:
+    """Whether a dataset of the hub is in the cache."""
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    prepared = Path(os.environ.get("HF_DATASETS_CACHE") or home / "datasets") / dataset.replace("/", "___").lower()
+    hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub") / f"datasets--{dataset.replace('/', '--')}"
+    return prepared.exists() or hub.exists()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlt.errors import ConfigError, ModelError
 from rlt.models.hub import check_can_be_had, is_folder_name
-from rlt.types import JsonMap
+from rlt.types import AnyRow
 
 if TYPE_CHECKING:
     import torch
@@ -125,7 +125,7 @@ def _errors_only(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.ERROR
 
 
-def _refuse_random(model: str, found: JsonMap) -> None:
+def _refuse_random(model: str, found: AnyRow) -> None:
     """Raise ModelError for weights to which transformers gave random values; `found` is its loading info."""
     shapes = sorted(
         f"{name} {list(there)} instead of {list(needed)}" for name, there, needed in found["mismatched_keys"]

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from rlt.text.formats import Format
-from rlt.types import JsonRow
+from rlt.types import AnyRow
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -18,7 +18,7 @@ CHAT_TEMPLATE = (
     "{% else %}{% generation %}{{ m['content'] }}" + END + "{% endgeneration %}{% endif %}{% endfor %}"
 )
 # Untied embeddings with a wide initialisation: tied ones with the usual 0.02 did not learn arithmetic at this size.
-DEFAULT_SHAPE: JsonRow = {
+DEFAULT_SHAPE: AnyRow = {
     "hidden_size": 64,
     "intermediate_size": 256,
     "num_hidden_layers": 3,
@@ -51,7 +51,7 @@ def word_tokenizer(words: Iterable[str], fmt: Format) -> PreTrainedTokenizerFast
     return fast
 
 
-def tiny_llama(tokenizer: PreTrainedTokenizerFast, seed: int, shape: JsonRow | None = None) -> LlamaForCausalLM:
+def tiny_llama(tokenizer: PreTrainedTokenizerFast, seed: int, shape: AnyRow | None = None) -> LlamaForCausalLM:
     """A Llama with random weights for `tokenizer`; `shape` overrides `DEFAULT_SHAPE` (arguments of LlamaConfig)."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from rlt.config import ColdstartConfig, TrainConfig
+from rlt.config import SELF, ColdstartConfig, TrainConfig
 from rlt.errors import ConfigError
 from rlt.planning.context import Context
 from rlt.planning.generation import Texts, vllm_engine
@@ -81,7 +81,9 @@ def _work_of(context: Context, step: Step, config: TrainConfig | ColdstartConfig
     generations = math.ceil(updates / max(1, setup.completions // setup.rows_per_step * iterations))
     scorers = Scorers()
     if isinstance(config, TrainConfig):
-        scorers = Scorers.of(context, config.student, config.student_placement, config.dtype)
+        # The live policy as its own student needs no weights besides; its pass is planned like another student's.
+        students = [config.model if name == SELF else name for name in config.student]
+        scorers = Scorers.of(context, students, config.student_placement, config.dtype)
     texts = Texts(prompt, mean, setup.get("max_completion_length", 512))
     return Work(setup, scorers, servers, texts, updates, generations, iterations, teaching)
 

@@ -39,9 +39,11 @@ from rlt.config import (
     yaml_problem,
 )
 from rlt.errors import ConfigError, ProblemsFound
+from rlt.outputs import State, read_state
 from rlt.recipe.reports import check_report
 from rlt.recipe.values import deep_merge, filled, with_paths_of, with_references
-from rlt.types import JsonMap, JsonRow
+from rlt.rounds import BEST, GATES, KEY, ROUND, unrolled
+from rlt.types import AnyRow, JsonMap, JsonRow
 
 FILE_STAGES = tuple(name for name, config in STAGES.items() if config.writes == "file")
 ONCE = ("report",)  # run once, over all seeds
@@ -97,6 +99,10 @@ class Step:
     seed: int | None
     config: StageConfig
     after: tuple[str, ...]
+    gates: tuple[Path, ...] = ()
+    """Of a step of a later round: the decisions about earlier ones, any of which may have ended the loop."""
+    round: int | None = None
+    """Of a step of a recipe's `rounds`: its round."""
 
     @property
     def key(self) -> str:
@@ -142,8 +148,30 @@ class Recipe:
         head = self.head.model_dump(mode="json")
         return yaml.safe_dump({**head, "defaults": defaults, **steps}, sort_keys=False, allow_unicode=True, width=120)
 
+    def not_run(self) -> dict[str, int]:
+        """Key of each step that will not run, since its loop of rounds has ended -> the round at which it ended.
+
+        Steps elsewhere that use such a step are among them; `best` and the report take what there is.
+        """
+        found: dict[str, int] = {}
+        waiting: dict[tuple[int | None, str], int] = {}
+        for step in self.steps:
+            ended = next((number for gate in step.gates if (number := _ended_at(gate)) is not None), None)
+            if ended is None and step.stage not in (BEST, *ONCE):
+                ended = next((waiting[step.seed, name] for name in step.after if (step.seed, name) in waiting), None)
+            if ended is not None:
+                found[step.key] = waiting[step.seed, step.name] = ended
+        return found
+
     def of_seed(self, seed: int) -> Iterator[Step]:
         return (step for step in self.steps if step.seed == seed)
+
+
+def _ended_at(decision: Path) -> int | None:
+    """The round at which this decision ended its loop; None where it did not, or is not made yet."""
+    state = read_state(decision) or State()
+    metrics: AnyRow = state.get("metrics", {}) if state.get("complete") else {}
+    return int(metrics["round"]) if metrics.get("ended") else None
 
 
 def _defaults_of(stage: str) -> JsonRow:
@@ -279,10 +307,18 @@ def _expand(values: JsonMap, head: RecipeHead, problems: list[str]) -> dict[str,
         if name in RecipeHead.model_fields:
             continue
         try:
-            expanded |= _expanded_step(name, raw, head, expanded)
+            expanded |= _rounds(raw, head, values) if name == KEY else _expanded_step(name, raw, head, expanded)
         except ConfigError as error:
             problems.append(str(error))
     return expanded
+
+
+def _rounds(raw: object, head: RecipeHead, values: JsonMap) -> dict[str, JsonRow]:
+    steps = unrolled(raw)
+    taken = [name for name in values if name in {step.split("/")[0] for step in steps}]
+    if taken:
+        raise ConfigError(f"step `{taken[0]}`: `{KEY}` makes a step of that name. Choose another name.")
+    return {name: deep_merge(head.defaults.get(str(keys["stage"]), {}), keys) for name, keys in steps.items()}
 
 
 def _expanded_step(name: str, raw: object, head: RecipeHead, expanded: JsonMap) -> dict[str, JsonRow]:
@@ -345,14 +381,14 @@ def _step(
     raw: JsonRow,
     head: RecipeHead,
     seed: int | None,
-    expanded: JsonMap,
+    expanded: Mapping[str, JsonRow],
     problems: list[str],
 ) -> list[Step]:
     """The step, in a list; an empty one where it has mistakes, which join `problems`."""
-    stage = raw["stage"]
+    stage = str(raw["stage"])
     after: list[str] = []
     names = list(expanded)
-    earlier, stages = names[: names.index(name)], {one: its["stage"] for one, its in expanded.items()}
+    earlier, stages = names[: names.index(name)], {one: str(its["stage"]) for one, its in expanded.items()}
 
     def path_of(other: str, part: str | None) -> str:
         known = [one for one in names if (one == other or one.startswith(f"{other}/")) and stages[one] not in ONCE]
@@ -367,11 +403,13 @@ def _step(
                 f"step `{name}`: @{other} is a later step. Steps run in order: write `{other}` before `{name}`."
             )
         after.extend(known)
-        path = output_of(head, other, expanded.get(other, {}).get("stage"), seed)
+        path = output_of(head, other, stages.get(other), seed)
         return str(path / part) if part else str(path)
 
     try:
         values = with_references(filled({k: v for k, v in raw.items() if k != "stage"}, {"seed": seed}), path_of)
+        rounds: AnyRow = {key: values.pop(key) for key in (GATES, ROUND) if key in values}
+        gates = tuple(Path(gate) for gate in rounds.get(GATES, ()))
         values.setdefault("output", str(output_of(head, name, stage, seed)))
         values.setdefault("seed", 0 if seed is None else seed)
         config = validate(STAGES[stage], values, f"step `{name}`")
@@ -379,8 +417,8 @@ def _step(
         problems.append(str(error))
         return []
     if stage in ONCE:
-        after = [other for other, its in expanded.items() if its["stage"] not in ONCE]
-    return [Step(name, stage, seed, config, tuple(one for one in names if one in after))]
+        after = [other for other in expanded if stages[other] not in ONCE]
+    return [Step(name, stage, seed, config, tuple(one for one in names if one in after), gates, rounds.get(ROUND))]
 
 
 def output_of(head: RecipeHead, name: str, stage: str | None, seed: int | None) -> Path:

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlt.data.rows import read_rows
 from rlt.errors import DataError, RunError
 from rlt.outputs import read_state
 from rlt.results import intervals
-from rlt.types import JsonRow
+from rlt.results.benchmarks import Evaluated, ResponseRow, response_rows
 
 
 @dataclass(frozen=True)
@@ -33,8 +32,9 @@ class Comparison:
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes), f"({intervals.DIFFERENCE_INTERVAL})"])
 
 
-def compare(first: Path, second: Path) -> Comparison:
-    """The paired differences between two complete outputs of `rlt evaluate` on the questions that both were asked.
+def compare(first: Path, second: Path, level: float = intervals.LEVEL) -> Comparison:
+    """The paired differences between two complete outputs of `rlt evaluate` on the questions that both were asked, with
+    two-sided intervals of this `level`.
 
     Raises RunError where one is not complete or they share no benchmark, and DataError where versions differ or there
     is no common question.
@@ -45,7 +45,7 @@ def compare(first: Path, second: Path) -> Comparison:
         listed = " and ".join(", ".join(result["benchmarks"]) for result in results)
         raise RunError(f"{first} and {second} have no benchmark in common ({listed}).")
     differences, rates, notes = {}, {}, []
-    responses = [[row for _, row in read_rows(folder / "responses.jsonl")] for folder in (first, second)]
+    responses = [response_rows(folder) for folder in (first, second)]
     for name in shared:
         versions = [result["benchmarks"][name]["version"] for result in results]
         if versions[0] != versions[1]:
@@ -59,7 +59,7 @@ def compare(first: Path, second: Path) -> Comparison:
                 f"{name}: compared on the {len(common)} questions that both have ({len(sides[0])}, {len(sides[1])})"
             )
         pair = [[side[key] for key in common] for side in sides]
-        differences[name] = intervals.paired_difference(pair[0], pair[1])
+        differences[name] = intervals.paired_difference(pair[0], pair[1], level)
         rates[name] = (intervals.pass_at_1(pair[0]).mean, intervals.pass_at_1(pair[1]).mean)
     settings = [
         {**r["sampling"], **{key: r[key] for key in ("system_prompt", "instruction", "format")}} for r in results
@@ -74,17 +74,17 @@ def compare(first: Path, second: Path) -> Comparison:
     return Comparison(_label(first, results[0]), _label(second, results[1]), differences, rates, tuple(notes))
 
 
-def _complete(folder: Path) -> JsonRow:
+def _complete(folder: Path) -> Evaluated:
     state = read_state(folder)
     if state is None or state.get("stage") != "evaluate":
         raise RunError(f"{folder}: not an output of `rlt evaluate`.")
     if not state.get("complete"):
         raise RunError(f"{folder}: not complete; run its `rlt evaluate` again to resume.")
-    results: JsonRow = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    results: Evaluated = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     return results
 
 
-def _verdicts(rows: Sequence[JsonRow], name: str) -> dict[tuple[str, str], list[bool]]:
+def _verdicts(rows: Sequence[ResponseRow], name: str) -> dict[tuple[str, str], list[bool]]:
     verdicts: dict[tuple[str, str], list[bool]] = {}
     for row in rows:
         if row["benchmark"] == name:
@@ -92,5 +92,5 @@ def _verdicts(rows: Sequence[JsonRow], name: str) -> dict[tuple[str, str], list[
     return verdicts
 
 
-def _label(folder: Path, results: JsonRow) -> str:
+def _label(folder: Path, results: Evaluated) -> str:
     return f"{folder} (model {results['model']})"

@@ -16,6 +16,7 @@ from typing import Any
 from zipfile import ZIP_DEFLATED, ZipFile
 
 from rlt import __version__
+from rlt.results.benchmarks import BenchmarkNumbers, Evaluated, ResponseRow
 from rlt.types import JsonMap, JsonRow
 
 VERSION = 2  # of the format, as in inspect_ai 0.3
@@ -23,7 +24,7 @@ WITHHELD = "withheld: the benchmark's authors ask that no question is written in
 _STOPS = {"stop": "stop", "eos": "stop", "length": "max_tokens"}
 
 
-def write_logs(folder: Path, rows: Sequence[JsonMap], results: JsonMap, prompts: Mapping[str, str]) -> list[Path]:
+def write_logs(folder: Path, rows: Sequence[ResponseRow], results: Evaluated, prompts: Mapping[str, str]) -> list[Path]:
     """The files `folder/BENCHMARK.eval`, one for each benchmark of `results` (results.json of `rlt evaluate`).
 
     `rows` are those of responses.jsonl. `prompts`: a row's key -> the text that the model was given; a row without one
@@ -37,7 +38,12 @@ def write_logs(folder: Path, rows: Sequence[JsonMap], results: JsonMap, prompts:
 
 
 def _write(
-    folder: Path, name: str, numbers: JsonMap, rows: Sequence[JsonMap], results: JsonMap, prompts: Mapping[str, str]
+    folder: Path,
+    name: str,
+    numbers: BenchmarkNumbers,
+    rows: Sequence[ResponseRow],
+    results: Evaluated,
+    prompts: Mapping[str, str],
 ) -> Path:
     path = folder / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', name)}.eval"
     created = datetime.now(UTC).isoformat(timespec="seconds")
@@ -50,7 +56,9 @@ def _write(
             sample = _sample(row, results["model"], prompts)
             _put(log, f"samples/{sample['id']}_epoch_{sample['epoch']}.json", sample)
             kept = ("id", "epoch", "input", "target", "scores", "metadata", "model_usage", "uuid")
-            summaries.append({**{key: sample[key] for key in kept}, "input": sample["input"][:1000], "completed": True})
+            summaries.append(
+                {**{key: sample[key] for key in kept}, "input": str(sample["input"])[:1000], "completed": True}
+            )
         _put(log, "summaries.json", summaries)
         _put(log, "header.json", header)
     unfinished.replace(path)
@@ -61,10 +69,12 @@ def _put(log: ZipFile, name: str, value: object) -> None:
     log.writestr(name, json.dumps(value, ensure_ascii=False))
 
 
-def _header(name: str, numbers: JsonMap, rows: Sequence[JsonMap], results: JsonMap, created: str) -> JsonRow:
+def _header(
+    name: str, numbers: BenchmarkNumbers, rows: Sequence[ResponseRow], results: Evaluated, created: str
+) -> JsonRow:
     sampling = results["sampling"]
     generate = {key: sampling[key] for key in ("max_tokens", "temperature", "top_p", "top_k", "seed")}
-    metrics = {"accuracy": numbers["pass@1"]}
+    metrics: dict[str, float] = {"accuracy": numbers["pass@1"]}
     if numbers["standard_error"] is not None:
         metrics["stderr"] = numbers["standard_error"]
     ids = list(dict.fromkeys(str(row["question_id"]) for row in rows))
@@ -101,7 +111,7 @@ def _header(name: str, numbers: JsonMap, rows: Sequence[JsonMap], results: JsonM
     }
 
 
-def _sample(row: JsonMap, model: str, prompts: Mapping[str, str]) -> JsonRow:
+def _sample(row: ResponseRow, model: str, prompts: Mapping[str, str]) -> JsonRow:
     asked = prompts.get(row["key"])
     text = f"{WITHHELD} (sha256 {row['question_sha256']})" if asked is None else asked
     message = {"role": "assistant", "content": row["response"], "source": "generate", "model": model}

@@ -68,8 +68,10 @@ def pass_at_1(correct: Sequence[Sequence[bool]]) -> Estimate:
     return Estimate(mean, error, low, high, len(means), samples)
 
 
-def paired_difference(first: Sequence[Sequence[bool]], second: Sequence[Sequence[bool]]) -> Estimate:
-    """pass@1 of `second` minus that of `first` on the same questions in the same order, with its interval.
+def paired_difference(
+    first: Sequence[Sequence[bool]], second: Sequence[Sequence[bool]], level: float = LEVEL
+) -> Estimate:
+    """pass@1 of `second` minus that of `first` on the same questions in the same order, with its two-sided interval.
 
     Two made-up questions, one won by each side (by 1/sqrt(samples)), enter the interval: the adjustment of Bonett and
     Price (2012) for paired proportions, without which an interval of few differing questions is far too short.
@@ -81,7 +83,7 @@ def paired_difference(first: Sequence[Sequence[bool]], second: Sequence[Sequence
     padded = [*differences, weight, -weight]
     centre, spread = _mean_and_error(padded)
     assert spread is not None
-    reach = student_t(LEVEL, len(differences) + 1) * spread
+    reach = student_t(level, len(differences) + 1) * spread
     return Estimate(mean, error, max(-1.0, centre - reach), min(1.0, centre + reach), len(differences), samples)
 
 

@@ -10,11 +10,13 @@ from statistics import fmean
 
 from rlt.config import CollectConfig, ReportConfig
 from rlt.data.rows import read_rows
-from rlt.outputs import read_state, versions
+from rlt.outputs import State, read_state, versions
 from rlt.recipe import Recipe, Step
+from rlt.results.benchmarks import evaluation
 from rlt.results.intervals import MeanEstimate, mean_with_interval, spearman
+from rlt.results.rounds import Round, rounds_of
 from rlt.tasks import load_task
-from rlt.types import JsonRow
+from rlt.types import AnyRow, JsonRow
 
 PARTS = ("reward", "r_ss", "r_kl", "lift_over_empty", "lift_over_shuffled")
 """Columns of `rlt score` that variants are compared by."""
@@ -182,6 +184,7 @@ class Results:
     seconds: Mapping[str, float]
     incomplete: tuple[str, ...]
     versions: Mapping[str, str]
+    rounds: tuple[Round, ...] = ()
 
     def to_json(self) -> JsonRow:
         """The content of results.json."""
@@ -194,6 +197,7 @@ class Results:
             "quarters": {"seeds": [one.to_row() for one in self.bands]},
             "scores": [{"step": one.step, "seed": one.seed, "variants": {v.name: v.to_row() for v in one.variants}}
                        for one in self.scores],
+            **({"rounds": [one.to_row() for one in self.rounds]} if self.rounds else {}),
             "seconds": dict(self.seconds),
             "versions": dict(self.versions),
             "incomplete": list(self.incomplete),
@@ -212,10 +216,11 @@ def collect_results(config: ReportConfig, recipe: Recipe, only: int | None = Non
         teacher=teacher,
         teacher_decoding=done.teacher_decoding(),
         bands=tuple(row for seed in done.seeds if (row := done.bands(seed)) is not None),
-        scores=() if arms or teacher else tuple(done.scores()),
+        scores=() if arms or teacher or any(step.round is not None for step in recipe.steps) else tuple(done.scores()),
         seconds=done.seconds(),
         incomplete=done.incomplete(),
         versions=versions(),
+        rounds=rounds_of(recipe, done.seeds, config.task),
     )
 
 
@@ -243,7 +248,7 @@ class _Done:
     def __init__(self, config: ReportConfig, recipe: Recipe, only: int | None) -> None:
         self.config, self.recipe = config, recipe
         self.seeds = [seed for seed in recipe.head.seeds if only is None or seed == only]
-        self.steps: dict[tuple[int | None, str], tuple[Step, JsonRow]] = {}
+        self.steps: dict[tuple[int | None, str], tuple[Step, State]] = {}
         for step in recipe.steps:
             state = None if step.stage == "report" or step.seed not in self.seeds else read_state(step.config.output)
             if state is not None and state.get("complete"):
@@ -251,7 +256,11 @@ class _Done:
 
     def incomplete(self) -> tuple[str, ...]:
         """Names of steps that are not complete in some seed."""
-        steps = [step for step in self.recipe.steps if step.stage != "report" and step.seed in self.seeds]
+        ended = self.recipe.not_run()
+        steps = [
+            step for step in self.recipe.steps
+            if step.stage != "report" and step.seed in self.seeds and step.key not in ended
+        ]  # fmt: skip
         return tuple(sorted({step.name for step in steps if (step.seed, step.name) not in self.steps}))
 
     def seconds(self) -> dict[str, float]:
@@ -261,7 +270,7 @@ class _Done:
             total[name.split("/")[0]] += state.get("seconds", 0.0)
         return {name: round(seconds, 1) for name, seconds in total.items()}
 
-    def rows(self, seed: int | None, name: str) -> list[JsonRow]:
+    def rows(self, seed: int | None, name: str) -> list[AnyRow]:
         """The rows that a step wrote; none where it is not complete."""
         found = self.steps.get((seed, name))
         return [] if found is None else [row for _, row in read_rows(found[0].config.output)]
@@ -284,10 +293,10 @@ class _Done:
 
     def solved(self, seed: int, name: str) -> Solved | None:
         """The solve rate of an evaluate step; None where no such step is complete."""
-        step, state = self.steps.get((seed, name), (None, {}))
+        step, state = self.steps.get((seed, name), (None, State()))
         if step is None or step.stage != "evaluate":
             return None
-        metrics = state["metrics"]
+        metrics = evaluation(state["metrics"])
         of = list(metrics["benchmarks"].values())
         errors = [row["standard_error"] for row in of if row["standard_error"] is not None]
         interval = of[0].get("interval") if len(of) == 1 else None
@@ -356,7 +365,7 @@ class _Done:
                     yield Scores(head, seed if several else None, tuple(self._variants(seed, head, variants)))
 
     def _variants(self, seed: int, head: str, names: Sequence[str]) -> Iterator[Variant]:
-        first: list[JsonRow] = []
+        first: list[AnyRow] = []
         for name in names:
             rows = self.rows(seed, name)
             scored = [row for row in rows if row["error"] is None]
@@ -367,7 +376,7 @@ class _Done:
             first = first or rows
 
 
-def _reward_difference(first: Sequence[JsonRow], rows: Sequence[JsonRow]) -> MeanEstimate | None:
+def _reward_difference(first: Sequence[AnyRow], rows: Sequence[AnyRow]) -> MeanEstimate | None:
     """Reward of `rows` minus that of `first`, paired by row; None where the two do not hold the same rows."""
     if [row.get("id") for row in first] != [row.get("id") for row in rows]:
         return None

@@ -8,6 +8,7 @@ from statistics import fmean
 
 from rlt.config import ReportConfig
 from rlt.results.intervals import MeanEstimate, mean_with_interval
+from rlt.results.rounds import Round
 from rlt.results.summary import PARTS, Arm, Difference, Results, Scores, Solved, differences
 from rlt.results.tables import KEEP, legend, paragraph, report_width, split_tables, text_table
 
@@ -75,6 +76,8 @@ def tables(config: ReportConfig, results: Results) -> list[Table]:
         found += [_students(results.arms), _students_by_seed(results.arms)]
         if against := _against(config, results.arms):
             found.append(_differences(against))
+    if results.rounds:
+        found.append(_rounds(results.rounds))
     if results.teacher:
         found.append(_teacher(results))
     if results.bands:
@@ -141,6 +144,49 @@ def _differences(against: Sequence[Difference]) -> Table:
     )
 
 
+def _rounds(rounds: Sequence[Round]) -> Table:
+    names = list(dict.fromkeys(name for one in rounds for name in one.measures))
+    numbers = sorted({one.number for one in rounds})
+    by_number = {number: [one for one in rounds if one.number == number] for number in numbers}
+    cells = {}
+    for number, of in by_number.items():
+        decisions = [one.decision for one in of if one.decision is not None]
+        accepted = f"{sum(one['accepted'] for one in decisions)} of {len(decisions)}" if decisions else "-"
+        gains = f"{fmean(one['gain'] for one in decisions):+z.3f}" if decisions else "-"
+        values = [[one.measures[name] for one in of if name in one.measures] for name in names]
+        cells[number] = [str(len(of)), accepted, gains, *(f"{fmean(each):z.3f}" if each else "-" for each in values)]
+    heads = ["seeds", "accepted", "gain", *(_measure(name) for name in names)]
+    rows = [[head, *(cells[number][i] for number in numbers)] for i, head in enumerate(heads)]
+    meanings = [
+        ("seeds", "that reached the round; all numbers are means over these"),
+        ("accepted", "rounds whose gain has a lower bound above 0, the number of looks accounted for"),
+        ("gain", "solve rate minus that of the best round before, on the questions by which rounds are accepted"),
+        ("NAME: reward", "mean reward in that score step; compare the round's own judge with one that stays the same"),
+        ("distinct N", "different N-grams of words in the explanations, as a share of all"),
+        ("copying", "share of the solution's n-grams of words that occur in its explanation"),
+        *(MEASURES[name] for name in names if name in MEASURES),
+    ]
+    return Table("Rounds", ["", *(f"round {number}" for number in numbers)], rows, tuple(meanings), split=True)
+
+
+def _of_rounds(rounds: Sequence[Round]) -> list[str]:
+    """How far each judge's mean reward moved from round 1 to the last that has all seeds: a rise by one judge is drift."""
+    seeds = {one.seed for one in rounds}
+    numbers = [n for n in {one.number for one in rounds} if n and {o.seed for o in rounds if o.number == n} == seeds]
+    if len(numbers) < 2:
+        return []
+    first, last = min(numbers), max(numbers)
+    moved = []
+    for name in dict.fromkeys(name for one in rounds if one.number == first for name in one.measures):
+        ends = [[o.measures[name] for o in rounds if o.number == n and name in o.measures] for n in (first, last)]
+        if name.endswith(": reward") and all(ends):
+            moved.append(f"{name.partition(':')[0]} {fmean(ends[1]) - fmean(ends[0]):+z.2f}")
+    accepted = sorted({one.number for one in rounds if one.decision and one.decision["accepted"]})
+    listed = ", ".join(map(str, accepted)) or "none"
+    changes = f" From round {first} to {last} the mean rewards moved: {', '.join(moved)}." if moved else ""
+    return [f"Rounds: accepted in some seed: {listed}.{changes}"]
+
+
 def _teacher(results: Results) -> Table:
     names = list(dict.fromkeys(name for one in results.teacher for name in [*one.before, *one.after]))
     rows = []
@@ -188,7 +234,7 @@ def _variants(scores: Scores) -> Table:
 def sentences(config: ReportConfig, results: Results) -> list[str]:
     """What was compared, what came out, and how sure that is; one sentence where there is nothing to compare."""
     if len(results.arms) > 1:
-        return _of_students(config, results.arms)
+        return _of_students(config, results.arms) + _of_rounds(results.rounds)
     if results.teacher:
         return _of_teacher(results)
     several = [one for one in results.scores if len(one.variants) > 1]

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Self
 
 import torch
 
@@ -74,14 +74,14 @@ class LocalModel:
         self.batch_tokens, self.placement = batch_tokens, placement
 
     @classmethod
-    def load(cls, path: str, fmt: Format, model: ModelOptions, options: StudentOptions) -> LocalModel:
+    def load(cls, path: str, fmt: Format, model: ModelOptions, options: StudentOptions) -> Self:
         """The model of a folder or hub name, after its tokenizer and chat template were found to serve `fmt`."""
         return cls.from_tokenizer(path, checked_tokenizer(path, fmt, model), model, options)
 
     @classmethod
     def from_tokenizer(
         cls, path: str, tokenizer: PreTrainedTokenizerBase, model: ModelOptions, options: StudentOptions
-    ) -> LocalModel:
+    ) -> Self:
         """The model of a folder or hub name, whose tokenizer is loaded already."""
         place = options.student_placement
         device = "cpu" if place in ("offload", "sharded") else None if place == "same" else place

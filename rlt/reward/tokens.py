@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rlt.types import JsonRow
+from rlt.types import AnyRow, JsonRow
 
 if TYPE_CHECKING:
     import torch
@@ -89,7 +89,7 @@ def unpacked(text: str) -> np.ndarray:
     return np.frombuffer(base64.b64decode(text), dtype="<f2")
 
 
-def lists(tokens: JsonRow | None) -> JsonRow | None:
+def lists(tokens: AnyRow | None) -> JsonRow | None:
     """The struct `tokens` with lists of numbers in place of base64, for Parquet's list<halffloat>."""
     if tokens is None:
         return None

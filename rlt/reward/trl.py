@@ -7,6 +7,7 @@ samples are tokenized again on the teacher's side nor the policy's log-probs com
 
 from __future__ import annotations
 
+import random
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -48,6 +49,7 @@ class TeacherReward:
     of a batch can be scored, over all processes, ScoringError is raised in each. `last_samples` holds some of the last
     call with their parts, and with `tokens` the numbers of their tokens. `seed` is that of the solutions which students
     sample for the accuracy reward. `sources`: names in the column `source`, whose share is logged also where it is 0.
+    `shuffled`: a control, in which a batch's rewards are dealt out to it at random.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class TeacherReward:
         seed: int = 0,
         tokens: bool = False,
         sources: Sequence[str] = (),
+        shuffled: bool = False,
     ) -> None:
         self.__name__, self.sources = "rlt", sources
         self.fmt = load_format(format) if isinstance(format, str) else format
@@ -80,6 +83,7 @@ class TeacherReward:
             [next(loaded) if isinstance(student, str) else student for student in listed],
             self.fmt, options, teacher_tokenizer=tokenizer, seed=seed,
         )  # fmt: skip
+        self.seed, self.shuffled = seed, shuffled
         self._ends = {*end_ids, tokenizer.eos_token_id, tokenizer.pad_token_id} - {None}
         self.last_samples: list[JsonRow] = []
         self.last_rows: list[ScoredRow] = []
@@ -121,18 +125,7 @@ class TeacherReward:
         items: dict[int, Explanation] = {}
         sides: list[Side | None] = []
         rows: list[ScoredRow | None] = [None] * count
-        problems = [
-            Problem(
-                str(i),
-                question[i],
-                solution[i],
-                answer[i] if answer else None,
-                system=system[i] if system else None,
-                task=task[i] if task else None,
-                source=source[i] if source else None,
-            )
-            for i in range(count)
-        ]
+        problems = _problems(question, solution, answer, system, task, source)
         sampled = sampled_explanations(
             self.fmt, self.tokenizer, problems, completion_ids, known or [None] * count, self._ends
         )
@@ -153,7 +146,8 @@ class TeacherReward:
             for name, value in {**self.metrics(prompts, items), **self.source_metrics(source or [], items)}.items():
                 log_metric(f"rlt/{name}", value)
         self.last_samples = self._samples(items)
-        return [row.parts.reward for row in self.last_rows]
+        rewards = [row.parts.reward for row in self.last_rows]
+        return self._dealt_out(rewards, completion_ids) if self.shuffled else rewards
 
     def close(self) -> None:
         """Close the connections to served students, and end the graders' processes."""
@@ -208,6 +202,13 @@ class TeacherReward:
                     metrics[f"source/{name}/{part}"] = statistics.fmean(known)
         return metrics
 
+    def _dealt_out(self, rewards: list[float | None], ids: Sequence[Sequence[int]]) -> list[float | None]:
+        """The rewards, permuted by the seed and the completions alone, so that a resumed run deals them out alike."""
+        known = [reward for reward in rewards if reward is not None]
+        random.Random(f"shuffled rewards {self.seed} {ids}").shuffle(known)
+        dealt = iter(known)
+        return [None if reward is None else next(dealt) for reward in rewards]
+
     # -- helpers -----------------------------------------------------------------------------------------------------
 
     def _with_placebos(self, items: list[Explanation], scored: list[ScoredRow]) -> list[ScoredRow]:
@@ -247,6 +248,15 @@ class TeacherReward:
             }
             for i in chosen
         ]
+
+
+def _problems(question: Sequence[str], solution: Sequence[str], *columns: Sequence[str | None] | None) -> list[Problem]:
+    """The problems of a batch, from their columns; `answer`, `system`, `task` and `source` may be missing."""
+    known = [column or [None] * len(question) for column in columns]
+    return [
+        Problem(str(i), asked, solved, answer, system=system, task=task, source=source)
+        for i, (asked, solved, answer, system, task, source) in enumerate(zip(question, solution, *known, strict=True))
+    ]
 
 
 def _check_one_per_token(known: Sequence[Any] | None, completion_ids: Sequence[Sequence[int]]) -> None:

@@ -97,7 +97,6 @@ def build_app(
         await asyncio.to_thread(state.close)
 
     app = FastAPI(title="rlt serve", lifespan=lifespan, docs_url=None, redoc_url=None)
-
     app.add_middleware(_Guard, token=token, metrics=metrics, state=state)
 
     @app.exception_handler(RltError)
@@ -134,6 +133,13 @@ def build_app(
             return StreamingResponse(_as_done(request, futures), media_type="application/x-ndjson")
         return JSONResponse({"rows": [row.to_row() for row in await _all(request, futures)]})
 
+    _add_engines(app, state)
+    return app
+
+
+def _add_engines(app: FastAPI, state: _State) -> None:
+    """The contracts of other engines: OpenRLHF, slime, and NeMo Gym (`/seed_session` and `/verify`)."""
+
     @app.post("/openrlhf")
     async def openrlhf(request: Request) -> JsonRow:
         body = await state.body(request)
@@ -167,14 +173,13 @@ def build_app(
         row = {name: body[name] for name in ("question", "solution", "answer", "system") if body.get(name) is not None}
         tokens = policy_tokens(output, "row 0")
         if tokens.get("logprobs") is not None:
-            tokens["temperature"] = (body.get("responses_create_params") or {}).get("temperature")
+            asked = body.get("responses_create_params")
+            tokens["temperature"] = asked.get("temperature") if isinstance(asked, dict) else None
         text = "".join(
             part.get("text", "") for item in output for part in item.get("content") or [] if isinstance(part, dict)
         )
         (scored,) = await _all(request, state.submit([{**row, **(tokens or {"completion": text})}]))
         return {**body, **scored.to_row(), "reward": state.number(scored, 0)}
-
-    return app
 
 
 class _Guard:

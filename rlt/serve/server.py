@@ -18,8 +18,8 @@ from rlt import __version__
 from rlt.config import ServeConfig
 from rlt.errors import ConfigError, DependencyError
 from rlt.provenance import date_of, format_for
-from rlt.text.clock import VARIABLE, pin_date, pinned_date, prints_date
-from rlt.text.formats import load_format
+from rlt.text.clock import VARIABLE, pin_date, pinned_date
+from rlt.text.formats import load_format, prints_date
 from rlt.types import JsonRow
 
 if TYPE_CHECKING:

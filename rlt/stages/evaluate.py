@@ -14,8 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from tqdm.auto import tqdm
 
@@ -28,9 +27,9 @@ from rlt.errors import ConfigError, DataError, RltError, RunError
 from rlt.models.loading import context_length, load_config, load_tokenizer
 from rlt.outputs import Result, StageFolder, begin, read_state
 from rlt.results import intervals
+from rlt.results.benchmarks import BenchmarkNumbers, Evaluated, Evaluation, ResponseRow, evaluation, numbers, table
 from rlt.results.inspect_log import write_logs
-from rlt.results.tables import text_table
-from rlt.tasks import Verdict, load_grader, load_task
+from rlt.tasks import load_grader
 from rlt.tasks.benchmarks import (
     Benchmark,
     Question,
@@ -40,7 +39,7 @@ from rlt.tasks.benchmarks import (
 )
 from rlt.tasks.grading import Graders
 from rlt.text.formats import Format, check_template, load_format, student_prompt
-from rlt.types import JsonRow, Problem
+from rlt.types import Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -63,7 +62,7 @@ PRESETS = {"paper": Preset(1, 0.0, 1.0, 32768), "robust": Preset(8, 0.6, 0.95, 3
 RESPONSES, RESULTS = "responses.jsonl", "results.json"
 LOGS = "inspect"  # one file per benchmark, for `inspect view`
 
-Rows = dict[str, JsonRow]
+Rows = dict[str, ResponseRow]
 """Key `benchmark/question/sample` -> row of responses.jsonl."""
 
 
@@ -72,7 +71,7 @@ def run(config: EvaluateConfig) -> Result:
     folder = begin("evaluate", config)
     if folder.result:
         if not _quiet():
-            print(table(folder.result.metrics))
+            print(table(evaluation(folder.result.metrics)))
         return folder.result
     try:
         asked = _prepare(config)
@@ -264,15 +263,16 @@ def _check_context(asked: _Asked, context: int | None, config: EvaluateConfig) -
 # -- responses ---------------------------------------------------------------------------------------------------------
 
 
-def _written(folder: StageFolder, asked: _Asked) -> dict[str, JsonRow | None]:
+def _written(folder: StageFolder, asked: _Asked) -> dict[str, ResponseRow | None]:
     """Every key in order with the row that is there already, or None. Raises RunError where prompts have changed."""
-    rows: dict[str, JsonRow | None] = {key: None for key, *_ in asked.each()}
+    rows: dict[str, ResponseRow | None] = {key: None for key, *_ in asked.each()}
     path = folder.path / RESPONSES
     if not folder.resumed or not path.exists():
         return rows
     JsonlWriter(path).close()  # cuts off a half-written last line
     prompts = {key: part.prompts[position] for key, part, position, _ in asked.each()}
-    for where, row in read_rows(path):
+    for where, found in read_rows(path):
+        row = cast(ResponseRow, found)
         if row["key"] not in rows or row["prompt_sha256"] != _sha256(prompts[row["key"]]):
             raise RunError(
                 f"{folder.path}: {where} answers another prompt than the data gives now. Put the data back, or choose "
@@ -282,7 +282,7 @@ def _written(folder: StageFolder, asked: _Asked) -> dict[str, JsonRow | None]:
     return rows
 
 
-def _generate(asked: _Asked, rows: dict[str, JsonRow | None], engine: Engine, path: Path) -> None:
+def _generate(asked: _Asked, rows: dict[str, ResponseRow | None], engine: Engine, path: Path) -> None:
     """Ask for every response that is missing, and write each as it is finished."""
     with JsonlWriter(path) as writer:
         for part in asked.sets:
@@ -324,7 +324,7 @@ def _seed(seed: int, part: _Set, position: int, sample: int) -> int:
     return request_seed(seed, part.benchmark.name, part.questions[position].id, sample)
 
 
-def _row(part: _Set, position: int, sample: int, completion: Completion) -> JsonRow:
+def _row(part: _Set, position: int, sample: int, completion: Completion) -> ResponseRow:
     question, benchmark = part.questions[position], part.benchmark
     return {
         "key": completion.key,
@@ -365,29 +365,29 @@ def _grade(config: EvaluateConfig, asked: _Asked, rows: Rows) -> Rows:
             verdicts = graders.grade(tasks, items, asked.format, progress=bar.update)
         for (key, row), verdict in zip(mine.items(), verdicts, strict=True):
             # Exactly the verdict's fields: a row graded before keeps nothing of its old verdict.
-            graded[key] = {column: value for column, value in row.items() if column != "score"} | _columns(verdict)
+            row.pop("score", None)
+            row |= {"correct": verdict.correct, "extracted": verdict.extracted, "error": verdict.error}
+            if verdict.score is not None:
+                row["score"] = verdict.score
+            graded[key] = row
     return graded
-
-
-def _columns(verdict: Verdict) -> JsonRow:
-    """The verdict's columns; `score` where its task gives one."""
-    columns = asdict(verdict)
-    return columns if verdict.score is not None else {key: value for key, value in columns.items() if key != "score"}
 
 
 # -- numbers -----------------------------------------------------------------------------------------------------------
 
 
-def _metrics(config: EvaluateConfig, asked: _Asked, rows: Rows) -> JsonRow:
-    benchmarks = {}
+def _metrics(config: EvaluateConfig, asked: _Asked, rows: Rows) -> Evaluation:
+    benchmarks: dict[str, BenchmarkNumbers] = {}
     for part in asked.sets:
         mine = [row for row in rows.values() if row["benchmark"] == part.benchmark.name]
-        known: JsonRow = {
+        task = _task(mine, part.benchmark.task)
+        benchmarks[part.benchmark.name] = {
+            **numbers(mine, task),
+            "seed": config.seed,
             "version": part.benchmark.version,
-            "task": _task(mine, part.benchmark.task),
+            "task": task,
             "fingerprint": fingerprint(part.benchmark, part.questions),
         }
-        benchmarks[part.benchmark.name] = {**numbers(mine, known["task"]), "seed": config.seed, **known}
         _warn_unreadable(config, part.benchmark.name, benchmarks[part.benchmark.name]["unreadable"])
     sampling = asked.sampling
     return {
@@ -401,40 +401,9 @@ def _metrics(config: EvaluateConfig, asked: _Asked, rows: Rows) -> JsonRow:
     }
 
 
-def _task(rows: Sequence[JsonRow], default: str) -> str:
+def _task(rows: Sequence[ResponseRow], default: str) -> str:
     """The task of a benchmark's rows, or all of theirs."""
     return " + ".join(sorted({row["task"] for row in rows})) or default
-
-
-def numbers(rows: Sequence[JsonRow], task: str) -> JsonRow:
-    """A benchmark's numbers: pass@1 with standard error and interval, pass@k, majority@k, lengths and shares.
-
-    `mean_score` where the task gives parts of a point, and `by_task` where there are several tasks: each one's numbers.
-    """
-    correct, extracted = _by_question(rows)
-    samples = len(correct[0])
-    solved = intervals.pass_at_1(correct)
-    tasks = sorted({row["task"] for row in rows})
-    same = getattr(load_task(task), "same", str.__eq__) if len(tasks) == 1 else str.__eq__
-    scores = [row["score"] for row in rows if row.get("score") is not None]
-    extra: JsonRow = {"mean_score": fmean(scores)} if scores else {}
-    if len(tasks) > 1:
-        extra["by_task"] = {one: numbers([row for row in rows if row["task"] == one], one) for one in tasks}
-    more = sorted({k for k in (2, 4, 8, 16, 32, 64, samples) if 1 < k <= samples})
-    return {
-        "pass@1": solved.mean,
-        "standard_error": solved.standard_error,
-        "interval": [solved.low, solved.high],
-        "questions": solved.questions,
-        "samples": samples,
-        "pass@k": {str(k): intervals.pass_at_k(correct, k) for k in more},
-        "majority@k": {str(k): intervals.majority_at_k(correct, extracted, k, same) for k in more if k > 2},
-        "mean_completion_tokens": fmean(row["completion_tokens"] for row in rows),
-        "unfinished": fmean(row["finish_reason"] == "length" for row in rows),
-        "unreadable": fmean(row["extracted"] is None and row["error"] is None for row in rows),
-        "not_graded": sum(row["error"] is not None for row in rows),
-        **extra,
-    }
 
 
 def _warn_unreadable(config: EvaluateConfig, name: str, share: float) -> None:
@@ -446,15 +415,7 @@ def _warn_unreadable(config: EvaluateConfig, name: str, share: float) -> None:
         )
 
 
-def _by_question(rows: Sequence[JsonRow]) -> tuple[list[list[bool]], list[list[str | None]]]:
-    groups: dict[str, list[JsonRow]] = {}
-    for row in rows:
-        groups.setdefault(row["question_id"], []).append(row)
-    ordered = [sorted(group, key=lambda row: row["sample"]) for group in groups.values()]
-    return [[r["correct"] for r in group] for group in ordered], [[r["extracted"] for r in group] for group in ordered]
-
-
-def _results(config: EvaluateConfig, asked: _Asked, metrics: JsonRow) -> JsonRow:
+def _results(config: EvaluateConfig, asked: _Asked, metrics: Evaluation) -> Evaluated:
     return {
         "model": config.model,
         "preset": config.preset,
@@ -467,33 +428,3 @@ def _results(config: EvaluateConfig, asked: _Asked, metrics: JsonRow) -> JsonRow
         "benchmarks": metrics["benchmarks"],
         "sources": {part.benchmark.name: part.benchmark.source for part in asked.sets},
     }
-
-
-def table(metrics: JsonRow) -> str:
-    """The benchmarks as a table for the terminal: rates in points of 100, each with how it was sampled."""
-    head = [
-        "benchmark", "questions", "samples", "temperature", "top-p", "seed", "pass@1", "s.e.", "95 %", "pass@k",
-        "majority@k", "tokens", "unfinished", "no answer",
-    ]  # fmt: skip
-    lines = []
-    named = [
-        (label, {**part, "version": row["version"], "seed": row["seed"]})
-        for name, row in metrics["benchmarks"].items()
-        for label, part in {
-            name: row,
-            **{f"{name} ({task})": its for task, its in row.get("by_task", {}).items()},
-        }.items()
-    ]
-    for name, row in named:
-        error = row["standard_error"]
-        low, high = row["interval"]
-        most = str(row["samples"])
-        lines.append([
-            f"{name} v{row['version']}", str(row["questions"]), most, f"{metrics['temperature']:g}",
-            f"{metrics['top_p']:g}", str(row["seed"]), f"{row['pass@1'] * 100:.1f}",
-            "-" if error is None else f"{error * 100:.1f}", f"{low * 100:.1f} to {high * 100:.1f}",
-            *(f"{row[of][most] * 100:.1f} (k={most})" if most in row[of] else "-" for of in ("pass@k", "majority@k")),
-            f"{row['mean_completion_tokens']:.0f}", f"{row['unfinished'] * 100:.1f} %",
-            f"{row['unreadable'] * 100:.1f} %",
-        ])  # fmt: skip
-    return text_table(head, lines)

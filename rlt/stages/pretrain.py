@@ -21,12 +21,13 @@ from rlt.training.arguments import trainer_arguments
 from rlt.training.cards import finish_model
 from rlt.training.examples import Example, examples_of, taught_to_student, taught_to_teacher, turn_end
 from rlt.training.loop import MetricsFile
+from rlt.types import JsonRow
 
 
 class Part(Config):
     """Problems of one task in a phase."""
 
-    options: dict[str, Any] = {}
+    options: JsonRow = {}
     """Options of the task's generator."""
     experts: str = "careful"
     """Mixture of experts that explains the problems."""
@@ -60,10 +61,10 @@ def run(config: PretrainConfig) -> Result:
     folder = begin("pretrain", config)
     if folder.result:
         return folder.result
-    excluded = [row["question"] for path in config.exclude for _, row in read_rows(path)]
+    excluded = [str(row["question"]) for path in config.exclude for _, row in read_rows(path)]
     tokenizer = word_tokenizer(_words(task, tasks), fmt)
     model = tiny_llama(tokenizer, config.seed, config.model)
-    numbers: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
+    numbers: JsonRow = {"parameters": sum(p.numel() for p in model.parameters())}
     for number, phase in enumerate(phases, 1):
         rng = random.Random(f"base {config.seed} {number}")
         rendered, learned = [], []

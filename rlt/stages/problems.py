@@ -21,7 +21,7 @@ def run(config: ProblemsConfig) -> Result:
     folder = begin("problems", config)
     if folder.result:
         return folder.result
-    excluded = {row["question"] for path in config.exclude for _, row in read_rows(path)}
+    excluded = {str(row["question"]) for path in config.exclude for _, row in read_rows(path)}
     problems = _generated(config, excluded) if config.task is not None else _chosen(config, excluded)
     write_rows(folder.path, (problem.to_row() for problem in problems))
     return folder.finish({"problems": len(problems)})
@@ -45,11 +45,25 @@ def _chosen(config: ProblemsConfig, excluded: set[str]) -> list[Problem]:
         problems = [_answer_alone(problem, config.data.path) for problem in problems]
     if config.solution == "wrong":
         problems = _with_wrong_answers(problems, config.data.path)
+    if config.solution == "other":
+        problems = _anothers_solution(problems, config.seed, config.data.path)
     if config.shortest:
         problems.sort(key=lambda p: len(p.question) + len(p.solution) + len(p.explanation or ""))
     if config.count is not None and len(problems) < config.count:
         raise DataError(f"{config.data.path}: has {len(problems)} such problems; `count` asks for {config.count}.")
     return problems[: config.count]
+
+
+def _anothers_solution(problems: list[Problem], seed: int, path: str) -> list[Problem]:
+    """Each problem with the solution and answer of one drawn from those whose solution differs, without an explanation."""
+    rng, wrong = random.Random(f"other solutions {seed}"), []
+    solutions = {(problem.solution, problem.answer) for problem in problems}
+    if len({solution for solution, _ in solutions}) < 2:
+        raise DataError(f"{path}: all problems have the same solution, and `solution: other` needs another one.")
+    for problem in problems:
+        other = rng.choice([one for one in problems if one.solution != problem.solution])
+        wrong.append(replace(problem, solution=other.solution, answer=other.answer, explanation=None))
+    return wrong
 
 
 def _answer_alone(problem: Problem, path: str) -> Problem:

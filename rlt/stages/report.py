@@ -12,6 +12,7 @@ from rlt.errors import RunError
 from rlt.outputs import Result
 from rlt.recipe import Recipe, recipe_of_run
 from rlt.results.page import page_data
+from rlt.results.rounds import write_figure
 from rlt.results.summary import collect_results
 from rlt.results.view.page import write_page
 from rlt.results.words import seed_report, terminal_report
@@ -32,6 +33,8 @@ def run(config: ReportConfig) -> Result:
     print(f"\n{config.title}\n" if config.suffix and config.title else "")
     print(terminal_report(config, results))
     print(f"\nPage: {page}\nNumbers: {numbers}", flush=True)
+    if results.rounds:
+        print(f"Figure: {write_figure(folder / f'rounds{config.suffix}.svg', results.rounds)}", flush=True)
     return Result(folder, {"report": str(page), "seconds": time.monotonic() - started})
 
 

@@ -19,9 +19,9 @@ from rlt.data.explanations import explanation_of
 from rlt.data.problems import load_problems
 from rlt.data.rows import JsonlWriter, read_rows, write_rows, write_text
 from rlt.errors import DataError, RunError
-from rlt.outputs import Result, StageFolder, begin, read_state
+from rlt.outputs import Result, StageFolder, State, begin, read_state
 from rlt.text.formats import Format, load_format
-from rlt.types import Explanation, JsonRow, RewardParts
+from rlt.types import AnyRow, Explanation, JsonRow, RewardParts
 
 if TYPE_CHECKING:
     import pyarrow
@@ -80,7 +80,7 @@ def run(config: ScoreConfig) -> Result:
     if as_parquet:
         write_rows(config.output, (_parquet_row(row) for _, row in read_rows(rows_file)), _schema(config))
     print(f"score: {metrics['rows']} rows, {metrics['errors']} with errors: {config.output}")
-    result = folder.finish({**metrics, **served, "exit_status": int(metrics["errors"] > 0)})
+    result = folder.finish({**metrics, **served, "exit_status": int(metrics["errors"] != 0)})
     if as_parquet:
         rows_file.unlink()
     return result
@@ -94,7 +94,7 @@ def _served_models(config: ScoreConfig, students: Opened) -> JsonRow:
     from rlt.reward.students import ServedStudent
 
     served = [student.model for student in students.values() if isinstance(student, ServedStudent)]
-    before = (read_state(config.output) or {}).get("served", served)
+    before = (read_state(config.output) or State()).get("served", served)
     if before != served:
         raise RunError(
             f"{config.output}: was started with the served students {', '.join(before)}; these servers have "
@@ -413,7 +413,7 @@ def _schema(config: ScoreConfig) -> pyarrow.Schema:
     return pa.schema([("id", pa.string()), *parts, *accuracy, *lifts, *tokens])
 
 
-def _parquet_row(row: JsonRow) -> JsonRow:
+def _parquet_row(row: AnyRow) -> AnyRow:
     """The row with `id` as text and numbers of tokens as lists."""
     from rlt.reward.tokens import lists
 

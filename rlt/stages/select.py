@@ -11,7 +11,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from tqdm import tqdm
 
@@ -23,9 +23,10 @@ from rlt.data.rows import read_rows, write_rows
 from rlt.errors import DataError, ModelError
 from rlt.models.loading import context_length, load_config, load_tokenizer
 from rlt.outputs import Result, StageFolder, begin, complete_before
+from rlt.results.benchmarks import ResponseRow
 from rlt.text.formats import Format, check_template, load_format, render_student
 from rlt.text.tokens import tokenize
-from rlt.types import Explanation, JsonRow, Problem
+from rlt.types import AnyRow, Explanation, JsonRow, Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -182,13 +183,16 @@ def _right_response(row: JsonRow, where: str, fmt: Format) -> Explanation:
             raise DataError(
                 f"{where}: column `{column}` is missing; `keep: correct` reads responses.jsonl of `rlt evaluate`."
             )
-    if not row["correct"]:
+    right = cast(ResponseRow, row)
+    if not right["correct"]:
         raise NotRight("its answer is wrong", row)
-    thought, solution = fmt.parse_response(row["response"])
+    thought, solution = fmt.parse_response(right["response"])
     if thought is None or not solution:
         raise NotRight("it has no thought or no solution in the format's tags", row)
-    problem = Problem(str(row["question_id"]), row["question"], solution, answer=row.get("answer"))
-    return Explanation(problem, thought.removeprefix(fmt.padding), id=row["key"], sample=row["sample"])
+    problem = Problem(
+        str(right["question_id"]), right["question"], solution, answer=right.get("answer"), task=right.get("task")
+    )
+    return Explanation(problem, thought.removeprefix(fmt.padding), id=right["key"], sample=right["sample"])
 
 
 def _labelled(explanation: Explanation, source: DataConfig) -> Explanation:
@@ -217,6 +221,8 @@ def _check_score(config: SelectConfig, explanation: Explanation, number: int, sc
         )
     if config.by not in score:
         raise DataError(f"{where}: column `{config.by}` is missing.")
+    if not isinstance(score[config.by], int | float | None):
+        raise DataError(f"{where}: column `{config.by}` must hold numbers.")
 
 
 def _candidate(
@@ -230,7 +236,7 @@ def _candidate(
     value = None if score is None else score[config.by]
     if reason is None and score is not None and value is None:
         reason = "it has no score" + (f": {score['error']}" if score.get("error") else "")
-    return Candidate(explanation.id, explanation.problem.id, reason, value)
+    return Candidate(explanation.id, explanation.problem.id, reason, value if isinstance(value, int | float) else None)
 
 
 # -- the choice --------------------------------------------------------------------------------------------------------
@@ -267,7 +273,7 @@ def _bands(config: SelectConfig, candidates: Sequence[Candidate]) -> tuple[list[
     if len(ranked) < config.bands:
         raise DataError(f"{config.scores}: {len(ranked)} scored rows are too few for {config.bands} bands.")
     places: list[int | None] = [None] * len(candidates)
-    metrics = {}
+    metrics: JsonRow = {}
     for band in range(config.bands):
         part = ranked[band * len(ranked) // config.bands : (band + 1) * len(ranked) // config.bands]
         for _, i in part:
@@ -318,7 +324,7 @@ def _coverage(candidates: Sequence[Candidate], places: Sequence[int | None]) -> 
     return {"problems": len(problems), "problems_without": len(problems - kept)}
 
 
-def _listed(metrics: JsonRow, before: str = "") -> str:
+def _listed(metrics: AnyRow, before: str = "") -> str:
     reasons = "; ".join(f"{count} x {reason}" for reason, count in metrics["dropped"].items())
     return before + reasons + (")" if before else "") if reasons else ""
 

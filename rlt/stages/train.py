@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import re
 from contextlib import closing
+from typing import TYPE_CHECKING
 
-from rlt.config import TrainConfig
+from rlt.config import SELF, TrainConfig
 from rlt.data.mixtures import mixture_of
 from rlt.errors import ConfigError
 from rlt.outputs import Result, begin, complete_before
@@ -16,6 +17,13 @@ from rlt.training.examples import end_ids, fit_prompts, read_text
 from rlt.training.loop import MetricsFile, run_trainer
 from rlt.training.lora import peft_config
 from rlt.types import JsonRow
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from rlt.reward.self_student import AveragedSelf, LiveSelf
+    from rlt.reward.students import Scorer
+    from rlt.text.formats import Format
 
 # Published teacher RL (SakanaAI/RLT 86a3f5c, run_cfg): every number of PAPER.md, section 4, that TRL has an option for.
 DEFAULTS: JsonRow = {
@@ -61,10 +69,12 @@ def run(config: TrainConfig) -> Result:
         context=sampling_context(arguments, text.context), data=config.data,
     )  # fmt: skip
     folder = begin("train", config)
+    students, own = _students(config, tokenizer, text.fmt)
     reward = TeacherReward(
-        config.student, tokenizer, text.fmt, config, placement=config, model=config, end_ids=sorted(ends),
+        students, tokenizer, text.fmt, config, placement=config, model=config, end_ids=sorted(ends),
         placebos=config.placebos, keep_samples=config.keep_samples, seed=config.seed, tokens=config.tokens,
         sources=config.data.labels,
+        shuffled=config.shuffle_rewards,
     )  # fmt: skip
     tokenizer.padding_side = "left"
     logging.getLogger("trl.trainer.grpo_trainer").setLevel(logging.ERROR)
@@ -72,7 +82,7 @@ def run(config: TrainConfig) -> Result:
         trainer = TeacherTrainer(
             model=config.model, reward=reward, args=arguments, train_dataset=Dataset.from_list([rows[i] for i in kept]),
             processing_class=tokenizer, peft_config=lora, sync_threshold=config.sync_threshold,
-            batch_tokens=config.batch_tokens,
+            batch_tokens=config.batch_tokens, own_student=own, ema_decay=config.ema_decay,
             needs_policy=config.kl_coef != 0 and not (config.accuracy and config.accuracy.only),
             callbacks=[MetricsFile(folder.path, also=[SAMPLES_FILE])],
         )  # fmt: skip
@@ -83,7 +93,25 @@ def run(config: TrainConfig) -> Result:
     return finish_model(folder, config.model, config.data.path, numbers)
 
 
-def _last_metrics(history: list[JsonRow]) -> dict[str, float]:
+def _students(
+    config: TrainConfig, tokenizer: PreTrainedTokenizerBase, fmt: Format
+) -> tuple[list[str | Scorer], LiveSelf | AveragedSelf | None]:
+    """The students, and which of them follows the policy."""
+    from rlt.reward.self_student import AveragedSelf, LiveSelf
+
+    if SELF not in config.student:
+        return [*config.student], None
+    own: LiveSelf | AveragedSelf | None = None
+    if config.self_weights == "live":
+        own = LiveSelf(tokenizer, config, config.batch_tokens)
+    elif config.self_weights == "ema":
+        own = AveragedSelf.load(config.model, fmt, config, config)
+        own.name = f"{SELF} (ema)"
+    first: str | Scorer = own or config.model
+    return [first if name == SELF else name for name in config.student], own
+
+
+def _last_metrics(history: list[dict[str, float]]) -> dict[str, float]:
     """The mean reward of the first and of the last tenth of the steps, and that of each source of a mixture."""
     metrics = {}
     names = dict.fromkeys(key for row in history for key in row if key == "reward" or SOURCE_REWARD.fullmatch(key))

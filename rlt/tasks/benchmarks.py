@@ -61,7 +61,7 @@ class Slices(Config):
 
     def choose(self, name: str, choices: list[str]) -> Slices:
         """The same with what the words behind a benchmark's name choose; raises ConfigError for others."""
-        chosen: dict[str, Any] = {}
+        chosen: JsonRow = {}
         for choice in choices:
             window = re.fullmatch(r"(\d{4}-\d\d-\d\d)\.\.(\d{4}-\d\d-\d\d)", choice)
             if choice in self.difficulties:
@@ -75,7 +75,7 @@ class Slices(Config):
                 )
         return self.model_copy(update=chosen)
 
-    def has(self, row: dict[str, Any], where: str) -> bool:
+    def has(self, row: JsonRow, where: str) -> bool:
         """Whether the row belongs to what was chosen."""
         for column, chosen in ((self.difficulty, self.only), (self.date, self.window)):
             if chosen is not None and row.get(column) is None:
@@ -297,15 +297,15 @@ def _task_of(benchmark: Benchmark, problem: Problem) -> str:
     return problem.task if benchmark.by_row and problem.task is not None else benchmark.task
 
 
-def _as_task_has_it(task: str, row: dict[str, Any], where: str) -> dict[str, Any]:
+def _as_task_has_it(task: str, row: JsonRow, where: str) -> JsonRow:
     """The row with question and answer from the columns of datasets that its task knows (code's tests, OlympiadBench)."""
     from rlt.data import code_rows
 
-    module = code_rows if task == "code" else load_task(task)
+    module: Any = code_rows if task == "code" else load_task(task)
     if not hasattr(module, "answer_of"):
         return row
     try:
-        answer, question = module.answer_of(row), module.question_of(row)  # type: ignore[union-attr]
+        answer, question = module.answer_of(row), module.question_of(row)
     except ValueError as error:
         raise DataError(f"{where}: {error}. Fix or remove the row.") from error
     # Solutions that come with tests (APPS: a list of programs as JSON) are not what is graded against.

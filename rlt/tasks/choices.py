@@ -11,7 +11,7 @@ from pydantic import model_validator
 from rlt.config import Config
 from rlt.errors import DataError
 from rlt.tasks.multiple_choice import LETTERS
-from rlt.types import JsonRow
+from rlt.types import JsonMap, JsonRow
 
 
 class Choices(Config):
@@ -84,7 +84,7 @@ def _row(row: JsonRow, key: str, texts: list[str], right: int) -> JsonRow:
     return {"id": row.get("id", key), "question": question, "answer": LETTERS[right]}
 
 
-def _column(row: Mapping[str, Any], name: str) -> Any:
+def _column(row: JsonMap, name: str) -> Any:
     value: Any = row
     for part in name.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None

@@ -75,16 +75,23 @@ _BLOCK = re.compile(r"^( {0,3})```[ \t]*([\w+-]*)[^\n]*\n(.*?)^ {0,3}```[ \t]*$"
 
 def extract(solution: str) -> str | None:
     """The last closed block fenced by ``` and marked as Python, else the last without a mark, else None."""
-    # A block in a list is indented as its fence is; elsewhere indentation may be the rest of HumanEval's function.
-    blocks = [
-        (mark.casefold(), textwrap.dedent(code) if fence else code)
-        for fence, mark, code in _BLOCK.findall(solution.replace("\r\n", "\n"))
-    ]
+    found = _BLOCK.findall(solution.replace("\r\n", "\n"))
+    blocks = [(mark.casefold(), _unindented(code, len(fence))) for fence, mark, code in found]
     for marks in (("python", "py", "python3"), ("",)):
         for mark, code in reversed(blocks):
             if mark in marks and code.strip():
                 return code
     return None
+
+
+def _unindented(code: str, fence: int) -> str:
+    """A block in a list is indented as its fence is; word-level models indent every line by one space.
+
+    Other indentation stays: HumanEval's answers may be the body of a function.
+    """
+    lines = [line for line in code.splitlines() if line.strip()]
+    common = min((len(line) - len(line.lstrip(" ")) for line in lines), default=0)
+    return textwrap.dedent(code) if common in (1, fence) else code
 
 
 def _compiles(code: str) -> bool:

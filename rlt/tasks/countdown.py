@@ -18,7 +18,7 @@ from fractions import Fraction
 
 from rlt.errors import ConfigError
 from rlt.tasks import Verdict
-from rlt.types import JsonRow, Problem
+from rlt.types import AnyRow, JsonRow, Problem
 
 CHEAP = True  # graded in this process: a small parser, linear in the text
 
@@ -75,7 +75,7 @@ def generate(count: int, seed: int, options: JsonRow | None = None, exclude: Ite
     raise ConfigError(f"countdown: there are not {count} different questions with these options.")
 
 
-def _options(options: JsonRow) -> tuple[int, int, int, int]:
+def _options(options: AnyRow) -> tuple[int, int, int, int]:
     numbers = options.get("numbers", 4)
     low, high = numbers if isinstance(numbers, Sequence) else (numbers, numbers)
     largest, spare = options.get("largest", 25), options.get("spare", 0)

@@ -17,14 +17,12 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import TypeVar
+from typing import TypedDict, TypeVar
 
 from rlt.errors import RltError
 from rlt.tasks import Task, Verdict, load_task
 from rlt.text.formats import Format
-from rlt.types import JsonRow
 
 MEMORY_LIMIT = 4 << 30  # bytes of address space for one grader's process
 START_LIMIT = 120.0  # seconds until a new process must be ready
@@ -101,7 +99,7 @@ class GraderPool:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _run(self, what: str, items: Sequence[Sequence[str]]) -> Iterable[tuple[int, JsonRow]]:
+    def _run(self, what: str, items: Sequence[Sequence[str]]) -> Iterable[tuple[int, Reply]]:
         waiting = deque(range(len(items)))
         while len(self._processes) < min(self.workers, len(items)):
             self._processes.append(_Process(self.task, self.timeout))
@@ -111,9 +109,7 @@ class GraderPool:
             self.close()  # an answer that nobody waits for must not meet the next question
             raise
 
-    def _dispatch(
-        self, what: str, items: Sequence[Sequence[str]], waiting: deque[int]
-    ) -> Iterable[tuple[int, JsonRow]]:
+    def _dispatch(self, what: str, items: Sequence[Sequence[str]], waiting: deque[int]) -> Iterable[tuple[int, Reply]]:
         busy: dict[_Process, int] = {}
         failed_starts = 0
         with selectors.DefaultSelector() as selector:
@@ -132,7 +128,7 @@ class GraderPool:
                             self._replace(position, selector)
                 for key, _ in selector.select(timeout=0.05):
                     process = key.data
-                    reply = process.receive()
+                    reply: Reply | None = process.receive()
                     if reply is _PARTIAL:
                         continue
                     if reply is not None and "ready" in reply:
@@ -142,7 +138,7 @@ class GraderPool:
                     if reply is None:
                         self._replace(position, selector)
                     if process in busy:
-                        yield busy.pop(process), reply or {"error": "the grader's process died"}
+                        yield busy.pop(process), reply or Reply(error="the grader's process died")
                     elif reply is None and not process.ready:
                         failed_starts += 1
                         if failed_starts > STARTS:
@@ -205,7 +201,20 @@ class Graders:
 
 
 _FAILED = Verdict(False, None, "not graded")
-_PARTIAL: JsonRow = {}
+
+
+class Reply(TypedDict, total=False):
+    """What a grader's process says: a verdict's fields, `reason` of a check, or `error` where it failed."""
+
+    ready: bool
+    correct: bool
+    score: float | None
+    extracted: str | None
+    error: str | None
+    reason: str | None
+
+
+_PARTIAL: Reply = {}
 
 
 class _Process:
@@ -238,7 +247,7 @@ class _Process:
             return False
         return True
 
-    def receive(self) -> JsonRow | None:
+    def receive(self) -> Reply | None:
         """The next reply; `_PARTIAL` where its line is not whole yet, None where the process has ended."""
         data = os.read(self.output.fileno(), 1 << 20)
         if not data:
@@ -246,7 +255,7 @@ class _Process:
         self._received += data
         if not self._received.endswith(b"\n"):
             return _PARTIAL
-        reply: JsonRow = json.loads(self._received)
+        reply: Reply = json.loads(self._received)
         self._received = b""
         self.ready = True
         return reply
@@ -279,12 +288,14 @@ def serve(task: str, timeout: float) -> None:
         signal.alarm(0)
 
 
-def _reply(module: Task, what: str, item: list[str]) -> JsonRow:
+def _reply(module: Task, what: str, item: list[str]) -> Reply:
     try:
         if what == "check":
             return {"reason": module.check_answer(item[0], item[1])}
         verdict = module.grade(item[0], item[1], item[2])
-        return asdict(verdict)
+        return {
+            "correct": verdict.correct, "extracted": verdict.extracted, "error": verdict.error, "score": verdict.score,
+        }  # fmt: skip
     except (MemoryError, RecursionError) as error:
         return {"error": f"too large to grade ({type(error).__name__})"}
 

@@ -1,4 +1,4 @@
-"""When two mathematical answers are the same: one spelling for each, then structure, numbers, text, and math-verify.
+"""When two mathematical answers in one spelling are the same: by structure, numbers, text, and math-verify.
 
 Cheap steps come first, so that most answers never reach sympy. What the last step costs is unbounded (`9^{9^{9^9}}`):
 whoever compares what a model wrote does it in a process that can be ended, see `rlt.tasks.grading`.

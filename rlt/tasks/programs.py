@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 
 from rlt.errors import ConfigError
 from rlt.tasks import code, experts
-from rlt.types import JsonRow, Problem
+from rlt.types import AnyRow, JsonRow, Problem
 
 CHEAP = code.CHEAP
 MIXTURES = experts.MIXTURES
@@ -48,7 +48,7 @@ def generate(count: int, seed: int, options: JsonRow | None = None, exclude: Ite
     raise ConfigError(f"programs: there are not {count} different questions with {fewest} to {most} steps.")
 
 
-def _steps_option(options: JsonRow) -> tuple[int, int]:
+def _steps_option(options: AnyRow) -> tuple[int, int]:
     steps = options.get("steps", 3)
     low, high = steps if isinstance(steps, Sequence) else (steps, steps)
     if set(options) - {"steps"} or not 1 <= low <= high <= 8:

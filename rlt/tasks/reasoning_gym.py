@@ -23,7 +23,7 @@ from typing import Any
 
 from rlt.errors import ConfigError, DependencyError
 from rlt.tasks import Verdict, experts
-from rlt.types import JsonRow, Problem
+from rlt.types import AnyRow, JsonRow, Problem
 
 PREFIX = "reasoning_gym/"
 BLOCK = 1_000_000
@@ -84,7 +84,7 @@ class ReasoningGym:
         for index, entry in enumerate(self._entries(seed, options or {})):
             repeats = repeats + 1 if entry["question"] in seen else 0
             if not repeats:
-                seen.add(entry["question"])
+                seen.add(str(entry["question"]))
                 problems.append(self._problem(entry, f"{seed}-{index}"))
             if len(problems) == count or repeats == REPEATS:
                 break
@@ -159,7 +159,7 @@ class ReasoningGym:
                     f"{self.name}: `seed` {seed} is too large; use one below {2**32 // BLOCK}."
                 ) from error
 
-    def _problem(self, entry: JsonRow, key: str) -> Problem:
+    def _problem(self, entry: AnyRow, key: str) -> Problem:
         answer, metadata = entry["answer"], entry["metadata"]
         if self.generator in EXAMPLE:
             example = metadata[EXAMPLE[self.generator]]
@@ -189,7 +189,7 @@ class ChainSum(ReasoningGym):
 
     def vocabulary(self) -> list[str]:
         """Every word of questions, explanations and solutions, of sums of at most five numbers of one digit."""
-        options = {"min_digits": 1, "max_digits": 1, "min_terms": 2, "max_terms": 5}
+        options: JsonRow = {"min_digits": 1, "max_digits": 1, "min_terms": 2, "max_terms": 5}
         asked = [word for problem in self.generate(20, 0, options) for word in problem.question.split()]
         return [*dict.fromkeys(asked), *map(str, range(-47, 48)), "+", "-", *experts.WORDS]
 

@@ -17,14 +17,13 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rlt.errors import DependencyError, RltError
 from rlt.tasks import sandboxed
-from rlt.tasks.sandboxed import PASSED, Caller
+from rlt.tasks.sandboxed_calls import LONGEST, PASSED, Caller, Job, Reply
 
 START_LIMIT = 20.0  # seconds until a new box must be ready, and over a job's own time until it must have replied
-LONGEST_REPLY = 4 * sandboxed.OUTPUT  # bytes of one value that a function returns, as JSON
+LONGEST_REPLY = 4 * LONGEST  # bytes of one value that a function returns, as JSON
 
 
 class Box:
@@ -47,7 +46,7 @@ class Box:
         if calls is not None:
             calls.close()  # or the other end would never see that the job has ended
 
-    def start(self, job: dict[str, Any]) -> None:
+    def start(self, job: Job) -> None:
         """Send a job; `result` waits for it."""
         assert self._process.stdin is not None
         self._seconds = job["seconds"]
@@ -55,15 +54,15 @@ class Box:
             self._process.stdin.write(json.dumps(job).encode() + b"\n")
             self._process.stdin.flush()
 
-    def result(self) -> dict[str, Any]:
+    def result(self) -> Reply:
         """The last job's `status` (exit status; negative: a signal; or the limit `time` or `output`) and `output`."""
         if not self._ready:
             self._line(time.monotonic() + START_LIMIT)
             self._ready = True
-        reply: dict[str, Any] = json.loads(self._line(time.monotonic() + self._seconds + START_LIMIT))
+        reply: Reply = json.loads(self._line(time.monotonic() + self._seconds + START_LIMIT))
         return reply
 
-    def run(self, code: str, stdin: str, seconds: float) -> dict[str, Any]:
+    def run(self, code: str, stdin: str, seconds: float) -> Reply:
         """The result of a program."""
         self.start({"kind": "program", "code": code, "stdin": stdin, "seconds": seconds})
         return self.result()
@@ -131,7 +130,7 @@ def tests_pass(solution: str, setup: str, tests: str, entry_point: str | None, s
         testing.start(
             {"kind": "check", "setup": setup, "code": tests, "entry_point": entry_point, "seconds": seconds}
         )  # fmt: skip
-        return bool(testing.result()["status"] == PASSED)
+        return testing.result()["status"] == PASSED
 
 
 class CallFailed(Exception):
@@ -147,7 +146,7 @@ class Functions:
         self._box.start({"kind": "serve", "code": solution, "seconds": self._total})
         self._caller = Caller(self._send)
 
-    def call(self, name: str, args: Sequence[Any]) -> Any:
+    def call(self, name: str, args: Sequence[object]) -> object:
         """The value of `name(*args)`, or of that method of a new `Solution`; raises CallFailed where there is none."""
         try:
             return self._caller.call({"name": name}, args, {})

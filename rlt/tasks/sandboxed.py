@@ -3,7 +3,7 @@
 `python sandboxed.py FD` (FD: a socket for calls, or -1) enters its own user (where needed), PID, network, mount, IPC and
 UTS namespaces and a root folder with nothing but Python's standard library and an empty `/tmp`. Its second process, PID 1
 in there, reads one job per line and replies with one line per job; it holds the programs and their inputs, never an
-expected output. Standard library only, no import of rlt: nothing of rlt can be seen from here.
+expected output. Standard library and `sandboxed_calls.py` only: nothing else of rlt can be seen from here.
 
 A job is `{"kind", "code", "stdin", "seconds"}`; the kinds:
 
@@ -14,12 +14,9 @@ A job is `{"kind", "code", "stdin", "seconds"}`; the kinds:
 
 from __future__ import annotations
 
-import builtins
-import collections
 import contextlib
 import ctypes
 import errno
-import importlib
 import json
 import os
 import resource
@@ -28,8 +25,11 @@ import signal
 import sys
 import time
 import types
-from collections.abc import Iterator
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from rlt.tasks.sandboxed_calls import Job, Reply
 
 MEMORY = 1 << 30  # bytes of address space per process
 FILE_SIZE = 16 << 20  # bytes per file
@@ -37,7 +37,6 @@ SCRATCH = 64 << 20  # bytes in all files of /tmp together
 OUTPUT = 16 << 20  # bytes printed
 PROCESSES = 16  # processes and threads of one job
 OPEN_FILES = 64
-PASSED = 77  # exit status of tests that ran to their end; anything else, also 0, is a failure
 CALLS = 3  # the socket's number in a job's process
 
 _NEWNS, _NEWUTS, _NEWIPC, _NEWUSER, _NEWPID, _NEWNET = 0x20000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
@@ -45,12 +44,14 @@ _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE =
 _MNT_DETACH = 2
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 
+Kinds = dict[str, Callable[["Job", int], None]]
+
 _LIBRARY = os.path.dirname(os.__file__)
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p]
 
 
-def _call(name: str, *arguments: Any) -> None:
+def _call(name: str, *arguments: object) -> None:
     if getattr(_libc, name)(*arguments) != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{name}: {os.strerror(number)}")
@@ -66,7 +67,7 @@ def _mount(source: str, target: str, kind: str, flags: int, data: str = "") -> N
 def main(calls: int) -> NoReturn:
     """Enter the sandbox, say so, and do jobs until standard input ends."""
     _call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    user = _unshare()
+    kinds, user = _read_kinds(), _unshare()
     # No process of the same user may look into this one. Not before: an undumpable process's /proc/self is root's, and an
     # ordinary user could not write its maps.
     _call("prctl", _PR_SET_DUMPABLE, 0, 0, 0, 0)
@@ -80,7 +81,7 @@ def main(calls: int) -> NoReturn:
     _enter_root(user)
     _reply({"ready": True, "uid": user})
     for line in sys.stdin.buffer:
-        _reply(_job(json.loads(line), user, calls))
+        _reply(_job(json.loads(line), kinds, user, calls))
     os._exit(0)
 
 
@@ -165,7 +166,7 @@ def _empty_scratch(user: int, first: bool = False) -> None:
     _mount("tmpfs", "/tmp", "tmpfs", _MS_NOSUID | _MS_NODEV, options)
 
 
-def _reply(reply: dict[str, Any]) -> None:
+def _reply(reply: Mapping[str, object]) -> None:
     data = json.dumps(reply).encode() + b"\n"
     while data:
         data = data[os.write(1, data) :]
@@ -174,7 +175,7 @@ def _reply(reply: dict[str, Any]) -> None:
 # -- one job -----------------------------------------------------------------------------------------------------------
 
 
-def _job(job: dict[str, Any], user: int, calls: int) -> dict[str, Any]:
+def _job(job: Job, kinds: Kinds, user: int, calls: int) -> Reply:
     """Run one job to its end or its limit, and end every process that it left."""
     reading, writing = os.pipe()
     given = os.memfd_create("stdin")
@@ -184,7 +185,7 @@ def _job(job: dict[str, Any], user: int, calls: int) -> dict[str, Any]:
     child = os.fork()
     if child == 0:
         _give_up_privileges(user, given, writing, calls, job["seconds"])
-        _KINDS[job["kind"]](job)
+        kinds[job["kind"]](job, CALLS)
         sys.exit(0)  # as a script ends: threads are awaited, buffers written
     for number in (writing, given, *([calls] if calls >= 0 else [])):
         os.close(number)  # the other end of the calls must see when the job's process ends
@@ -266,237 +267,20 @@ def _give_up_privileges(user: int, given: int, writing: int, calls: int, seconds
     sys.setrecursionlimit(10_000)
 
 
-def _program(job: dict[str, Any]) -> None:
+def _program(job: Job, calls: int) -> None:
     # Pickling and dataclasses look names up in `__main__`.
     sys.modules["__main__"] = module = types.ModuleType("__main__")
     exec(compile(job["code"], "solution.py", "exec"), module.__dict__)
 
 
-# -- calls between two sandboxes ---------------------------------------------------------------------------------------
-#
-# One request and one reply per line. Values that JSON has not are tagged lists; what is not plain data stays where it is,
-# and the other side gets a reference. A reference can be called and its attributes read; it never answers a comparison,
-# so that no object of the solution decides whether it is the right one.
-
-
-class Reference:
-    """An object of the other process; equal to nothing but itself."""
-
-    def __init__(self, key: int, caller: Caller) -> None:
-        self._key, self._caller = key, caller
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._caller.call({"reference": self._key}, args, kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return self._caller.request({"attribute": name, "of": {"reference": self._key}})
-
-
-_DICTS = {
-    "Counter": collections.Counter, "OrderedDict": collections.OrderedDict,
-}  # fmt: skip
-_EXACT = {"Decimal": "decimal", "Fraction": "fractions"}  # imported where they are met: a box starts sooner
-
-
-class Wire:
-    """Turns values into what JSON can hold and back. `kept`: objects that have stayed here, by reference."""
-
-    def __init__(self, caller: Caller | None = None) -> None:
-        self.kept: list[Any] = []
-        self.caller = caller
-
-    def encode(self, value: Any) -> Any:
-        if value is None or isinstance(value, bool):
-            return value
-        if isinstance(value, int):
-            value = int(value)
-            return value if -(1 << 63) <= value < 1 << 63 else ["int", hex(value)]
-        if isinstance(value, float):
-            return float(value)
-        if isinstance(value, str):
-            return str(value)
-        if _EXACT.get(type(value).__name__) == type(value).__module__:
-            return [type(value).__name__, str(value)]
-        if isinstance(value, complex):
-            return ["complex", value.real, value.imag]
-        if isinstance(value, (bytes, bytearray)):
-            return [type(value).__name__, list(value)]
-        if isinstance(value, range):
-            return ["range", value.start, value.stop, value.step]
-        if isinstance(value, dict):
-            kind = type(value).__name__ if type(value).__name__ in _DICTS else "dict"
-            return [kind, [[self.encode(key), self.encode(item)] for key, item in value.items()]]
-        items: Any = value
-        for classes, kind in (
-            (list, "list"), (tuple, "tuple"), (set, "set"), (frozenset, "frozenset"), (collections.deque, "deque"),
-            ((type({}.keys()), type({}.values()), type({}.items()), Iterator), "iterator"),
-        ):  # fmt: skip
-            if isinstance(value, classes):  # type: ignore[arg-type]
-                return [kind, [self.encode(item) for item in items]]
-        if isinstance(value, Reference):
-            return ["own", value._key]
-        self.kept.append(value)
-        return ["reference", len(self.kept) - 1]
-
-    def decode(self, value: Any) -> Any:
-        if not isinstance(value, list):
-            return value
-        kind, *rest = value
-        if kind == "int":
-            return int(rest[0], 16)
-        if kind in _EXACT:
-            return getattr(importlib.import_module(_EXACT[kind]), kind)(rest[0])
-        if kind == "complex":
-            return complex(rest[0], rest[1])
-        if kind in ("bytes", "bytearray"):
-            return bytes(rest[0]) if kind == "bytes" else bytearray(rest[0])
-        if kind == "range":
-            return range(*rest)
-        if kind in ("dict", "Counter", "OrderedDict"):
-            pairs = {self.decode(key): self.decode(item) for key, item in rest[0]}
-            return pairs if kind == "dict" else _DICTS[kind](pairs)
-        if kind == "reference":
-            assert self.caller is not None  # only the solution's process, which gets none, has no caller
-            return Reference(rest[0], self.caller)
-        if kind == "own":
-            return self.kept[rest[0]]
-        makers: dict[str, Any] = {
-            "list": list, "tuple": tuple, "set": set, "frozenset": frozenset, "deque": collections.deque,
-            "iterator": iter,
-        }  # fmt: skip
-        return makers[kind]([self.decode(item) for item in rest[0]])
-
-
-class Caller:
-    """Asks the solution's process for calls. `send(line) -> line`: how a request travels."""
-
-    def __init__(self, send: Any) -> None:
-        self._send = send
-        self.wire = Wire(self)
-
-    def request(self, request: dict[str, Any]) -> Any:
-        """What the other process answers; raises what it raised, where that is an exception of Python's own."""
-        reply = json.loads(self._send(json.dumps(request).encode()))
-        if "raised" in reply:
-            kind = getattr(builtins, str(reply["raised"]), None)
-            # StopIteration would end a test's loop over `map` as if all had been compared.
-            bad = not isinstance(kind, type) or not issubclass(kind, Exception) or issubclass(kind, StopIteration)
-            raise (RuntimeError if bad or kind is StopAsyncIteration else kind)()  # type: ignore[misc]
-        return self.wire.decode(reply["value"])
-
-    def call(self, function: dict[str, Any], args: Any, kwargs: Any) -> Any:
-        """The value of a call; lists, dicts and sets among its arguments are changed as the function changed them."""
-        encoded = [self.wire.encode(value) for value in args]
-        named = {name: self.wire.encode(value) for name, value in kwargs.items()}
-        value, changed = self.request({"call": function, "args": encoded, "kwargs": named})
-        for argument, after in zip(args, changed, strict=False):
-            if type(argument) is list and type(after) is list:
-                argument[:] = after
-            elif type(argument) in (dict, set) and type(after) is type(argument):
-                argument.clear()
-                argument.update(after)
-        return value
-
-
-def _lines(number: int) -> tuple[Any, Any]:
-    stream = open(number, "rb", closefd=False)  # noqa: SIM115
-
-    def write(data: bytes) -> None:
-        data += b"\n"
-        while data:
-            data = data[os.write(number, data) :]
-
-    return stream, write
-
-
-def _serve(job: dict[str, Any]) -> None:
-    stream, write = _lines(CALLS)
-    wire = Wire()
-    namespace: dict[str, Any] = {"__name__": "solution", "__builtins__": builtins}
-    exec(compile(job["code"], "solution.py", "exec"), namespace)
-
-    def target(found: dict[str, Any]) -> Any:
-        if "reference" in found:
-            return wire.kept[found["reference"]]
-        name = found["name"]
-        if name not in namespace and hasattr(namespace.get("Solution"), name):  # LeetCode's form
-            return getattr(namespace["Solution"](), name)
-        return namespace[name]
-
-    for line in stream:
-        request = json.loads(line)
-        try:
-            if "call" in request:
-                args = [wire.decode(value) for value in request["args"]]
-                kwargs = {name: wire.decode(value) for name, value in request["kwargs"].items()}
-                result = target(request["call"])(*args, **kwargs)
-                changed = [value if type(value) in (list, dict, set) else None for value in args]
-                value = ["list", [wire.encode(result), wire.encode(changed)]]
-            else:
-                value = wire.encode(getattr(target(request["of"]), request["attribute"]))
-            reply = json.dumps({"value": value})
-        except Exception as error:
-            reply = json.dumps({"raised": type(error).__name__})
-        write(reply.encode())
-
-
-def _check(job: dict[str, Any]) -> None:
-    import ast
-
-    stream, write = _lines(CALLS)
-
-    def send(request: bytes) -> bytes:
-        write(request)
-        line: bytes = stream.readline(OUTPUT)
-        if not line.endswith(b"\n"):
-            raise RuntimeError("the solution's process has ended")
-        return line
-
-    caller = Caller(send)
-
-    def function(name: str) -> Any:
-        return lambda *args, **kwargs: caller.call({"name": name}, args, kwargs)
-
-    namespace: dict[str, Any] = {"__name__": "tests", "__builtins__": builtins}
-    exec(compile(job["setup"], "setup.py", "exec"), namespace)
-    entry = job["entry_point"]
-    names = [entry] if entry else _unknown_names(job["code"], namespace)
-    for name in names:
-        namespace[name] = function(name)
-    if not entry:
-        # What the tests use without an import must not come from the solution: `math.isclose` would be its own.
-        for node in ast.walk(ast.parse(job["code"])):
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-                name = node.value.id
-                if name in names and name in sys.stdlib_module_names:
-                    namespace[name] = __import__(name)
-    exec(compile(job["code"], "tests.py", "exec"), namespace)
-    if entry:
-        namespace["check"](namespace[entry])
-    os._exit(PASSED)
-
-
-def _unknown_names(tests: str, namespace: dict[str, Any]) -> list[str]:
-    """Names that the tests read, and neither they nor their setup nor Python define: those of the solution."""
-    import ast
-
-    read: set[str] = set()
-    defined = {*namespace, *dir(builtins)}
-    for node in ast.walk(ast.parse(tests)):
-        if isinstance(node, ast.Name):
-            (read if isinstance(node.ctx, ast.Load) else defined).add(node.id)
-        elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-            defined.add(node.name)
-        elif isinstance(node, ast.arg):
-            defined.add(node.arg)
-        elif isinstance(node, ast.alias):
-            defined.add((node.asname or node.name).partition(".")[0])
-    return sorted(read - defined)
-
-
-_KINDS = {"program": _program, "serve": _serve, "check": _check}
+def _read_kinds() -> Kinds:
+    """What a job of each kind runs, given the job and its socket's number."""
+    # Not imported: with this folder on the path, its `math` and `code` would hide Python's.
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "sandboxed_calls.py")
+    calls: Kinds = {"__name__": "sandboxed_calls"}  # type: ignore[dict-item]
+    with open(path, encoding="utf-8") as file:
+        exec(compile(file.read(), path, "exec", dont_inherit=True), calls)
+    return {"program": _program, "serve": calls["serve"], "check": calls["check"]}
 
 
 if __name__ == "__main__":

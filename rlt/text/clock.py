@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import os
 from datetime import date
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 # In the environment, so that the processes that a stage starts print the same date.
 VARIABLE = "RLT_DATE"
@@ -21,11 +17,6 @@ def pinned_date() -> str:
 def pin_date(day: str) -> None:
     """Pin the date for this process and those that it starts."""
     os.environ[VARIABLE] = date.fromisoformat(day).isoformat()
-
-
-def prints_date(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokenizer's chat template asks for the date."""
-    return "strftime_now" in str(tokenizer.chat_template)
 
 
 def strftime_now(pattern: str) -> str:

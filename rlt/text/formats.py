@@ -287,6 +287,11 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], 
     return text[:start] + response + text[start + len(probe["content"]) :], start
 
 
+def prints_date(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer's chat template asks for the date."""
+    return "strftime_now" in str(tokenizer.chat_template)
+
+
 def _generation_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], before: str) -> str:
     """The text with which an engine asks for an answer to `messages`; `before` is what a finished answer stands behind.
 

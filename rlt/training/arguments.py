@@ -11,10 +11,10 @@ from rlt.training.batches import save_problem
 from rlt.training.cards import UPLOAD
 from rlt.training.lora import peft_config
 from rlt.training.options import trainer_problems
-from rlt.types import JsonMap, JsonRow
+from rlt.types import AnyRow, JsonMap, JsonRow
 
 
-def trainer_arguments(kind: type, stage: str, config: StageConfig, options: JsonMap, defaults: JsonMap) -> Any:
+def trainer_arguments(kind: type, stage: str, config: StageConfig, options: AnyRow, defaults: JsonMap) -> Any:
     """TRL's `kind` (SFTConfig, GRPOConfig) from the recipe's `trainer` options, as they are, over `defaults` of the stage.
 
     rlt adds the output folder, the seed, and what a CPU needs (no bfloat16, no checkpointing of activations).
@@ -27,7 +27,7 @@ def trainer_arguments(kind: type, stage: str, config: StageConfig, options: Json
     wrong = trainer_problems(options, kind.__module__, kind.__name__)
     if wrong:
         raise ProblemsFound(stage, wrong)
-    ours: JsonRow = {
+    ours: AnyRow = {
         "seed": config.seed, "report_to": "none", "disable_tqdm": os.environ.get("RLT_QUIET") == "1",
         "save_total_limit": 2, "logging_nan_inf_filter": False, **defaults,
     }  # fmt: skip

@@ -7,10 +7,11 @@ import math
 from rlt.types import JsonMap
 
 # TRL's and transformers' defaults of the options that the rules are about.
-_DEFAULTS = {
+_DEFAULTS: dict[str, float] = {
     "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "num_generations": 8, "num_iterations": 1,
-    "save_strategy": "steps", "save_steps": 500, "max_steps": -1,
+    "save_steps": 500, "max_steps": -1,
 }  # fmt: skip
+_COUNTED = (*_DEFAULTS, "generation_batch_size", "steps_per_generation")
 
 
 def batch_problems(options: JsonMap, processes: int) -> list[str]:
@@ -18,10 +19,9 @@ def batch_problems(options: JsonMap, processes: int) -> list[str]:
 
     `options`: the recipe's over the stage's defaults. Options of another type than TRL's are left to the check of types.
     """
-    values = {**_DEFAULTS, **{key: value for key, value in options.items() if value is not None}}
-    numbers = {key: value for key, value in values.items() if key != "save_strategy"}
-    counted = (*_DEFAULTS, "generation_batch_size", "steps_per_generation")
-    if not all(isinstance(numbers[key], int | float) for key in counted if key in numbers):
+    given = {key: value for key, value in options.items() if value is not None and key in _COUNTED}
+    values = _DEFAULTS | {key: value for key, value in given.items() if isinstance(value, int | float)}
+    if not all(isinstance(value, int | float) for value in given.values()):
         return []
     group, rows = values["num_generations"], values["per_device_train_batch_size"] * processes
     if group < 2:
@@ -40,11 +40,12 @@ def batch_problems(options: JsonMap, processes: int) -> list[str]:
             "steps per generation)."
         )
     cycle = steps * values["num_iterations"] / values["gradient_accumulation_steps"]
-    saving = save_problem(str(values["save_strategy"]), values["save_steps"], values["max_steps"], cycle)
+    strategy = "steps" if options.get("save_strategy") is None else str(options["save_strategy"])
+    saving = save_problem(strategy, values["save_steps"], values["max_steps"], cycle)
     return lines + ([saving] if saving else [])
 
 
-def save_problem(strategy: str, every: float, max_steps: int, cycle: float) -> str | None:
+def save_problem(strategy: str, every: float, max_steps: float, cycle: float) -> str | None:
     """Why GRPO would save a checkpoint between the steps of one generation, or None.
 
     Completions are generated for `cycle` steps at once, and are not part of a checkpoint. `every`: `save_steps`; below 1 it

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlt.data.rows import write_text
 from rlt.outputs import writing
-from rlt.types import JsonRow
+from rlt.types import AnyRow
 
 if TYPE_CHECKING:
     import torch
@@ -28,8 +28,8 @@ class WholeCheckpoints(_Trainer):
     count of tokens, and the sums behind the means that are logged next.
     """
 
-    _running: JsonRow | None = None
-    _metrics: JsonRow  # TRL's
+    _running: AnyRow | None = None
+    _metrics: AnyRow  # TRL's
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: object) -> None:
         limit, self.args.save_total_limit = self.args.save_total_limit, None
@@ -70,7 +70,7 @@ class WholeCheckpoints(_Trainer):
             self._running = None
         return super().training_step(*args, **kwargs)
 
-    def _resume_means(self, running: JsonRow) -> None:
+    def _resume_means(self, running: AnyRow) -> None:
         # Only here: transformers zeroes them after it has loaded the checkpoint.
         losses, rank = running["loss"], self.accelerator.process_index
         # On another number of ranks each gets the mean: what is logged is the mean over ranks.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from transformers import TrainerCallback
 
@@ -20,7 +20,7 @@ from rlt.training.checkpoints import WholeCheckpoints, discard_incomplete, last_
 from rlt.training.compact import project_learned_positions
 from rlt.training.examples import Example, Text, listed
 from rlt.training.lora import peft_config, save_whole
-from rlt.types import JsonMap, JsonRow
+from rlt.types import JsonRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer, TrainerControl, TrainerState, TrainingArguments
@@ -162,19 +162,19 @@ class MetricsFile(TrainerCallback):
             # Metrics are written after their step, samples during it.
             last = state.global_step if path == self.path else state.global_step - 1
             JsonlWriter(path).close()  # removes a half-written last line
-            write_rows(path, (row for _, row in read_rows(path) if row["step"] <= last))
+            write_rows(path, (row for _, row in read_rows(path) if cast(int, row["step"]) <= last))
 
     def on_log(
         self,
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        logs: JsonMap | None = None,
+        logs: Mapping[str, float] | None = None,
         **kwargs: object,
     ) -> None:
-        if logs and not math.isfinite(float(logs.get("loss", 0.0))):
+        if logs and not math.isfinite(logs.get("loss", 0.0)):
             raise RunError(
-                f"step {state.global_step}: the loss is {float(logs['loss'])}; from here on the weights are lost. Lower "
+                f"step {state.global_step}: the loss is {logs['loss']}; from here on the weights are lost. Lower "
                 "`trainer.learning_rate`, or set `dtype: float32`."
             )
         if state.is_world_process_zero and logs:
@@ -209,11 +209,11 @@ class _Progress(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        logs: JsonMap | None = None,
+        logs: Mapping[str, float] | None = None,
         **kwargs: object,
     ) -> None:
         if self.bar is not None and logs:
-            shown = {key: f"{float(logs[key]):.3g}" for key in ("loss", "reward") if key in logs}
+            shown = {key: f"{logs[key]:.3g}" for key in ("loss", "reward") if key in logs}
             self.bar.set_postfix(shown)
 
     def on_train_end(

@@ -9,7 +9,7 @@ import torch
 
 from rlt.errors import ConfigError
 from rlt.models.logprobs import is_sharded
-from rlt.types import JsonMap
+from rlt.types import AnyRow
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -65,7 +65,7 @@ def merged(model: PeftModel, dtype: torch.dtype) -> tuple[PreTrainedModel, float
     return whole.to(dtype), (lost / update) ** 0.5 if update else 0.0
 
 
-def peft_config(options: JsonMap | None) -> LoraConfig | None:
+def peft_config(options: AnyRow | None) -> LoraConfig | None:
     """peft.LoraConfig from the recipe's `peft` options, or None. Raises DependencyError where peft is missing."""
     if options is None:
         return None

@@ -17,19 +17,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import TrainerCallback
 from trl import GRPOTrainer
 from trl.trainer.utils import pad
 
 from rlt.data.rows import JsonlWriter
 from rlt.errors import RunError
 from rlt.models.logprobs import Row, hidden_states, output_head, token_logprobs
+from rlt.reward.self_student import AveragedSelf, LiveSelf
 from rlt.reward.trl import TeacherReward
 from rlt.training.checkpoints import WholeCheckpoints
 from rlt.training.loop import ResumablePrompts
 from rlt.training.trimming import TrimmedPadding
 from rlt.types import JsonRow
 
-REFERENCE_FOLDER = "reference"
+REFERENCE_FOLDER, AVERAGE_FOLDER = "reference", "average"
 SAMPLES_FILE = "samples.jsonl"
 
 
@@ -38,6 +40,7 @@ class TeacherTrainer(ResumablePrompts, TrimmedPadding, WholeCheckpoints, GRPOTra
 
     `reward` is the reward function; with `needs_policy` false no forward pass is made for it. `sync_threshold`: the
     difference between sampler and trainer, as `check_sampler` measures it, above which the run stops (None: never).
+    `own_student`: the student that is the policy or its average (`ema_decay` of it stays at each optimizer step).
     `batch_tokens`: padded tokens in one forward pass that TRL does not make (another temperature, the exact KL).
     `policy_passes` counts forward passes of the policy that TRL would not have made.
     """
@@ -52,9 +55,14 @@ class TeacherTrainer(ResumablePrompts, TrimmedPadding, WholeCheckpoints, GRPOTra
         needs_policy: bool = True,
         sync_threshold: float | None = None,
         batch_tokens: int | None = None,
+        own_student: LiveSelf | AveragedSelf | None = None,
+        ema_decay: float = 0.99,
         **kwargs: Any,
     ) -> None:
         super().__init__(reward_funcs=[reward], **kwargs)
+        self.own_student = own_student
+        if isinstance(own_student, AveragedSelf):
+            self.add_callback(_Average(self, own_student, ema_decay))
         self.reward, self.needs_policy, self.sync_threshold = reward, needs_policy, sync_threshold
         self.batch_tokens = batch_tokens
         self._prompt_ids: list[list[int]] = []
@@ -97,6 +105,8 @@ class TeacherTrainer(ResumablePrompts, TrimmedPadding, WholeCheckpoints, GRPOTra
         completions: list[object],
         completion_ids_list: list[list[int]],
     ) -> torch.Tensor:
+        if isinstance(self.own_student, LiveSelf):
+            self.own_student.attach(self.model, self.accelerator.autocast)
         rows = inputs
         if self.needs_policy:
             name, sides = self._policy_side(completion_ids_list)
@@ -188,6 +198,8 @@ class TeacherTrainer(ResumablePrompts, TrimmedPadding, WholeCheckpoints, GRPOTra
     # -- the moving reference is part of a checkpoint ------------------------------------------------------------------------
 
     def _save_more(self, folder: Path) -> None:
+        if isinstance(self.own_student, AveragedSelf) and self.args.should_save:
+            self.own_student.model.save_pretrained(folder / AVERAGE_FOLDER, save_original_format=False)
         if self.ref_model is None or not self.args.sync_ref_model:
             return
         state = self.accelerator.get_state_dict(self.ref_model)  # gathers sharded weights: every rank takes part
@@ -199,14 +211,29 @@ class TeacherTrainer(ResumablePrompts, TrimmedPadding, WholeCheckpoints, GRPOTra
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and isinstance(self.own_student, AveragedSelf):
+            load_weights(self.own_student.model, _part(checkpoint, AVERAGE_FOLDER, "average"), self.accelerator)
         if checkpoint is None or self.ref_model is None or not self.args.sync_ref_model:
             return
-        folder = Path(checkpoint) / REFERENCE_FOLDER
-        if not folder.is_dir():
-            raise RunError(
-                f"{checkpoint}: has no `{REFERENCE_FOLDER}` folder; the moving reference model cannot be restored."
-            )
+        folder = _part(checkpoint, REFERENCE_FOLDER, "moving reference model")
         load_weights(self.ref_model, folder, self.accelerator)
+
+
+def _part(checkpoint: str, name: str, what: str) -> Path:
+    folder = Path(checkpoint) / name
+    if not folder.is_dir():
+        raise RunError(f"{checkpoint}: has no `{name}` folder; the {what} cannot be restored.")
+    return folder
+
+
+class _Average(TrainerCallback):
+    """Moves the averaged student after each optimizer step."""
+
+    def __init__(self, trainer: TeacherTrainer, student: AveragedSelf, decay: float) -> None:
+        self.trainer, self.student, self.decay = trainer, student, decay
+
+    def on_step_end(self, *_: Any, **others: Any) -> None:
+        self.student.follow(self.trainer.accelerator.unwrap_model(self.trainer.model), self.decay)
 
 
 @contextlib.contextmanager

@@ -78,3 +78,14 @@ def test_a_model_sharded_over_ranks_scores_the_same_and_uneven_ranks_do_not_hang
     assert (first["rows"], second["rows"]) == ([3, 3, 3], [0, 1, 0])
     assert first["worst"] < 1e-4
     assert second["worst"] < 1e-4
+
+
+def test_a_policy_that_is_sharded_and_its_own_student_scores_as_a_whole_one_and_is_averaged_whole(tmp_path):
+    folders = make_model(tmp_path / "model"), make_model(tmp_path / "other", 1)
+    launch(2, "self_worker.py", *folders, str(tmp_path / "scored"))
+    found = [json.loads((tmp_path / f"scored.{rank}").read_text()) for rank in (0, 1)]
+    assert [one["rows"] for one in found] == [3, 1]
+    for one in found:
+        assert one["difference"] < 1e-4
+        assert one["average"] < 1e-6
+        assert one["refused"]  # `exact` needs a whole student

@@ -7,7 +7,6 @@ import warnings
 
 warnings.simplefilter("ignore")
 
-import rlt.integrations.service as service  # noqa: E402
 from fastapi import FastAPI  # noqa: E402
 from fastapi.testclient import TestClient  # noqa: E402
 from nemo_gym.config_types import ModelServerRef, ResourcesServerRef  # noqa: E402
@@ -17,7 +16,10 @@ from nemo_gym.openai_utils import (  # noqa: E402
     NeMoGymResponseOutputText,
 )
 from nemo_gym.server_utils import ServerClient  # noqa: E402
+from omegaconf import OmegaConf  # noqa: E402
 from responses_api_agents.simple_agent.app import SimpleAgent, SimpleAgentConfig  # noqa: E402
+
+import rlt.integrations.service as service  # noqa: E402
 from rlt.integrations.nemo_gym import TeacherRewardServer  # noqa: E402
 
 PLACE = {"host": "127.0.0.1", "port": 1, "entrypoint": "app.py"}
@@ -76,7 +78,7 @@ def model_of(row):
 
 
 def rollout(row, sampling):
-    servers = Local(head_server_config={"host": "127.0.0.1", "port": 1}, global_config_dict={})
+    servers = Local(head_server_config={"host": "127.0.0.1", "port": 1}, global_config_dict=OmegaConf.create())
     agent = SimpleAgent(
         config=SimpleAgentConfig(
             name="agent", **PLACE, resources_server=ResourcesServerRef(type="resources_servers", name="rlt"),
@@ -87,10 +89,19 @@ def rollout(row, sampling):
     from nemo_gym.base_resources_server import BaseResourcesServerConfig
 
     reward = TeacherRewardServer(config=BaseResourcesServerConfig(name="rlt", **PLACE), server_client=servers)
-    servers.servers = {"agent": agent.setup_webserver(), "rlt": reward.setup_webserver(), "model": model_of(row)}
+    servers.servers = {"agent": web(agent), "rlt": web(reward), "model": model_of(row)}
     task = {"responses_create_params": {"input": "?", "temperature": 0.7, **sampling}, **json.loads(row["label"])}
     answer = TestClient(servers.servers["agent"]).post("/run", json=task)
+    if not answer.is_success:
+        raise RuntimeError(answer.text)
     return answer.json()
+
+
+def web(server):
+    """The server's application, as its own `run_webserver` makes it."""
+    app = server.setup_webserver()
+    server.setup_exception_middleware(app)
+    return app
 
 
 def case(given):
@@ -98,10 +109,12 @@ def case(given):
     service.RewardService.from_environment.__func__.cache_clear()
     try:
         answers = [rollout(row, given["sampling"]) for row in given["rows"]]
-    except Exception as error:
-        return {"error": f"{type(error).__name__}: {getattr(error, 'message', error)}"}
+    except RuntimeError as error:
+        return {"error": str(error)}
     return {"rewards": [answer["reward"] for answer in answers], "info": answers}
 
 
 job = json.load(sys.stdin)
-print(json.dumps([case(given) for given in job["cases"]]))
+results = [case(given) for given in job["cases"]]
+print()
+print(json.dumps(results))

@@ -15,11 +15,12 @@ for name, contents in {
     sys.modules[name] = ModuleType(name)
     vars(sys.modules[name]).update(contents)
 
-import rlt.integrations.service as service  # noqa: E402
 from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator  # noqa: E402
 from openrlhf.trainer.ray.vllm_engine import _load_agent_executor  # noqa: E402
 from openrlhf.utils.agent import SingleTurnAgentExecutor  # noqa: E402
 from transformers import AutoTokenizer  # noqa: E402
+
+import rlt.integrations.service as service  # noqa: E402
 
 
 class Vllm:
@@ -33,14 +34,14 @@ class Vllm:
         logprobs = None
         if sampling_params.logprobs is not None:
             logprobs = [{i: SimpleNamespace(logprob=v)} for i, v in zip(ids, values, strict=True)]
-        return SimpleNamespace(outputs=[SimpleNamespace(token_ids=ids, text="", finish_reason="stop", logprobs=logprobs)])
+        return SimpleNamespace(
+            outputs=[SimpleNamespace(token_ids=ids, text="", finish_reason="stop", logprobs=logprobs)]
+        )
 
 
 async def execute(executor, row, tokenizer, more):
     sampling = {"temperature": 0.7, "top_p": 1.0, "top_k": -1, "max_tokens": 64, "logprobs": 1} | more
-    return await executor.execute(
-        row["prompt"], row["label"], SimpleNamespace(**sampling), 4096, tokenizer, Vllm(row)
-    )
+    return await executor.execute(row["prompt"], row["label"], SimpleNamespace(**sampling), 4096, tokenizer, Vllm(row))
 
 
 def case(given, tokenizer):
@@ -56,7 +57,10 @@ def case(given, tokenizer):
     except service.ServiceError as error:
         return {"error": str(error)}
     return {
-        "rewards": [None if sample.rewards is None else output["reward"] for sample, output in zip(samples, outputs)],
+        "rewards": [
+            None if sample.rewards is None else output["reward"]
+            for sample, output in zip(samples, outputs, strict=True)
+        ],
         "info": [{name: float(value) for name, value in sample.info.items()} for sample in samples],
     }
 

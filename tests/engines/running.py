@@ -19,10 +19,14 @@ TOLERANCE = 1e-5  # float32 sums over batches of other rows
 
 
 def run_engine(engine: str, job: dict) -> list:
-    """What `tests/engines/ENGINE_worker.py` printed for `job` in the engine's environment; skips where that is absent."""
+    """What `tests/engines/ENGINE_worker.py` printed for `job` in the engine's environment.
+
+    Skips where that is absent, and fails in CI.
+    """
     python = ROOT / f".venv-{engine.replace('_', '-')}" / "bin" / "python"
     if not python.exists():
-        pytest.skip(f"no {engine} here; `make engines` makes its environment, {python.parents[1].name}")
+        absent = f"no {engine} here; `make engines` makes its environment, {python.parents[1].name}"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(absent)
     environment = {
         **os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "examples" / "verifiers")]),
         "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled",

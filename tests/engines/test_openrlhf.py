@@ -1,5 +1,6 @@
 """OpenRLHF's executors and samples generator, in its environment, against a running service."""
 
+# ruff: noqa: F811 - the fixtures of tests/serve
 from __future__ import annotations
 
 import json
@@ -14,12 +15,12 @@ NO_LOGPROBS, CUT = {"logprobs": None}, {"top_p": 0.9}
 
 
 @pytest.fixture(scope="module")
-def rows(folder):  # noqa: F811
+def rows(folder):
     return sampled_rows(folder)
 
 
 @pytest.fixture(scope="module")
-def cases(served, folder, rows):  # noqa: F811
+def cases(served, folder, rows):
     """What each case came to, by name: one process of OpenRLHF's environment for all."""
     environment = {"RLT_URL": served.url, "RLT_RETRY_FOR": "30"}
     plain = {"environment": environment, "agent": AGENT, "rows": rows, "sampling": {}}
@@ -38,7 +39,7 @@ def cases(served, folder, rows):  # noqa: F811
     return dict(zip(named, results, strict=True))
 
 
-def test_the_agents_rewards_come_from_the_policys_log_probs(cases, served, rows):  # noqa: F811
+def test_the_agents_rewards_come_from_the_policys_log_probs(cases, served, rows):
     expected = of_the_service(served, rows)
     assert cases["agent"]["rewards"] == pytest.approx([row["reward"] for row in expected], rel=TOLERANCE)
     for info, row in zip(cases["agent"]["info"], expected, strict=True):
@@ -46,7 +47,7 @@ def test_the_agents_rewards_come_from_the_policys_log_probs(cases, served, rows)
         assert {name: info[name] for name in logged} == pytest.approx(logged, rel=TOLERANCE)
 
 
-def test_without_log_probs_and_by_url_r_kl_is_the_services_own(cases, served, rows):  # noqa: F811
+def test_without_log_probs_and_by_url_r_kl_is_the_services_own(cases, served, rows):
     asked = [{**json.loads(row["label"]), "completion": row["completion"]} for row in rows]
     _, answer = served.ask("/score", {"rows": asked})
     expected = pytest.approx([row["reward"] for row in answer["rows"]], rel=TOLERANCE)

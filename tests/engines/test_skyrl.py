@@ -30,9 +30,7 @@ print(json.dumps({"reward": step["reward"], "done": step["done"], "metrics": env
 
 def skyrl(row: dict, action: str, url: str) -> subprocess.CompletedProcess:
     if not PYTHON.exists():
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(
-            ".venv-verl is missing: bash scripts/make_engine_verl.sh"
-        )
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(".venv-verl is missing: make engines")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "RLT_URL": url, "RLT_RETRY_FOR": "1"}
     command = [str(PYTHON), "-c", SIDE, json.dumps([row, action])]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
@@ -67,3 +65,12 @@ def test_a_label_without_a_solution_is_refused(served, row):  # noqa: F811
         "the reward needs the solution"
         in skyrl({**row, "reward_spec": {"ground_truth": "4"}}, "So.", served.url).stderr
     )
+
+
+def test_the_example_plays_an_episode(served):  # noqa: F811
+    if not PYTHON.exists():
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(".venv-verl is missing: make engines")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RLT_URL": served.url}
+    command = [str(PYTHON), str(ROOT / "examples" / "skyrl_env.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=300)
+    assert "done True, {'rlt/r_ss': " in done.stdout

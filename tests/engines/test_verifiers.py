@@ -1,5 +1,6 @@
 """verifiers' traces and its `Task.score`, in its environment, against a running service."""
 
+# ruff: noqa: F811 - the fixtures of tests/serve
 from __future__ import annotations
 
 import json
@@ -15,12 +16,12 @@ from rlt.text.formats import load_format
 
 
 @pytest.fixture(scope="module")
-def rows(folder):  # noqa: F811
+def rows(folder):
     return sampled_rows(folder)
 
 
 @pytest.fixture(scope="module")
-def cases(served, rows, tmp_path_factory):  # noqa: F811
+def cases(served, rows, tmp_path_factory):
     """What each case came to, by name: one process of verifiers' environment for all."""
     place = tmp_path_factory.mktemp("verifiers")
     write_rows(place / "problems.jsonl", [{"question": p.question, "solution": p.solution} for p in PROBLEMS])
@@ -49,14 +50,14 @@ def cases(served, rows, tmp_path_factory):  # noqa: F811
 
 
 @pytest.mark.parametrize("case", ["function", "taskset"])
-def test_the_reward_comes_from_the_traces_tokens_and_log_probs(cases, served, rows, case):  # noqa: F811
+def test_the_reward_comes_from_the_traces_tokens_and_log_probs(cases, served, rows, case):
     expected = of_the_service(served, rows)
     assert cases[case]["rewards"] == pytest.approx([row["reward"] for row in expected], rel=TOLERANCE)
     for metrics, row in zip(cases[case]["info"], expected, strict=True):
         assert metrics["rlt/r_kl"] == pytest.approx(row["r_kl"], rel=TOLERANCE)
 
 
-def test_a_trace_without_tokens_is_scored_by_its_text(cases, served, rows):  # noqa: F811
+def test_a_trace_without_tokens_is_scored_by_its_text(cases, served, rows):
     asked = [{**json.loads(row["label"]), "completion": row["completion"]} for row in rows]
     _, answer = served.ask("/score", {"rows": asked})
     assert cases["text"]["rewards"] == pytest.approx([row["reward"] for row in answer["rows"]], rel=TOLERANCE)

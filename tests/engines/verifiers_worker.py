@@ -5,9 +5,7 @@ import json
 import os
 import sys
 
-import rlt.integrations.service as service
 import verifiers.v1 as vf
-from rlt.integrations.verifiers import TeacherTaskset
 from verifiers.v1.configs.agent import AgentConfig
 from verifiers.v1.configs.task import RewardFunctionConfig, TaskConfig
 from verifiers.v1.errors import TaskError
@@ -16,6 +14,9 @@ from verifiers.v1.task import WireTaskData
 from verifiers.v1.trace import AgentInfo, ModelCall, Trace, TraceTask
 from verifiers.v1.types import AssistantMessage, Response, Sampling, TurnTokens, UserMessage
 from verifiers.v1.utils.loaders import resolve_env_config
+
+import rlt.integrations.service as service
+from rlt.integrations.verifiers import TeacherTaskset
 
 
 def trace_of(task, row, sampling):
@@ -26,9 +27,7 @@ def trace_of(task, row, sampling):
     for _ in range(row.get("turns", 1)):
         tokens = None
         if "token_ids" in row:
-            tokens = TurnTokens(
-                prompt_ids=before, completion_ids=row["token_ids"], completion_logprobs=row["logprobs"]
-            )
+            tokens = TurnTokens(prompt_ids=before, completion_ids=row["token_ids"], completion_logprobs=row["logprobs"])
         message = AssistantMessage(content=row["completion"])
         answer = Response(id="0", created=0, model="m", message=message, finish_reason="stop", tokens=tokens)
         node = prepare_turn(trace, messages).commit(answer)

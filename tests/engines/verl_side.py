@@ -1,6 +1,6 @@
-"""Runs in verl's environment: one batch through verl's dataset, agent loop worker and reward manager, as JSON on stdout.
+"""Runs in verl's environment: batches through verl's dataset, agent loop worker and reward manager, as JSON on stdout.
 
-Arguments: a JSON object with `what` and what that needs. The engine is a stand-in that answers one text.
+The argument is a JSON object of jobs: `what` and what that needs. The engine is a stand-in that answers one text.
 """
 
 from __future__ import annotations
@@ -91,16 +91,22 @@ def managed(config, rows: str, completion: str) -> list[dict]:
     return asyncio.run(all_of())
 
 
-def main() -> None:
-    asked = json.loads(sys.argv[1])
-    what = asked.pop("what")
-    config = configuration(asked.pop("recipe", None), asked.pop("changes", []))
+def answer(what: str, recipe: str | None = None, changes: tuple[str, ...] = (), **asked: object) -> object:
+    config = configuration(recipe, list(changes))
     if what == "config":
         validate_config(config, use_reference_policy=False, use_critic=False)
-        answer = OmegaConf.to_container(config.trainer)
-    else:
-        answer = {"rollout": rollout, "managed": managed}[what](config, **asked)
-    print("ANSWER " + json.dumps(answer))
+        return OmegaConf.to_container(config.trainer)
+    return {"rollout": rollout, "managed": managed}[what](config, **asked)
+
+
+def main() -> None:
+    """A line for each job: its answer, or the error it ended with."""
+    for name, job in json.loads(sys.argv[1]).items():
+        try:
+            told = {"answer": answer(**job)}
+        except Exception as error:  # what a run would end with
+            told = {"error": f"{type(error).__name__}: {error}"}
+        print("ANSWER " + json.dumps({"name": name, **told}), flush=True)
 
 
 if __name__ == "__main__":

@@ -52,24 +52,29 @@ def uncut(world, tmp_path_factory):
     def run(stage):
         if stage not in folders:
             folders[stage] = tmp_path_factory.mktemp("whole") / stage
-            name = stage.split()[0]
-            run_stage(name, STAGES[name].model_validate(config_of(stage, world, folders[stage])))
+            run_stage(name_of(stage), STAGES[name_of(stage)].model_validate(config_of(stage, world, folders[stage])))
         return folders[stage]
 
     return run
 
 
+def name_of(case):
+    return "train" if case == "self" else case.split()[0]
+
+
 def config_of(stage, world, output):
     """`stage` is one, or one and `mixed`: of two sources, of which the small one is drawn as often as the large one."""
-    stage, _, mixed = stage.partition(" ")
     shared = {"output": str(output), "format": "words", "model": world["model"]}
-    rows = 4 if stage == "train" else 8
+    stage, _, mixed = stage.partition(" ")
+    rows = 4 if name_of(stage) == "train" else 8
     data = {"path": world["data"], "limit": rows}
     if mixed:
         small = {"path": world["data"], "source": "small", "limit": 1, "weight": rows - 1}
         data = [small, {"path": world["data"], "source": "large", "skip": 1, "limit": rows - 1}]
-    if stage == "train":
-        return {**shared, "data": data, "student": [world["student"]], "placebos": 2, "trainer": GRPO}
+    if name_of(stage) == "train":
+        # Its own average: weights that a checkpoint has to bring back.
+        student = {"student": ["self"], "self_weights": "ema", "ema_decay": 0.5} if stage == "self" else {}
+        return {**shared, "data": data, "student": [world["student"]], "placebos": 2, "trainer": GRPO, **student}
     return {**shared, "data": data, "trainer": SFT}
 
 
@@ -84,18 +89,19 @@ def config_of(stage, world, output):
         ("train", "TeacherTrainer._save_more@6"),  # and before the reference model is
         ("warmup mixed", "MetricsFile.on_step_end@4"),
         ("train mixed", "MetricsFile.on_step_end@4"),
+        ("self", "MetricsFile.on_step_end@4"),
     ],
 )
 def test_a_killed_run_goes_on_as_if_it_had_never_been_cut(stage, killed, world, uncut, tmp_path):
     cut, whole = config_of(stage, world, tmp_path / "cut"), uncut(stage)
     stage, _, mixed = stage.partition(" ")
-    command = [sys.executable, "-c", DRIVER, stage, json.dumps(cut), killed]
+    command = [sys.executable, "-c", DRIVER, name_of(stage), json.dumps(cut), killed]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == -9, done.stderr[-2000:]
     assert last_checkpoint(tmp_path / "cut").name == f"checkpoint-{SAVE}"
     assert not (tmp_path / "cut" / "model.safetensors").exists()
     half_line(tmp_path / "cut" / "metrics.jsonl")
-    run_stage(stage, STAGES[stage].model_validate(cut))
+    run_stage(name_of(stage), STAGES[name_of(stage)].model_validate(cut))
 
     assert metrics(tmp_path / "cut") == metrics(whole)
     assert loss(tmp_path / "cut") == loss(whole)

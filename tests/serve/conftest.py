@@ -44,9 +44,10 @@ class Served:
             return status, text
 
 
-def begin(folder: Path, *flags: str, environment: dict | None = None) -> Served:
-    """A service on a free port, ready to answer."""
-    command = [sys.executable, "-m", "rlt.cli", "serve", "--port", "0", "--format", str(folder / "format.yaml"), *flags]
+def begin(folder: Path, *flags: str, environment: dict | None = None, port: int = 0) -> Served:
+    """A service on a free port or on `port`, ready to answer."""
+    fmt = str(folder / "format.yaml")
+    command = [sys.executable, "-m", "rlt.cli", "serve", "--port", str(port), "--format", fmt, *flags]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
     )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
@@ -113,3 +115,48 @@ def test_another_student_at_the_same_address_is_noticed(folder, served):
     for running in (one, other):
         running.process.terminate()
         running.process.wait(30)
+
+
+def test_a_service_that_restarts_under_load_loses_no_reward_and_one_with_another_student_is_told(folder):
+    def start(student, port=0):
+        return begin(folder, "--student", str(folder / student), port=port)
+
+    def asked():
+        row = {**ROWS[0], "question": "What? " * 50}
+        return asyncio.run(_gathered(*(service.reward(row) for _ in range(30))))
+
+    running = start("student")
+    port = int(running.url.rpartition(":")[2])
+    service = RewardService(running.url, retry_for=120)
+    ((expected, parts), *_) = asked()
+    assert expected == pytest.approx(parts["r_ss"] + parts["format_penalty"], rel=1e-5)
+    with ThreadPoolExecutor(1) as pool:
+        under_way = pool.submit(lambda: [asked() for _ in range(4)])
+        running.process.kill()
+        running.process.wait(30)
+        running = start("student", port)
+        rewards = [reward for batch in under_way.result(120) for reward, _ in batch]
+    assert rewards == pytest.approx([expected] * 120, rel=1e-5)
+    running.process.terminate()
+    running.process.wait(30)
+    running = start("other", port)
+    with pytest.raises(ServiceError, match="other students, another format or other options"):
+        asked()
+    running.process.terminate()
+    running.process.wait(30)
+
+
+async def _gathered(*waiting):
+    return await asyncio.gather(*waiting)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [("RLT_URL", "", "RLT_URL is not set"), ("RLT_TIMEOUT", "soon", "RLT_TIMEOUT: 'soon' is not a number")],
+)
+def test_an_environment_without_an_address_or_with_a_wrong_number_is_told(monkeypatch, name, value, words):
+    monkeypatch.setenv("RLT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv(name, value)
+    RewardService.from_environment.__func__.cache_clear()
+    with pytest.raises(ServiceError, match=words):
+        RewardService.from_environment()

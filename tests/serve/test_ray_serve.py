@@ -14,12 +14,14 @@ import pytest
 from serve.conftest import CLOSE
 
 from rlt.config import ServeConfig
-from rlt.errors import ConfigError
+from rlt.errors import ConfigError, ModelError
 from rlt.integrations.service import RewardService
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'rlt[ray-serve]'")
-# Read when Ray Serve is imported: its 5 seconds are too few for a machine that runs other tests.
-os.environ |= {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "120"}
+# Read when Ray Serve is imported. Its 5 seconds are too few for a machine that runs other tests, and Ray's workers give way
+# to all of them: then its minute for the start of a proxy is too short.
+PATIENCE = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "120"}
+os.environ |= {**PATIENCE, "RAY_worker_niceness": "0"}
 pytest.importorskip("ray.serve", reason="Ray Serve is not installed: pip install 'rlt[ray-serve]'")
 from ray import serve  # noqa: E402
 from ray.serve.config import HTTPOptions  # noqa: E402
@@ -91,5 +93,5 @@ def test_where_it_listens_is_ray_serves_to_decide(folder):
 
 
 def test_a_missing_student_ends_it_before_a_replica_starts():
-    with pytest.raises(ConfigError, match="not a model folder"):
+    with pytest.raises(ModelError, match="not a model folder"):
         app(ServeConfig(student=["./nowhere"]))

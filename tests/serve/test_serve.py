@@ -283,7 +283,12 @@ def test_templates_print_the_date_that_the_student_was_trained_with(tmp_path, fo
     monkeypatch.setenv(clock.VARIABLE, "")
     tokenizer = byte_tokenizer(tags=FMT.tags.all(), template="{{ strftime_now('%d %b %Y') }}\n" + CHATML)
     student = save(tmp_path / "student", tiny_model(tokenizer, 0), tokenizer)
-    state = {"stage": "distill", "date": "2025-01-31", "config": {"format": str(folder / "format.yaml")}}
+    state = {
+        "stage": "distill",
+        "complete": True,
+        "date": "2025-01-31",
+        "config": {"format": str(folder / "format.yaml")},
+    }
     (tmp_path / "student" / "stage.json").write_text(json.dumps(state))
 
     def about(**options):

@@ -26,7 +26,7 @@ RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*/recipe.yaml"))
 def _no_hub(monkeypatch, tmp_path):
     """Nothing is in the hub's cache, and the hub cannot be reached."""
     monkeypatch.setattr(hub, "_cached", lambda model: None)
-    monkeypatch.setattr(checking, "_is_cached", lambda dataset: False)
+    monkeypatch.setattr(checking, "is_cached", lambda dataset: False)
     for name in ("unreachable",):
         monkeypatch.setattr(hub, name, lambda: "the hub cannot be reached")
         monkeypatch.setattr(checking, name, lambda: "the hub cannot be reached")

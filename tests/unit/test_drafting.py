@@ -23,6 +23,7 @@ ROWS = [
 @pytest.fixture(autouse=True)
 def no_gpu(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(drafting, "_gpus", lambda: iter(()))
 
 

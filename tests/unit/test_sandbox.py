@@ -16,7 +16,7 @@ from rlt.errors import DependencyError
 from rlt.tasks import sandbox
 from rlt.tasks.sandbox import Box, CallFailed, Functions
 from rlt.tasks.sandbox import tests_pass as passes
-from rlt.tasks.sandboxed import PASSED
+from rlt.tasks.sandboxed_calls import PASSED
 
 try:
     sandbox.check_available()

@@ -14,7 +14,7 @@ from rlt.data.rows import read_rows
 from rlt.errors import DataError
 from rlt.outputs import read_state
 from rlt.reward.tokens import NUMBERS, packed_list
-from rlt.types import JsonRow
+from rlt.types import AnyRow
 
 PARTS = (
     "reward", "r_ss", "r_kl", "solution_log_prob_mean", "solution_log_prob_min", "explanation_kl_mean",
@@ -46,7 +46,7 @@ class Source:
         beside = [] if data is None else [Path(data), self.path.parent / data, self.path.parent / Path(data).name]
         return next((path for path in beside if path.exists()), None)
 
-    def __iter__(self) -> Iterator[JsonRow]:
+    def __iter__(self) -> Iterator[AnyRow]:
         texts = (row for _, row in read_rows(self.data)) if self.data is not None else iter(())
         for number, (scored, text) in enumerate(zip_longest(read_rows(self.path), texts)):
             if scored is None:  # the file of scores is still being written
@@ -60,9 +60,7 @@ class Source:
             yield {**(text if same and text is not None else {}), **row, "number": number}
 
 
-def sampled(
-    source: Iterable[JsonRow], limit: int, ids: Collection[str] = (), seed: int = 0
-) -> tuple[list[JsonRow], int]:
+def sampled(source: Iterable[AnyRow], limit: int, ids: Collection[str] = (), seed: int = 0) -> tuple[list[AnyRow], int]:
     """At most `limit` rows for the page, in their order, and how many rows the file has.
 
     A third have the highest rewards, a third the lowest, the others are drawn at random; rows of `ids` are always in. One
@@ -70,10 +68,10 @@ def sampled(
     """
     rng = random.Random(seed)
     third = limit // 3
-    high: list[tuple[float, int, JsonRow]] = []
-    low: list[tuple[float, int, JsonRow]] = []
-    drawn: list[tuple[float, int, JsonRow]] = []
-    named: dict[int, JsonRow] = {}
+    high: list[tuple[float, int, AnyRow]] = []
+    low: list[tuple[float, int, AnyRow]] = []
+    drawn: list[tuple[float, int, AnyRow]] = []
+    named: dict[int, AnyRow] = {}
     total = 0
     for row in source:
         number, reward = total, row.get("reward")
@@ -96,9 +94,9 @@ def sampled(
     return [chosen[number] for number in sorted(chosen)], total
 
 
-def matching(source: Source, keys: Collection[str], limit: int) -> tuple[list[JsonRow], int]:
+def matching(source: Source, keys: Collection[str], limit: int) -> tuple[list[AnyRow], int]:
     """The rows of a second file whose `match_key` is among `keys`, and how many rows it has."""
-    rows: list[JsonRow] = []
+    rows: list[AnyRow] = []
     total = 0
     for row in source:
         total += 1
@@ -107,12 +105,12 @@ def matching(source: Source, keys: Collection[str], limit: int) -> tuple[list[Js
     return rows, total
 
 
-def match_key(row: JsonRow) -> str:
+def match_key(row: AnyRow) -> str:
     """What makes two rows of different files the same question: its text, else their id."""
     return str(row.get("question") or row.get("id") or row["number"])
 
 
-def page_row(row: JsonRow, source: int, control: str | None = None, step: int | None = None) -> JsonRow:
+def page_row(row: AnyRow, source: int, control: str | None = None, step: int | None = None) -> AnyRow:
     """A row as the page reads it: texts, numbers, `tokens` by student, and which characters were copied."""
     students = {name: each.get("tokens") for name, each in (row.get("students") or {}).items()}
     tokens = {name: _tokens(each) for name, each in (students or {"student": row.get("tokens")}).items() if each}
@@ -122,7 +120,7 @@ def page_row(row: JsonRow, source: int, control: str | None = None, step: int | 
     if control is not None or said not in explanation:
         explanation = said  # another text than the file's was scored
     spans = copied(explanation, solution)
-    result: JsonRow = {
+    result: AnyRow = {
         "id": str(row.get("id", row.get("number", ""))), "source": source, "match": match_key({"number": 0, **row}),
         "question": row.get("question", ""), "solution": solution, "explanation": explanation,
         "copied": spans, "copied_share": sum(b - a for a, b in spans) / max(1, len(explanation)),
@@ -134,7 +132,7 @@ def page_row(row: JsonRow, source: int, control: str | None = None, step: int | 
     }
 
 
-def _tokens(tokens: JsonRow) -> JsonRow:
+def _tokens(tokens: AnyRow) -> AnyRow:
     # Parquet has lists where JSONL has base64.
     return tokens | {
         name: packed_list(value) if isinstance(value := tokens.get(name), list) else value for name in NUMBERS

@@ -10,18 +10,18 @@ from rlt.outputs import read_state
 from rlt.recipe import Recipe, Step
 from rlt.results.view.page import source_of
 from rlt.results.view.rows import Source, match_key, matching, page_row, sampled, thinned
-from rlt.types import JsonRow
+from rlt.types import AnyRow
 
 CURVE_POINTS = 300
 
 
-def run_data(recipe: Recipe, limit: int, seed: int = 0) -> JsonRow:
+def run_data(recipe: Recipe, limit: int, seed: int = 0) -> AnyRow:
     """What the run's steps have left so far; the report's own numbers are added by who calls this.
 
     `limit` rows of scores and as many samples of training are taken at most, over all their files.
     """
-    sources: list[JsonRow] = []
-    rows: list[JsonRow] = []
+    sources: list[AnyRow] = []
+    rows: list[AnyRow] = []
     scored = [step for step in recipe.steps if step.stage == "score" and Path(step.config.output).is_file()]
     keys: dict[int | None, set[str]] = {}
     for step in scored:
@@ -64,7 +64,7 @@ def _data(step: Step) -> Path | None:
     return data if isinstance(data, Path) and data.exists() else None
 
 
-def _over_steps(source: Source, limit: int) -> tuple[list[JsonRow], int]:
+def _over_steps(source: Source, limit: int) -> tuple[list[AnyRow], int]:
     """Samples of the questions that came up in most steps, whole questions first, and how many samples there are."""
     counts: dict[str, int] = {}
     for row in source:
@@ -79,7 +79,7 @@ def _over_steps(source: Source, limit: int) -> tuple[list[JsonRow], int]:
     return [row for row in source if match_key(row) in chosen][:limit], sum(counts.values())
 
 
-def _curves(recipe: Recipe) -> list[JsonRow]:
+def _curves(recipe: Recipe) -> list[AnyRow]:
     """For each training step and metric the points `(step, value)` of each seed."""
     found: dict[str, dict[str, dict[str, list[tuple[float, float]]]]] = {}
     for step in recipe.steps:
@@ -88,8 +88,8 @@ def _curves(recipe: Recipe) -> list[JsonRow]:
         metrics = found.setdefault(step.name, {})
         for _, row in read_rows(_file(step, "metrics.jsonl")):
             for name, value in row.items():
-                if name != "step" and isinstance(value, int | float) and "step" in row:
-                    metrics.setdefault(name, {}).setdefault(str(step.seed), []).append((row["step"], value))
+                if name != "step" and isinstance(value, int | float) and isinstance(at := row.get("step"), int):
+                    metrics.setdefault(name, {}).setdefault(str(step.seed), []).append((at, value))
     return [
         {
             "step": step,
@@ -102,7 +102,7 @@ def _curves(recipe: Recipe) -> list[JsonRow]:
     ]
 
 
-def _stages(recipe: Recipe) -> list[JsonRow]:
+def _stages(recipe: Recipe) -> list[AnyRow]:
     """Seconds of each step, all seeds together, in the recipe's order, and how many of its seeds are complete."""
     found: dict[str, dict[str, Any]] = {}
     for step in recipe.steps:

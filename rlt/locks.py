@@ -1,0 +1,55 @@
+"""One writer per output: a lock file that is held while a process writes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+from pathlib import Path
+from typing import IO
+
+from rlt.errors import RunError
+
+try:
+    import fcntl
+except ImportError:  # Windows: outputs are not locked there
+    fcntl = None  # type: ignore[assignment]
+
+
+def hold(path: Path, output: Path) -> IO[str] | None:
+    """The lock file `path` of an output, locked until it is released or this process ends in any way.
+
+    It is a record lock, which forked processes do not inherit, so a surviving worker cannot keep an output locked.
+    """
+    if fcntl is None:
+        return None
+    while True:
+        try:
+            file = path.open("a+", encoding="utf-8")
+        except OSError as error:
+            raise RunError(f"{output}: cannot be written ({error.strerror}). Choose another --output.") from error
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            file.close()
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise RunError(
+                    f"{output}: process {holder} is writing it. Wait for it or end it, then run this again."
+                ) from None
+            return None  # a file system without locks
+        if os.fstat(file.fileno()).st_nlink:
+            break
+        file.close()  # its holder finished, and removed it, a moment ago
+    file.truncate(0)
+    file.write(f"{os.getpid()} on {platform.node()}")
+    file.flush()
+    return file
+
+
+def release(lock: IO[str] | None) -> None:
+    """Give the output free; the lock file goes."""
+    if lock is not None and not lock.closed:
+        Path(lock.name).unlink(missing_ok=True)
+        lock.close()

@@ -1,0 +1,161 @@
+"""Feedback rounds in numbers: what each round solved, what its judges gave, how its explanations changed; one figure."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from rlt.config import ScoreConfig
+from rlt.data.rows import read_rows
+from rlt.outputs import read_state
+from rlt.recipe import Recipe, Step
+from rlt.tasks import load_task
+from rlt.types import AnyRow
+
+NGRAMS = (2, 4)
+_SHARES = {"leaks": "leak_rate", "complete": "every_step_right"}
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One round of one seed: its measures by name, and the metrics of `accept` about it (None for round 0)."""
+
+    seed: int
+    number: int
+    measures: Mapping[str, float]
+    decision: AnyRow | None = None
+
+    def to_row(self) -> AnyRow:
+        """The row in results.json."""
+        return {"seed": self.seed, "round": self.number, **self.measures, "decision": self.decision}
+
+
+def rounds_of(recipe: Recipe, seeds: Sequence[int], task: str | None) -> tuple[Round, ...]:
+    """Every round with a complete step, by seed; none where the recipe has no rounds."""
+    found: dict[tuple[int, int], list[tuple[Step, AnyRow]]] = {}
+    for step in recipe.steps:
+        if step.seed is not None and step.seed in seeds and step.round is not None:
+            state = read_state(step.config.output) or {}
+            if state.get("complete"):
+                found.setdefault((step.seed, step.round), []).append((step, state["metrics"]))
+    return tuple(_round(seed, number, steps, task) for (seed, number), steps in sorted(found.items()))
+
+
+def _round(seed: int, number: int, steps: Sequence[tuple[Step, AnyRow]], task: str | None) -> Round:
+    measures: dict[str, float] = {}
+    decision, explained = None, None
+    for step, metrics in steps:
+        name = step.name.partition("/")[2]
+        if step.stage == "evaluate":
+            measures["solved" if name == "evaluate" else name] = fmean(
+                row["pass@1"] for row in metrics["benchmarks"].values()
+            )
+        elif step.stage == "score" and isinstance(step.config, ScoreConfig):
+            measures |= {
+                f"{name}: {part}": metrics[part] for part in ("reward", "r_ss") if metrics.get(part) is not None
+            }
+            explained = explained or step.config.data
+        elif step.stage == "accept":
+            decision = metrics
+    if explained is not None:
+        measures |= measured([row for _, row in read_rows(explained)], task)
+    return Round(seed, number, measures, decision)
+
+
+def measured(rows: Sequence[AnyRow], task: str | None) -> dict[str, float]:
+    """Of explanations: words each, distinct n-grams, copying, and what the task's `inspect` finds.
+
+    `distinct_N`: different N-grams of words, as a share of all in the set. `copying`: the share of the solution's n-grams
+    of words (n is 4, or fewer in a shorter solution) that occur in its explanation, mean over rows.
+    """
+    texts = [str(row["explanation"]).split() for row in rows]
+    numbers = {"words": fmean(map(len, texts))}
+    for n in NGRAMS:
+        grams = [gram for text in texts for gram in _ngrams(text, n)]
+        numbers[f"distinct_{n}"] = len(set(grams)) / len(grams) if grams else 0.0
+    numbers["copying"] = fmean(
+        _copied(text, str(row["solution"]).split()) for text, row in zip(texts, rows, strict=True)
+    )
+    if task is not None and hasattr(module := load_task(task), "inspect"):
+        seen = [module.inspect(row["explanation"], row["question"]) for row in rows]
+        numbers |= {share: fmean(one[name] for one in seen) for name, share in _SHARES.items() if name in seen[0]}
+    return numbers
+
+
+def _ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
+    return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+
+
+def _copied(explanation: Sequence[str], solution: Sequence[str]) -> float:
+    n = min(NGRAMS[-1], len(solution))
+    wanted = set(_ngrams(solution, n)) if n else set()
+    return len(wanted & set(_ngrams(explanation, n))) / len(wanted) if wanted else 0.0
+
+
+# -- the figure --------------------------------------------------------------------------------------------------------
+
+WIDTH, HEIGHT, COLUMNS = 260, 150, 3
+LEFT, TOP, RIGHT, BOTTOM = 46, 26, 12, 24
+
+
+def figure(rounds: Sequence[Round]) -> str:
+    """An SVG: one panel per measure over rounds; a thin line per seed, the mean thick, accepted rounds filled."""
+    names = list(dict.fromkeys(name for one in rounds for name in one.measures))
+    rows = -(-len(names) // COLUMNS)
+    panels = [_panel(rounds, name, i % COLUMNS * WIDTH, i // COLUMNS * HEIGHT) for i, name in enumerate(names)]
+    size = f'width="{COLUMNS * WIDTH}" height="{rows * HEIGHT}" viewBox="0 0 {COLUMNS * WIDTH} {rows * HEIGHT}"'
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="10">'
+        f'<rect width="100%" height="100%" fill="white"/>{"".join(panels)}</svg>\n'
+    )
+
+
+def _panel(rounds: Sequence[Round], name: str, left: float, top: float) -> str:
+    with_it = [one for one in rounds if name in one.measures]
+    values = [one.measures[name] for one in with_it]
+    low, high = min(values), max(values)
+    low, high = (low, high) if high > low else (low - 0.5, high + 0.5)
+    last = max(1, *(one.number for one in rounds))
+
+    def x(number: float) -> float:
+        return left + LEFT + number / last * (WIDTH - LEFT - RIGHT)
+
+    def y(value: float) -> float:
+        return top + HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
+
+    numbers = sorted({one.number for one in with_it})
+    means = [(number, fmean(one.measures[name] for one in with_it if one.number == number)) for number in numbers]
+    parts = [f'<text x="{left + LEFT}" y="{top + 15}" font-weight="bold">{html.escape(name.replace("_", " "))}</text>']
+    for value in (low, high):
+        parts.append(f'<text x="{left + LEFT - 6}" y="{y(value) + 3:.1f}" text-anchor="end">{value:.3g}</text>')
+    for number in range(last + 1):
+        parts.append(f'<text x="{x(number):.1f}" y="{top + HEIGHT - 8}" text-anchor="middle">{number}</text>')
+    for seed in dict.fromkeys(one.seed for one in with_it):
+        parts.append(_line([(o.number, o.measures[name]) for o in with_it if o.seed == seed], x, y, "#9bb7d4", 1))
+    parts.append(_line(means, x, y, "#174a7c", 2.5))
+    for one in with_it:
+        accepted = one.decision is not None and one.decision["accepted"]
+        fill = "#174a7c" if accepted else "white"
+        spot = f'cx="{x(one.number):.1f}" cy="{y(one.measures[name]):.1f}"'
+        parts.append(f'<circle {spot} r="2.5" fill="{fill}" stroke="#174a7c"/>')
+    return "".join(parts)
+
+
+def _line(
+    points: Sequence[tuple[int, float]],
+    x: Callable[[float], float],
+    y: Callable[[float], float],
+    colour: str,
+    width: float,
+) -> str:
+    path = " ".join(f"{x(number):.1f},{y(value):.1f}" for number, value in points)
+    return f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="{width}"/>'
+
+
+def write_figure(path: Path, rounds: Sequence[Round]) -> Path:
+    """The path, once the figure stands there."""
+    path.write_text(figure(rounds), encoding="utf-8")
+    return path

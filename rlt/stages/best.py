@@ -1,0 +1,42 @@
+"""The result of feedback rounds: the model of the best round, in a place that does not depend on which round it was."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from rlt.config import BestConfig
+from rlt.errors import RunError
+from rlt.outputs import Result, begin, read_state
+from rlt.types import AnyRow
+
+MODEL = "model"
+
+
+def run(config: BestConfig) -> Result:
+    """The output's folder `model`, with the files of the best round's model; metrics: `best`, the round.
+
+    Files are hard links where the file system has them. Raises RunError where that model is not complete.
+    """
+    folder = begin("best", config)
+    if folder.result:
+        return folder.result
+    states = [read_state(decision) or {} for decision in config.decisions]
+    decided: list[AnyRow] = [state["metrics"] for state in states if state.get("complete")]
+    best = int(decided[-1]["best"]) if decided else 0
+    source = Path(config.models[best])
+    if not (read_state(source) or {}).get("complete"):
+        raise RunError(f"{source}: the model of round {best} is not complete.")
+    target = folder.path / MODEL
+    shutil.rmtree(target, ignore_errors=True)  # half a copy of a start that was killed
+    shutil.copytree(source, target, copy_function=_link, ignore=shutil.ignore_patterns(".stage.lock", "checkpoint-*"))
+    return folder.finish({"best": best, "rounds": len(decided)})
+
+
+def _link(source: str, target: str) -> str:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without hard links
+        return str(shutil.copy2(source, target))
+    return target
