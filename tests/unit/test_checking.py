@@ -70,9 +70,11 @@ def test_every_shipped_recipe_is_fine_and_checked_in_two_seconds(path, everythin
     begun = time.process_time()
     recipe = load_recipe(path)
     checked = check_steps(recipe, recipe.steps)
-    assert checked.problems == []
+    # What `make laptop` makes before the run is not here.
+    assert [one for one in checked.problems if path.parent.name != "laptop" or "models/" not in one] == []
     assert time.process_time() - begun < 2
-    assert bool(checked.unverified) == (path.parent.name not in ("quickstart", "miniature", "mixed"))
+    offline = ("quickstart", "miniature", "mixed", "rounds", "self-teach")
+    assert bool(checked.unverified) == (path.parent.name not in offline)
 
 
 def test_a_fine_recipe_has_no_problems(model, data):
