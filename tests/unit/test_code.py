@@ -244,7 +244,7 @@ def test_the_pool_grades_code_and_gives_up_endless_code() -> None:
         ('{"test": "def check(c): pass"}', "entry_point"),
         ('{"test": "x = 1", "entry_point": "f"}', "defines no `check"),
         ('{"test_list": []}', "not a list of assert"),
-        ('{"test_list": ["assert f("]}', "no Python"),
+        ('{"test_list": ["assert f("]}', "not Python"),
         ('[{"input": "1"}]', "`input` and `output`"),
         ('[{"input": "1", "output": "1", "testtype": "functional"}]', "`fn_name`, is missing"),
     ],
