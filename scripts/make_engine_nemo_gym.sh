@@ -19,7 +19,7 @@ rm -f "$folder/complete"
 "$main" -m venv "$folder"
 "$python" -m pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python "nemo-gym==$version" \
   openai==2.7.2 omegaconf==2.4.0 hydra-core==1.3.8 antlr4-python3-runtime==4.9.3 orjson==3.13.0 itsdangerous==2.2.0 \
-  wandb==0.31.0 yappi==1.7.6 gprof2dot==2025.4.14 pydot==4.0.1 sniffio==1.3.1 distro==1.9.0
+  wandb==0.31.0 yappi==1.7.6 gprof2dot==2025.4.14 pydot==4.0.1 sniffio==1.3.1 distro==1.9.0 httpx==0.28.1 httpcore==1.0.9
 # Behind its own packages come those of .venv, so that torch is not downloaded twice. Not rlt itself: tests name its folder.
 site=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 "$main" -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$site/zz_base.pth"
