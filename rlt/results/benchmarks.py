@@ -9,7 +9,7 @@ from typing import NotRequired, TypedDict, cast
 
 from rlt.data.rows import read_rows
 from rlt.results import intervals
-from rlt.results.tables import text_table
+from rlt.results.tables import legend, split_tables
 from rlt.tasks import load_task
 from rlt.types import AnyRow, JsonMap
 
@@ -132,6 +132,14 @@ def _by_question(rows: Sequence[ResponseRow]) -> tuple[list[list[bool]], list[li
     return [[r["correct"] for r in group] for group in ordered], [[r["extracted"] for r in group] for group in ordered]
 
 
+COLUMNS = (
+    ("pass@1", "share of right responses, in points of 100, with standard error and 95 % interval over questions"),
+    ("pass@k, majority@k", "the same for one right response of k, and for the answer that most of k gave"),
+    ("tokens", "mean length of a response"),
+    ("unfinished, no answer", "share cut off at `max_tokens`, and share in which no answer was found"),
+)
+
+
 def table(metrics: Evaluation) -> str:
     """The benchmarks as a table for the terminal: rates in points of 100, each with how it was sampled."""
     head = [
@@ -156,4 +164,4 @@ def table(metrics: Evaluation) -> str:
             f"{row['mean_completion_tokens']:.0f}", f"{row['unfinished'] * 100:.1f} %",
             f"{row['unreadable'] * 100:.1f} %",
         ])  # fmt: skip
-    return text_table(head, lines)
+    return f"{split_tables(head, lines)}\n{legend(COLUMNS)}"

@@ -37,6 +37,8 @@ LOGGED = (
     "explanation_kl_max", "format_penalty", "explanation_tokens",
 )  # fmt: skip
 
+TABLE = ("r_ss", "r_kl", "solution_log_prob_min", "explanation_kl_max", "format_penalty")
+
 
 class TeacherReward:
     """The reward of a Reinforcement-Learned Teacher for completions of `rlt.text.formats.teacher_prompt`.
@@ -105,6 +107,7 @@ class TeacherReward:
         policy_logprobs: Sequence[torch.Tensor] | None = None,
         policy_hidden: Sequence[torch.Tensor] | None = None,
         log_metric: Callable[[str, float], None] | None = None,
+        log_extra: Callable[[str, list[float | None]], None] | None = None,
         **others: object,
     ) -> list[float | None]:
         """The reward of each completion, in order, or None.
@@ -142,12 +145,24 @@ class TeacherReward:
             rows[i] = row
         self.last_rows = [row for row in rows if row is not None]
         _refuse_total_failure(self.last_rows)
-        if log_metric is not None:
-            for name, value in {**self.metrics(prompts, items), **self.source_metrics(source or [], items)}.items():
-                log_metric(f"rlt/{name}", value)
+        self._log({**self.metrics(prompts, items), **self.source_metrics(source or [], items)}, log_metric, log_extra)
         self.last_samples = self._samples(items)
         rewards = [row.parts.reward for row in self.last_rows]
         return self._dealt_out(rewards, completion_ids) if self.shuffled else rewards
+
+    def _log(
+        self,
+        metrics: dict[str, float],
+        log_metric: Callable[[str, float], None] | None,
+        log_extra: Callable[[str, list[float | None]], None] | None,
+    ) -> None:
+        """Hands TRL the metrics, and the columns of the tables that `log_completions` sends to W&B and trackio."""
+        if log_metric is not None:
+            for name, value in metrics.items():
+                log_metric(f"rlt/{name}", value)
+        if log_extra is not None:
+            for name in TABLE:
+                log_extra(name, [getattr(row.parts, name) for row in self.last_rows])
 
     def close(self) -> None:
         """Close the connections to served students, and end the graders' processes."""

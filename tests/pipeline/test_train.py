@@ -111,6 +111,16 @@ def test_each_part_its_spread_and_the_placebos_are_logged(world, tmp_path):
     assert {f"rlt/{name}" for name in wanted} | {"completions/mean_length", "completions/clipped_ratio"} <= set(metrics)
 
 
+def test_the_table_of_completions_that_goes_to_trackers_has_the_parts_of_each_reward(world, tmp_path):
+    metrics, _ = train(world, tmp_path / "run", {"log_completions": True, "logging_steps": 1})
+    (file,) = (tmp_path / "run" / "completions").glob("*.parquet")
+    rows = [row for _, row in read_rows(file)]
+    assert len(rows) == 8
+    for name in ("r_ss", "r_kl", "solution_log_prob_min", "explanation_kl_max", "format_penalty"):
+        mean = sum(row[name] for row in rows) / len(rows)
+        assert mean == pytest.approx(metrics[f"rlt/{name}"], rel=1e-3, abs=1e-5)
+
+
 def test_two_students_and_their_smallest_reward(world, tmp_path):
     both = [world["student"], world["other"]]
     smallest, _ = train(world, tmp_path / "min", student=both, aggregate="min")

@@ -1,6 +1,7 @@
 """What a run prints keeps to the terminal."""
 
 from rlt.cli import main
+from rlt.results.benchmarks import table
 from rlt.results.words import terminal_report
 from rlt.terminal import fitted
 
@@ -40,3 +41,15 @@ def test_the_report_ends_with_sentences_then_the_main_table(monkeypatch):
         note = None
 
     assert terminal_report(Config(), Results()) == "other\n\nCompared.\nResult.\nCertainty.\n\nmain"
+
+
+def test_the_table_of_an_evaluation_is_split_to_100_columns_and_explained():
+    row = {
+        "version": 1, "questions": 1319, "samples": 4, "seed": 0, "pass@1": 0.267, "standard_error": 0.082,
+        "interval": [0.123, 0.459], "pass@k": {"4": 0.5}, "majority@k": {"4": 0.3}, "mean_completion_tokens": 19.0,
+        "unfinished": 0.0, "unreadable": 0.01,
+    }  # fmt: skip
+    text = table({"benchmarks": {"gsm8k-with-a-name": row}, "temperature": 0.7, "top_p": 1.0})
+    assert max(map(len, text.splitlines())) <= 100
+    assert text.count("gsm8k-with-a-name v1") == 2
+    assert "pass@1: share of right responses" in text

@@ -41,7 +41,7 @@ def policy_rows(completions):
 
 def test_plain_trl_gets_r_ss_and_the_penalty():
     reward = TeacherReward([STUDENT], TOKENIZER, FMT)
-    got = reward(PROMPTS, TEXTS, [sampled(text) for text in TEXTS], **COLUMNS, trainer_state=None, log_extra=print)
+    got = reward(PROMPTS, TEXTS, [sampled(text) for text in TEXTS], **COLUMNS, trainer_state=None)
     items = [FMT.completed(p, text) for p, text in zip(PROBLEMS, TEXTS, strict=True)]
     expected = RewardEngine([STUDENT], FMT, RewardOptions()).score(items)
     assert got == pytest.approx([row.parts.reward for row in expected], abs=1e-4)
