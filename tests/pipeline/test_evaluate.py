@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -177,7 +178,10 @@ def test_private_questions_are_in_no_file(
     assert response["extracted"] == "A"
     assert "question" not in response
     printed = capsys.readouterr()
-    texts = [path.read_text() for path in out.iterdir()] + [printed.out, printed.err]
+    files = [path for path in out.rglob("*") if path.is_file()]
+    texts = [path.read_text() for path in files if path.suffix != ".eval"] + [printed.out, printed.err]
+    (log,) = (zipfile.ZipFile(path) for path in files if path.suffix == ".eval")
+    texts += [log.read(name).decode() for name in log.namelist()]
     assert not [text for text in texts if secret in text]
 
 

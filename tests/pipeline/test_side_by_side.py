@@ -55,7 +55,7 @@ def test_a_failure_is_told_at_once_and_what_runs_is_waited_for(tmp_path, capsys)
     failed = next(line for line in said.splitlines() if "failed" in line)
     assert "seed 0 bad: failed: " in failed
     assert "bad.jsonl line 2" in failed
-    assert "logs/seed-0-bad.log" in failed
+    assert "logs/seed-0-bad.log" in said  # on a line of its own: lines are wrapped
     assert "seed 0 long: done" in said
     assert "seed 0 last ..." not in said
 
