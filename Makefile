@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RLT := $(VENV)/bin/rlt
 
-.PHONY: quickstart laptop test test-processors browser-tests screenshots harness install check format vllm-server engines gpu-check clean
+.PHONY: quickstart laptop test test-processors browser-tests screenshots docs release-check test-oldest harness install check format vllm-server engines gpu-check clean
 
 quickstart: $(VENV)/installed  ## the whole method on two CPU cores, in minutes
 	$(RLT) run quickstart
