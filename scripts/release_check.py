@@ -13,7 +13,10 @@ from rlt.catalog import shipped_recipes
 
 COPYLEFT = re.compile(r"\b(A?GPL|General Public License|SSPL)\b", re.IGNORECASE)
 LESSER = re.compile(r"\bLGPL|Lesser\b", re.IGNORECASE)
-NOT_HERE = re.compile(r"pip install 'rlt\[\w+\]'|: not a model folder \(no such folder\)")
+# Extras, models, and what other commands of a recipe's README make first.
+NOT_HERE = re.compile(
+    r"pip install 'rlt\[[\w-]+\]'|: not a model folder \(no such folder\)|(?:models|runs)/\S+: no such file"
+)
 """What a recipe may ask for that this environment does not have: an extra, or a model that its README says how to get."""
 
 
