@@ -278,8 +278,11 @@ def test_the_table_names_temperature_and_top_p(
 ) -> None:
     with_engine(Coin(1.0))
     monkeypatch.delenv("RLT_QUIET")
+    monkeypatch.setenv("COLUMNS", "100")
     evaluate.run(config(model, tmp_path / "e", limit=3, temperature=0.7, top_p=0.9))
-    head, _, row = capsys.readouterr().out.strip().splitlines()[-3:]
+    lines = capsys.readouterr().out.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("benchmark"))
+    head, _, row = lines[start : start + 3]
     assert row.split()[2:6] == ["3", "1", "0.7", "0.9"]
     assert head.split()[1:5] == ["questions", "samples", "temperature", "top-p"]
 

@@ -43,7 +43,8 @@ def test_the_report_ends_with_sentences_then_the_main_table(monkeypatch):
     assert terminal_report(Config(), Results()) == "other\n\nCompared.\nResult.\nCertainty.\n\nmain"
 
 
-def test_the_table_of_an_evaluation_is_split_to_100_columns_and_explained():
+def test_the_table_of_an_evaluation_is_split_to_100_columns_and_explained(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
     row = {
         "version": 1, "questions": 1319, "samples": 4, "seed": 0, "pass@1": 0.267, "standard_error": 0.082,
         "interval": [0.123, 0.459], "pass@k": {"4": 0.5}, "majority@k": {"4": 0.3}, "mean_completion_tokens": 19.0,
