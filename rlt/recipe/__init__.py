@@ -296,7 +296,7 @@ def _shared_outputs(steps: list[Step]) -> list[str]:
 
 
 def _near(word: str, known: Collection[str], cutoff: float = 0.6, prefix: str = "") -> str:
-    near = difflib.get_close_matches(str(word), known, n=2, cutoff=cutoff)
+    near = difflib.get_close_matches(str(word), [*dict.fromkeys(known)], n=2, cutoff=cutoff)
     return f" (did you mean {' or '.join(prefix + one for one in near)}?)" if near else ""
 
 

@@ -20,6 +20,7 @@ from rlt.data.problems import load_problems
 from rlt.data.rows import JsonlWriter, read_rows, write_rows, write_text
 from rlt.errors import DataError, RunError
 from rlt.outputs import Result, StageFolder, State, begin, read_state
+from rlt.results.tables import text_table
 from rlt.text.formats import Format, load_format
 from rlt.types import AnyRow, Explanation, JsonRow, RewardParts
 
@@ -80,6 +81,9 @@ def run(config: ScoreConfig) -> Result:
     if as_parquet:
         write_rows(config.output, (_parquet_row(row) for _, row in read_rows(rows_file)), _schema(config))
     print(f"score: {metrics['rows']} rows, {metrics['errors']} with errors: {config.output}")
+    means = [[name, f"{value:.4g}"] for name, value in metrics.items() if name not in ("rows", "errors")]
+    if means:
+        print(text_table(["part", "mean over rows"], means, numbers_from=1))
     result = folder.finish({**metrics, **served, "exit_status": int(metrics["errors"] != 0)})
     if as_parquet:
         rows_file.unlink()

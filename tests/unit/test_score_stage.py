@@ -105,6 +105,13 @@ def test_the_state_has_the_configuration_as_it_was_asked(run, tmp_path):
     assert (kept["temperature"], kept["score_temperature"], kept["estimator"]) == (0.7, None, None)
 
 
+def test_it_ends_with_a_table_of_the_means_of_what_the_rows_have(run, capsys):
+    rows, _ = run(rows_of("one", "three"))
+    mean = sum(row["reward"] for row in rows) / 2
+    lines = capsys.readouterr().out.splitlines()
+    assert ["reward", f"{mean:.4g}"] in [line.split() for line in lines]
+
+
 def test_what_is_complete_is_not_scored_again_nor_with_another_configuration(run):
     run([ROW], preset="paper")
     assert len(run([ROW], preset="paper")) == 1  # rows, and no engine
