@@ -90,7 +90,7 @@ def test_rows_that_cannot_be_scored_are_named_and_the_others_scored(place, tmp_p
     assert "bad.jsonl line 5: column `question` contains the format's tag <|begin_of_thought|>" in said
     assert "tokens, but the context of" in rows[5]["error"]
     assert "has neither `explanation` nor `completion`" in rows[6]["error"]
-    assert said.strip().splitlines()[-1].startswith("score: 7 rows, 4 with errors")
+    assert "\nscore: 7 rows, 4 with errors" in said
 
 
 def test_what_is_wrong_with_everything_ends_before_any_weights_are_loaded(place, tmp_path, capsys, monkeypatch):
