@@ -1,4 +1,4 @@
-"""Small models from scratch: a word-level tokenizer with a chat template, and a Llama of any size with random weights."""
+"""Small models from scratch: tokenizers of two families with a chat template, and a Llama of any size with random weights."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from rlt.text.formats import Format
 from rlt.types import AnyRow
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 PAD, UNK, END, USER = "<pad>", "<unk>", "<end>", "<user>"
@@ -31,8 +32,7 @@ DEFAULT_SHAPE: AnyRow = {
 
 def word_tokenizer(words: Iterable[str], fmt: Format) -> PreTrainedTokenizerFast:
     """A tokenizer in which each of `words` and each tag of `fmt` is one token, with a chat template."""
-    from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
     tokens = [PAD, UNK, END, USER, *fmt.tags.all(), *words]
     tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(dict.fromkeys(tokens))}, unk_token=UNK))
@@ -40,6 +40,33 @@ def word_tokenizer(words: Iterable[str], fmt: Format) -> PreTrainedTokenizerFast
     if "\n" in tokens:  # programs have lines
         blanks = pre_tokenizers.Split(Regex(r"[^\S\n]+"), "removed")
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([blanks, pre_tokenizers.Split("\n", "isolated")])  # type: ignore[list-item]
+    return _fast(tokenizer, fmt)
+
+
+def bpe_tokenizer(words: Iterable[str], fmt: Format) -> PreTrainedTokenizerFast:
+    """A byte-level BPE, as GPT-2's family: each of `words` is one token together with the space before it.
+
+    The same texts have other token ids and other boundaries than with `word_tokenizer`, as students of two model families do.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        special_tokens=[PAD, UNK, END], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator([f" {word}" for word in words], trainer)
+    return _fast(tokenizer, fmt)
+
+
+TOKENIZERS = {"words": word_tokenizer, "bpe": bpe_tokenizer}
+
+
+def _fast(tokenizer: Tokenizer, fmt: Format) -> PreTrainedTokenizerFast:
+    from tokenizers import AddedToken
+    from transformers import PreTrainedTokenizerFast
+
     tokenizer.add_special_tokens([PAD, UNK, END])
     # Tags are ordinary tokens, not special ones: decoding "without special tokens" must not drop them.
     tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in (USER, *fmt.tags.all())])

@@ -68,6 +68,7 @@ GRADERS = {
     "science": "rlt.tasks.science",
     "arithmetic": "rlt.tasks.arithmetic",
     "countdown": "rlt.tasks.countdown",
+    "swaps": "rlt.tasks.swaps",
     "code": "rlt.tasks.code",
     "programs": "rlt.tasks.programs",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer, TrainerControl, TrainerState, TrainingArguments
 
 METRICS_FILE = "metrics.jsonl"
+LOG_SECONDS = 20.0  # between two states of the bar where it is written to a file
 
 
 def train_supervised(
@@ -70,15 +72,10 @@ def run_trainer(trainer: Trainer, folder: StageFolder, tokenizer: PreTrainedToke
 
     Raises ModelError for NaN or infinite weights before the first step, and RunError for a full disk.
     """
-    from transformers.trainer_callback import PrinterCallback, ProgressCallback
-
     open_repository(folder)  # a model that cannot be uploaded is refused before it is trained
     model: Any = trainer.model
     check_finite(model, str(getattr(folder.config, "model", folder.path)))
-    trainer.remove_callback(PrinterCallback)
-    if not trainer.args.disable_tqdm:
-        trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(_Progress)
+    show_progress(trainer)
     if trainer.is_world_process_zero():
         for path in discard_incomplete(folder.path):
             print(f"{path}: incomplete (the run was stopped while it was written); removed.", flush=True)
@@ -90,6 +87,16 @@ def run_trainer(trainer: Trainer, folder: StageFolder, tokenizer: PreTrainedToke
         if trainer.is_world_process_zero():
             tokenizer.save_pretrained(folder.path)
     return {"steps": trainer.state.global_step, "loss": round(float(outcome.training_loss), 6), **saved}
+
+
+def show_progress(trainer: Trainer) -> None:
+    """Show one bar with loss and reward in place of the bars and printed dictionaries of transformers."""
+    from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+    trainer.remove_callback(PrinterCallback)
+    if not trainer.args.disable_tqdm:
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(_Progress)
 
 
 class ResumablePrompts:
@@ -195,8 +202,9 @@ class _Progress(TrainerCallback):
 
         if state.is_world_process_zero:
             self.bar = tqdm(
-                total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True, leave=False
-            )
+                total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True, leave=False,
+                mininterval=0.1 if sys.stderr.isatty() else LOG_SECONDS, miniters=1,
+            )  # fmt: skip
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
@@ -214,7 +222,7 @@ class _Progress(TrainerCallback):
     ) -> None:
         if self.bar is not None and logs:
             shown = {key: f"{logs[key]:.3g}" for key in ("loss", "reward") if key in logs}
-            self.bar.set_postfix(shown)
+            self.bar.set_postfix(shown, refresh=sys.stderr.isatty())
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
