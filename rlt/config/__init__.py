@@ -26,7 +26,9 @@ from rlt.config.results import (
     BestConfig,
     EvaluateConfig,
     GradeConfig,
+    ReachesConfig,
     ReportConfig,
+    SweepConfig,
     ViewConfig,
 )
 from rlt.config.reward import PRESETS, SELF, AccuracyConfig, RewardOptions, ScoreConfig, ServeConfig, StudentOptions

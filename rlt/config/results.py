@@ -104,6 +104,28 @@ class GradeConfig(StageConfig, FormatOptions):
     """Number of grader processes."""
 
 
+class SweepConfig(Config):
+    """One setting over several arms: a table and a figure of solve rate and explanations over its values."""
+
+    setting: str
+    """Name of the setting, such as `kl_coef`."""
+    arms: dict[str, float] = Field(min_length=2)
+    """Variants of the `sampled` step, each with its value of the setting."""
+    explained: str | None = None
+    """Collect step whose variants of the same names are what the teachers wrote."""
+
+
+class ReachesConfig(Config):
+    """How many steps of RL each variant needs until its metric reaches a level."""
+
+    step: str
+    """Step whose variants are compared, such as a `coldstart`."""
+    level: float
+    """Level that the mean of five logged steps must reach."""
+    metric: str = "correct"
+    """Metric in `metrics.jsonl` of the step."""
+
+
 class ReportConfig(StageConfig):
     """Report a run: tables and three sentences on the terminal, results.json and report.html."""
 
@@ -133,6 +155,10 @@ class ReportConfig(StageConfig):
     """Train step whose curves are drawn."""
     task: str | None = None
     """Task whose `inspect` tells which explanations leak the answer and which are fully correct."""
+    sweep: SweepConfig | None = None
+    """Compare arms over the values of one setting, with a figure; null is off."""
+    reaches: ReachesConfig | None = None
+    """Compare how fast variants of an RL step reach a level; null is off."""
     headline: list[str] = []
     """Two arms whose difference is stated in words: ours, then the one to compare with."""
 

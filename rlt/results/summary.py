@@ -15,6 +15,7 @@ from rlt.recipe import Recipe, Step
 from rlt.results.benchmarks import evaluation
 from rlt.results.intervals import MeanEstimate, mean_with_interval, spearman
 from rlt.results.rounds import Round, rounds_of
+from rlt.results.sweep import Reached, Sweep, reached_of, sweep_of
 from rlt.tasks import load_task
 from rlt.types import AnyRow, JsonRow
 
@@ -185,6 +186,8 @@ class Results:
     incomplete: tuple[str, ...]
     versions: Mapping[str, str]
     rounds: tuple[Round, ...] = ()
+    sweep: Sweep | None = None
+    reached: tuple[Reached, ...] = ()
 
     def to_json(self) -> JsonRow:
         """The content of results.json."""
@@ -198,6 +201,8 @@ class Results:
             "scores": [{"step": one.step, "seed": one.seed, "variants": {v.name: v.to_row() for v in one.variants}}
                        for one in self.scores],
             **({"rounds": [one.to_row() for one in self.rounds]} if self.rounds else {}),
+            **({"sweep": self.sweep.to_json()} if self.sweep else {}),
+            **({"reaches": [one.to_row() for one in self.reached]} if self.reached else {}),
             "seconds": dict(self.seconds),
             "versions": dict(self.versions),
             "incomplete": list(self.incomplete),
@@ -221,6 +226,8 @@ def collect_results(config: ReportConfig, recipe: Recipe, only: int | None = Non
         incomplete=done.incomplete(),
         versions=versions(),
         rounds=rounds_of(recipe, done.seeds, config.task),
+        sweep=sweep_of(config, recipe, done.seeds),
+        reached=reached_of(config.reaches, recipe, done.seeds) if config.reaches else (),
     )
 
 
