@@ -109,8 +109,8 @@ class SweepConfig(Config):
 
     setting: str
     """Name of the setting, such as `kl_coef`."""
-    arms: dict[str, float] = Field(min_length=2)
-    """Variants of the `sampled` step, each with its value of the setting."""
+    arms: dict[str, float | str] = Field(min_length=2)
+    """Variants of the `sampled` step, each with its value of the setting, in the order of table and figure."""
     explained: str | None = None
     """Collect step whose variants of the same names are what the teachers wrote."""
 

@@ -23,7 +23,7 @@ class Sweep:
     """Measures of every seed at every value of one setting; the number of a point is the place of its value."""
 
     setting: str
-    values: tuple[float, ...]
+    values: tuple[float | str, ...]
     points: tuple[Round, ...]
 
     def to_json(self) -> JsonRow:
@@ -33,8 +33,13 @@ class Sweep:
 
     def write_figure(self, path: Path) -> Path:
         """The path of an SVG with one panel per measure over the values."""
-        path.write_text(figure(self.points, [f"{value:g}" for value in self.values]), encoding="utf-8")
+        path.write_text(figure(self.points, [labelled(value) for value in self.values]), encoding="utf-8")
         return path
+
+
+def labelled(value: float | str) -> str:
+    """A value as it stands in a table and under a point of the figure."""
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def sweep_of(report: ReportConfig, recipe: Recipe, seeds: Sequence[int]) -> Sweep | None:
@@ -45,11 +50,10 @@ def sweep_of(report: ReportConfig, recipe: Recipe, seeds: Sequence[int]) -> Swee
     config = report.sweep
     if config is None:
         return None
-    arms = sorted(config.arms, key=config.arms.__getitem__)
     outputs = {(step.seed, step.name): step.config.output for step in recipe.steps}
     points = []
     for seed in seeds:
-        for number, arm in enumerate(arms):
+        for number, arm in enumerate(config.arms):
             state = read_state(outputs.get((seed, f"{report.sampled}/{arm}"), Path())) or {}
             if not state.get("complete"):
                 continue
@@ -59,7 +63,7 @@ def sweep_of(report: ReportConfig, recipe: Recipe, seeds: Sequence[int]) -> Swee
             if written is not None:
                 measures |= measured([row for _, row in read_rows(written)], report.task)
             points.append(Round(seed, number, measures))
-    return Sweep(config.setting, tuple(config.arms[arm] for arm in arms), tuple(points)) if points else None
+    return Sweep(config.setting, tuple(config.arms.values()), tuple(points)) if points else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from rlt.config import ReportConfig
 from rlt.results.intervals import MeanEstimate, mean_with_interval
 from rlt.results.rounds import Round
 from rlt.results.summary import PARTS, Arm, Difference, Results, Scores, Solved, differences
-from rlt.results.sweep import Reached, Sweep
+from rlt.results.sweep import Reached, Sweep, labelled
 from rlt.results.tables import KEEP, legend, paragraph, report_width, split_tables, text_table
 
 MEASURES = {
@@ -181,7 +181,7 @@ def _sweep(sweep: Sweep) -> Table:
         of = [one for one in sweep.points if one.number == number]
         values = [[one.measures[name] for one in of if name in one.measures] for name in names]
         cells = [_estimate(mean_with_interval(each)) if each else "-" for each in values]
-        rows.append([f"{value:g}", str(len(of)), *cells])
+        rows.append([labelled(value), str(len(of)), *cells])
     meanings = (
         ("solved", "share that the arm's students solve; all numbers are means over seeds ± half of the 95 % interval"),
         *(MEASURES[name] for name in names if name in MEASURES),

@@ -38,7 +38,7 @@ RECIPE = {
     "collect": {"each": {"none": {"model": "m"}, "some": {"model": "m"}}, "data": "f.jsonl"},
     "coldstart": {"each": {"base": {"model": "m"}, "rlt": {"model": "m"}}, "data": "f.jsonl"},
 }  # fmt: skip
-SWEEP = SweepConfig(setting="kl_coef", arms={"some": 3.0, "none": 0.0}, explained="collect")
+SWEEP = SweepConfig(setting="kl_coef", arms={"none": 0.0, "some": "some KL"}, explained="collect")
 
 
 def complete(tmp_path):
@@ -72,12 +72,12 @@ def test_an_arm_or_step_that_is_not_there_is_named(change) -> None:
         check_report(config, expanded, "report")
 
 
-def test_points_are_in_the_order_of_their_values(tmp_path) -> None:
+def test_points_are_in_the_order_of_the_recipe(tmp_path) -> None:
     recipe = complete(tmp_path)
     config = ReportConfig(output=tmp_path, sweep=SWEEP, task="arithmetic")
     sweep = collect_results(config, recipe).sweep
     assert sweep is not None
-    assert sweep.values == (0.0, 3.0)
+    assert sweep.values == (0.0, "some KL")
     assert [(one.seed, one.number, one.measures["solved"]) for one in sweep.points] == [
         (0, 0, 0.25), (0, 1, 0.75), (1, 0, pytest.approx(0.3)), (1, 1, pytest.approx(0.8)),
     ]  # fmt: skip
@@ -88,8 +88,8 @@ def test_points_are_in_the_order_of_their_values(tmp_path) -> None:
 
 def test_the_figure_names_the_values_under_its_points(tmp_path) -> None:
     points = tuple(Round(0, number, {"solved": number / 2}) for number in range(3))
-    drawn = Sweep("kl_coef", (0.0, 0.3, 10.0), points).write_figure(tmp_path / "sweep.svg").read_text()
-    assert all(f'text-anchor="middle">{value}</text>' in drawn for value in ("0", "0.3", "10"))
+    drawn = Sweep("kl_coef", (0.0, 0.3, "ten"), points).write_figure(tmp_path / "sweep.svg").read_text()
+    assert all(f'text-anchor="middle">{value}</text>' in drawn for value in ("0", "0.3", "ten"))
 
 
 def test_each_variant_has_the_step_of_each_seed(tmp_path) -> None:
