@@ -112,7 +112,8 @@ class ScoreConfig(StageConfig, ModelOptions, FormatOptions, StudentOptions, Rewa
     placebos: bool = False
     """Also score an empty explanation and another question's, and report the lift over both."""
     tokens: bool = False
-    """Also write the text and the numbers of every token, which `rlt view` shows; makes the file ten times as large."""
+    """Also write the text and the numbers of every token, which `rlt view` shows, and two columns to rank explanations by
+    (`explanation_log_prob`, `rank_surprisal`); makes the file ten times as large."""
     solutions: Path | None = None
     """File of problems whose solutions are scored in place of the rows' own, matched by question: with explanations of
     `wrong` solutions, what a wrong explanation does for the right one."""

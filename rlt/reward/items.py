@@ -44,12 +44,16 @@ class ScoredRow:
             more["students"] = {
                 name: parts.to_row()
                 | ({"accuracy": self.accuracies[name]} if self.accuracies else {})
-                | ({"tokens": self.tokens[name].to_row()} if self.tokens else {})
+                | (_with_tokens(self.tokens[name]) if self.tokens else {})
                 for name, parts in self.students.items()
             }
         elif self.tokens:
-            more["tokens"] = next(iter(self.tokens.values())).to_row()
+            more |= _with_tokens(next(iter(self.tokens.values())))
         return {**self.parts.to_row(), **more}
+
+
+def _with_tokens(numbers: TokenNumbers) -> JsonRow:
+    return {**numbers.summary(), "tokens": numbers.to_row()}
 
 
 class StudentLost(ServerError):

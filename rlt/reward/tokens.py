@@ -15,6 +15,7 @@ from rlt.types import AnyRow, JsonRow
 if TYPE_CHECKING:
     import torch
 
+RANK_LIMIT = 100
 LARGEST = float(np.finfo(np.float16).max)
 
 
@@ -39,6 +40,20 @@ class TokenNumbers:
     log_probs_shuffled: torch.Tensor | None = None
     solution_ranks: list[int] | None = None
     explanation_ranks: list[int] | None = None
+
+    def summary(self) -> JsonRow:
+        """What other methods rank explanations by, both under the student and at the temperature of scoring; None: not known.
+
+        `explanation_log_prob`: mean over the explanation's tokens, in nats. `rank_surprisal`: the mean rank of its tokens, none
+        counted above `RANK_LIMIT`, over their mean surprisal; lower is better (Rank-Surprisal Ratio, arXiv 2601.14249).
+        """
+        if self.student is None or not len(self.student):
+            return {"explanation_log_prob": None, "rank_surprisal": None}
+        surprisal, ranks = -float(self.student.double().mean()), self.explanation_ranks
+        ratio = None
+        if ranks and surprisal > 0:
+            ratio = sum(min(rank, RANK_LIMIT) for rank in ranks) / len(ranks) / surprisal
+        return {"explanation_log_prob": -surprisal, "rank_surprisal": ratio}
 
     def to_row(self) -> JsonRow:
         """The struct `tokens` of a row: texts as lists, numbers as base64 of little-endian float16 (`packed`)."""
