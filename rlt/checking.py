@@ -7,20 +7,38 @@ and data sets are listed as not verified.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from rlt.config import SELF, DataConfig, EngineOptions, MixtureConfig, StageConfig, TrainConfig
+from rlt.config import (
+    SELF,
+    ColdstartConfig,
+    DataConfig,
+    DistillConfig,
+    EngineOptions,
+    EvaluateConfig,
+    FormatOptions,
+    MixtureConfig,
+    PretrainConfig,
+    ProblemsConfig,
+    RayOptions,
+    ScoreConfig,
+    SelectConfig,
+    StageConfig,
+    TrainConfig,
+    TrainerOptions,
+    TrainerPassthrough,
+)
+from rlt.config.launch import launch_file, launch_options
+from rlt.data.first_rows import LOOKED_AT, first_rows, has_column, needs_of_grade, needs_of_score, one_passes
 from rlt.data.overlap import leaks
-from rlt.data.problems import names_a_file, problem_in, problem_of, rows_of
-from rlt.data.rows import read_rows
+from rlt.data.problems import names_a_file, problem_in
 from rlt.errors import DataError, ModelError, RltError
-from rlt.launching import launch_file, launch_options
 from rlt.models.hub import check_can_be_had, config_here, folder_problem, is_cached, is_folder_name, unreachable
 from rlt.recipe import ONCE, Recipe, Step
 from rlt.tasks import load_generated_task, load_generating_task, load_grader
@@ -37,7 +55,9 @@ from rlt.training.options import (
 )
 from rlt.types import JsonMap, JsonRow
 
-LOOKED_AT = 20  # first rows of a file, of which one must be valid where invalid ones are skipped
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
 NEEDED = {"warmup": ("explanation",), "distill": ("explanation",), "coldstart": ("answer",)}
 """Stage -> optional columns of its data that every row must have."""
 
@@ -59,7 +79,8 @@ def check_steps(recipe: Recipe, steps: Sequence[Step], *, connect: bool = False)
     for step in steps:
         check.step(step)
     if any(step.stage == "evaluate" for step in steps):
-        check.leaks()
+        check.name = "evaluate"
+        check._say(leaks([step.config for step in recipe.steps]))
     return Checked(*(list(dict.fromkeys(lines)) for lines in (check.problems, check.unverified)))
 
 
@@ -89,33 +110,28 @@ class _Check:
         self.name = ""
         self._opened: dict[str, JsonRow | None] = {}
         self._looked: set[str] = set()
-        self._tokenizers: dict[str, Any] = {}
-
-    def leaks(self) -> None:
-        """Held-out questions that a model is trained on."""
-        self.name = "evaluate"
-        self._say(leaks([step.config for step in self.recipe.steps]))
+        self._tokenizers: dict[str, Tokenizer] = {}
 
     def step(self, step: Step) -> None:
-        config: Any = step.config
+        config = step.config
         self.name = step.name
-        with_trainer = getattr(config, "trainer", None)
-        if hasattr(config, "format"):
+        if isinstance(config, FormatOptions):
             self._try(load_format, config.format)
-        self._tasks(step)
-        if with_trainer:
-            self._say(trainer_problems(with_trainer, *TRAINERS[step.stage]))
-        if step.stage in ("train", "coldstart"):
-            self._batches(step)
-        if getattr(config, "peft", None) is not None:
-            self._extra("peft", "peft", "LoRA")
-            self._say(peft_problems(config.peft))
-        if getattr(config, "launch", None):
-            self._try(self._launch, config.launch)
-        if with_trainer and with_trainer.get("use_vllm"):
-            self._extra("vllm", "vllm", "`trainer.use_vllm`")
-        if getattr(config, "ray", None) is not None:
-            self._extra("ray", "ray", "`ray`")
+        self._tasks(config)
+        if isinstance(config, TrainerOptions):
+            self._say(trainer_problems(config.trainer, *TRAINERS[step.stage]))
+        if isinstance(config, TrainConfig | ColdstartConfig):
+            self._batches(step, config)
+        if isinstance(config, TrainerPassthrough):
+            if config.peft is not None:
+                self._extra("peft", "LoRA")
+                self._say(peft_problems(config.peft))
+            if config.launch:
+                self._try(self._launch, config.launch)
+            if config.trainer.get("use_vllm"):
+                self._extra("vllm", "`trainer.use_vllm`")
+        if isinstance(config, RayOptions) and config.ray is not None:
+            self._extra("ray", "`ray`")
         if isinstance(config, EngineOptions):
             self._engine(config)
         for key in ("api_key_env", "student_api_key_env"):
@@ -124,7 +140,7 @@ class _Check:
                 self._say([f"`{key}`: the environment has no variable {name}. Set it to the server's key."])
         for key, model in _models(config):
             self._try(self._model, key, model, getattr(config, "engine", "") == "openai")
-        self._data(step)
+        self._data(config, NEEDED.get(step.stage, ()))
         self._context(step)
 
     # -- what is found -------------------------------------------------------------------------------------------------
@@ -150,16 +166,15 @@ class _Check:
         absolute = Path(path).absolute()
         return any(place in self.makers for place in (absolute, *absolute.parents))
 
-    def _extra(self, package: str, extra: str, user: str) -> None:
+    def _extra(self, package: str, user: str) -> None:
         if not _is_installed(package):
-            self._say([f"{user} needs {package}: pip install 'rlt[{extra}]'"])
+            self._say([f"{user} needs {package}: pip install 'rlt[{package}]'"])
 
     # -- options -------------------------------------------------------------------------------------------------------
 
-    def _tasks(self, step: Step) -> None:
-        config: Any = step.config
-        if (step.stage == "problems" and config.task is not None) or isinstance(getattr(config, "phases", None), list):
-            self._try(self._generated, step)
+    def _tasks(self, config: StageConfig) -> None:
+        if isinstance(config, PretrainConfig) or (isinstance(config, ProblemsConfig) and config.task is not None):
+            self._try(self._generated, config)
             return
         accuracy, data = getattr(config, "accuracy", None), getattr(config, "data", None)
         sources = data.sources if isinstance(data, DataConfig | MixtureConfig) else []
@@ -168,44 +183,40 @@ class _Check:
             if name is not None:
                 self._try(load_grader, name)
 
-    def _generated(self, step: Step) -> None:
-        config: Any = step.config
-        if step.stage == "problems" and config.experts is None:
-            generating: Any = load_generating_task(config.task)
-            getattr(generating, "check_options", lambda options: None)(config.options)
+    def _generated(self, config: ProblemsConfig | PretrainConfig) -> None:
+        if isinstance(config, ProblemsConfig) and config.experts is None:
+            getattr(load_generating_task(config.task or ""), "check_options", lambda options: None)(config.options)
             return
-        task = load_generated_task(config.task)
-        experts = [getattr(config, "experts", None)]
-        for number, phase in enumerate(getattr(config, "phases", [])):
-            module = f"rlt.stages.{step.stage}"
-            self._say(fields_problems(f"phases[{number}]", phase, module, "Phase"))
+        task = load_generated_task(config.task or "")
+        experts: list[object] = [config.experts] if isinstance(config, ProblemsConfig) else []
+        for number, phase in enumerate(config.phases if isinstance(config, PretrainConfig) else ()):
+            self._say(fields_problems(f"phases[{number}]", phase, "rlt.stages.pretrain", "Phase"))
             experts.append(phase.get("experts"))
         for name in experts:
             if name is not None and name not in task.MIXTURES:
                 self._say([f"`experts`: unknown mixture {name!r}; expected one of {', '.join(task.MIXTURES)}."])
 
-    def _batches(self, step: Step) -> None:
-        config: Any = step.config
-        processes: Any = 1
+    def _batches(self, step: Step, config: TrainConfig | ColdstartConfig) -> None:
+        processes: object = 1
         if config.launch:
             try:
                 processes = launch_options(launch_file(config.launch)).get("num_processes")
             except RltError:  # told by `_launch`
                 return
         if isinstance(processes, int):  # else as many as there are GPUs
-            self._say(batch_problems({**_defaults(step), **config.trainer}, processes))
+            self._say(batch_problems(_trainer(step.stage, config), processes))
 
     def _launch(self, name: str) -> None:
         options = launch_options(launch_file(name))
         if options.get("distributed_type") == "DEEPSPEED":
-            self._extra("deepspeed", "deepspeed", f"`launch: {name}`")
+            self._extra("deepspeed", f"`launch: {name}`")
 
     def _engine(self, config: EngineOptions) -> None:
         conflict = config.conflict()
         if conflict is not None:
             self._say([conflict])
         if config.engine == "vllm":
-            self._extra("vllm", "vllm", "engine `vllm`")
+            self._extra("vllm", "engine `vllm`")
         if config.engine_options:
             model: str = config.model  # type: ignore[attr-defined]
             self._say(engine_problems(config.engine, config.engine_options, self._open(model)))
@@ -217,10 +228,9 @@ class _Check:
         if self._made(model):
             return None
         if model not in self._opened:
-            try:
+            self._opened[model] = None
+            with contextlib.suppress(ModelError):
                 self._opened[model] = config_here(model)
-            except ModelError:
-                self._opened[model] = None
         return self._opened[model]
 
     def _model(self, key: str, name: str, tokenizer_only: bool) -> None:
@@ -240,34 +250,33 @@ class _Check:
 
     # -- data ----------------------------------------------------------------------------------------------------------
 
-    def _data(self, step: Step) -> None:
-        config: Any = step.config
+    def _data(self, config: StageConfig, need: tuple[str, ...]) -> None:
         data = getattr(config, "data", None)
-        if step.stage == "evaluate":
+        if isinstance(config, EvaluateConfig):
             self._try(self._benchmarks, config)
         elif isinstance(data, DataConfig | MixtureConfig):
-            accuracy = getattr(config, "accuracy", None)
-            need = NEEDED.get(step.stage, ()) + (("answer",) if accuracy else ())
+            need += ("answer",) if getattr(config, "accuracy", None) else ()
             for source in data.sources:
                 self._try(self._problems, config, source, data.on_invalid, need)
         elif isinstance(data, Path) and not self._made(data):
-            if step.stage == "score":  # rows that cannot be scored get an error each, and the others are scored
-                self._try(self._rows, data, _needs_of_score, LOOKED_AT)
+            if isinstance(
+                config, ScoreConfig
+            ):  # rows that cannot be scored get an error each, and the others are scored
+                self._try(one_passes, data, needs_of_score, LOOKED_AT)
             else:
-                self._try(self._rows, data, _needs_of_grade)
+                self._try(one_passes, data, needs_of_grade)
         for path in getattr(config, "exclude", []):
             if not self._made(path):
-                self._try(self._rows, path, _column("question"))
-        scores = getattr(config, "scores", None)
-        if scores is not None and not self._made(scores):
-            self._try(self._rows, scores, _column(config.by))
-        budget = getattr(config, "token_budget", None)
+                self._try(one_passes, path, has_column("question"))
+        if isinstance(config, SelectConfig) and config.scores is not None and not self._made(config.scores):
+            self._try(one_passes, config.scores, has_column(config.by))
+        budget = config.token_budget if isinstance(config, DistillConfig) else None
         if isinstance(budget, str) and not self._made(budget) and not Path(budget).exists():
             self._say([f"`token_budget`: {budget!r} is neither a number nor a file of explanations."])
-        if step.stage in ("train", "score") and not config.student:
+        if isinstance(config, TrainConfig | ScoreConfig) and not config.student:
             self._say(["`student` is missing: the model whose understanding is the reward."])
 
-    def _problems(self, config: Any, data: DataConfig, on_invalid: str, need: tuple[str, ...]) -> None:
+    def _problems(self, config: StageConfig, data: DataConfig, on_invalid: str, need: tuple[str, ...]) -> None:
         if self._made(data.path):
             return
         if not names_a_file(data.path):
@@ -275,9 +284,9 @@ class _Check:
             if self.connect and not is_cached(data.path) and unreachable():
                 raise DataError(f"`data`: {data.path}: no such file, not in the hub's cache, and {unreachable()}.")
             return
-        fmt = load_format(config.format) if hasattr(config, "format") else None
+        fmt = load_format(config.format) if isinstance(config, FormatOptions) else None
         errors = []
-        for where, row in self._first(data, rows_of(data)):
+        for where, row in first_rows(data):
             try:
                 problem = problem_in(data, row, where, "0")
                 missing = [column for column in need if getattr(problem, column) is None]
@@ -292,20 +301,7 @@ class _Check:
                     break
         raise errors[0] if errors else DataError(f"{data.path}: has no rows.")
 
-    def _first(self, data: DataConfig, rows: Iterable[tuple[str, JsonRow]]) -> Iterator[tuple[str, JsonRow]]:
-        return islice(iter(rows), data.skip, data.skip + LOOKED_AT)
-
-    def _rows(self, path: Path, check: Callable[[str, JsonMap], None], looked_at: int = 1) -> None:
-        """Raises DataError where none of the first rows passes the check."""
-        errors = []
-        for where, row in islice(read_rows(path), looked_at):
-            try:
-                return check(where, row)
-            except DataError as error:
-                errors.append(error)
-        raise errors[0] if errors else DataError(f"{path}: has no rows.")
-
-    def _benchmarks(self, config: Any) -> None:
+    def _benchmarks(self, config: EvaluateConfig) -> None:
         names = config.benchmark or ([config.data] if config.data else [])
         if not names:
             self._say(["nothing to evaluate on: give `benchmark`, names or files, or `data`, a file."])
@@ -327,19 +323,20 @@ class _Check:
     # -- contexts ------------------------------------------------------------------------------------------------------
 
     def _context(self, step: Step) -> None:
-        config: Any = step.config
+        config = step.config
         model = getattr(config, "model", None)
         context = self._context_of(model) if isinstance(model, str) else None
         wanted, key = _tokens(step)
-        trainer = getattr(config, "trainer", {})
-        if trainer.get("use_vllm") and isinstance(trainer.get("vllm_max_model_length"), int):
-            context = min(trainer["vllm_max_model_length"], context or trainer["vllm_max_model_length"])
+        trainer: JsonMap = config.trainer if isinstance(config, TrainerOptions) else {}
+        longest = trainer.get("vllm_max_model_length")
+        if trainer.get("use_vllm") and isinstance(longest, int):
+            context = min(longest, context or longest)
         if context is None or wanted is None:
             return
         room = 0 if key == "max_length" else 1  # a prompt has a token at least
         if wanted + room > context:
             self._say([f"`{key}` {wanted} does not fit into the context of {context} tokens of {model}. Lower it."])
-        elif step.stage in ("train", "coldstart") and config.data.on_invalid == "error":
+        elif isinstance(config, TrainConfig | ColdstartConfig) and config.data.on_invalid == "error":
             for source in config.data.sources:
                 if not self._made(source.path):
                     self._try(self._prompts, step, source, model, context - wanted, key)
@@ -360,7 +357,7 @@ class _Check:
                 self._tokenizers[str(file)] = Tokenizer.from_file(str(file))
             except Exception as error:  # the library raises nothing narrower
                 raise ModelError(f"{file}: not a tokenizer: {error}") from error
-        for where, row in self._first(data, rows_of(data)):
+        for where, row in first_rows(data):
             problem = problem_in(data, row, where, "0")
             text = [getattr(problem, column) for column in columns]
             tokens = sum(len(self._tokenizers[str(file)].encode(part, add_special_tokens=False)) for part in text)
@@ -374,15 +371,18 @@ class _Check:
         """Tokens that the model's texts may have; for a model that a step makes, those of the model it starts from."""
         maker = self.makers.get(Path(model).absolute())
         if maker is not None:
-            start: Any = getattr(maker.config, "model", None)
+            start = getattr(maker.config, "model", None)
             if isinstance(start, dict):
-                shape = {**(literal_of("rlt.models.tiny", "DEFAULT_SHAPE") or {}), **start}
-                return shape.get("max_position_embeddings")
+                return _positions({**literal_of("rlt.models.tiny", "DEFAULT_SHAPE"), **start})
             return self._context_of(start) if isinstance(start, str) else None
         config = self._open(model) or {}
         text = config.get("text_config")
-        length = (text if isinstance(text, dict) else config).get("max_position_embeddings")
-        return length if isinstance(length, int) else None
+        return _positions(text if isinstance(text, dict) else config)
+
+
+def _positions(config: JsonMap) -> int | None:
+    length = config.get("max_position_embeddings")
+    return length if isinstance(length, int) else None
 
 
 def _is_installed(package: str) -> bool:
@@ -405,39 +405,17 @@ def _models(config: StageConfig) -> Iterator[tuple[str, str]]:
             yield "student", name
 
 
-def _defaults(step: Step) -> JsonRow:
-    """The stage's own defaults of `trainer`."""
-    return literal_of(f"rlt.stages.{step.stage}", "DEFAULTS") or {}
+def _trainer(stage: str, config: TrainerOptions) -> JsonRow:
+    """The options of `trainer` over the stage's own defaults."""
+    return {**literal_of(f"rlt.stages.{stage}", "DEFAULTS"), **config.trainer}
 
 
 def _tokens(step: Step) -> tuple[int | None, str]:
     """Tokens that a step needs to fit a context, and the key that says so; None where it takes what there is."""
-    config: Any = step.config
-    if step.stage in ("train", "coldstart"):
-        wanted = {**_defaults(step), **config.trainer}.get("max_completion_length")
+    config = step.config
+    if isinstance(config, TrainConfig | ColdstartConfig):
+        wanted = _trainer(step.stage, config).get("max_completion_length")
         return wanted if isinstance(wanted, int) else None, "trainer.max_completion_length"
-    if step.stage == "evaluate" and config.engine != "openai":
+    if isinstance(config, EvaluateConfig) and config.engine != "openai":
         return config.max_tokens, "max_tokens"
     return getattr(config, "max_length", None), "max_length"
-
-
-# -- what the first row must have -----------------------------------------------------------------------------------------
-
-
-def _column(name: str) -> Callable[[str, JsonMap], None]:
-    def check(where: str, row: JsonMap) -> None:
-        if name not in row:
-            raise DataError(f"{where}: column `{name}` is missing; the row has {', '.join(sorted(row))}.")
-
-    return check
-
-
-def _needs_of_grade(where: str, row: JsonMap) -> None:
-    for name in ("response", "answer"):
-        _column(name)(where, row)
-
-
-def _needs_of_score(where: str, row: JsonMap) -> None:
-    problem_of(dict(row), where, "0")
-    if row.get("explanation") is None and row.get("completion") is None and "conversations" not in row:
-        raise DataError(f"{where}: has neither `explanation` nor `completion`; scoring needs one of them.")

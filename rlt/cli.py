@@ -8,7 +8,6 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -271,7 +270,7 @@ def parse_flags(words: Sequence[str], recipe: bool = False) -> tuple[list[str], 
     return plain, flags
 
 
-def _value(text: str) -> Any:
+def _value(text: str) -> object:
     try:
         value = parse_yaml(text)
     except yaml.YAMLError:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from pydantic import Field
 
@@ -16,8 +17,8 @@ from rlt.config import Config, parse_yaml
 from rlt.planning import Plan, PlanConfig, plan
 from rlt.planning.machine import GIB
 from rlt.planning.shapes import load_shape
-from rlt.recipe import build_recipe
-from rlt.types import Problem
+from rlt.recipe import Recipe, build_recipe
+from rlt.types import JsonRow, Problem
 
 MODELS = tuple(f"Qwen/Qwen2.5-{size}-Instruct" for size in ("7B", "3B", "1.5B", "0.5B"))
 LOOKED_AT = 1000  # rows from which columns, lengths and the grader are guessed
@@ -150,7 +151,11 @@ class Draft:
             trace_tokens=self.data.mean("explanation") if self.explained else max(1, self.most_tokens // 2),
             response_tokens=max(1, self.most_tokens // 2) + self.data.mean("solution"),
         )
-        return plan(build_recipe(parse_yaml(self.text(choice)), str(self.output)), options)
+        return plan(self.recipe(choice), options)
+
+    def recipe(self, choice: Choice) -> Recipe:
+        """The checked recipe that `text` describes."""
+        return build_recipe(cast(JsonRow, parse_yaml(self.text(choice))), str(self.output))
 
     def text(self, choice: Choice) -> str:
         """The recipe as YAML."""

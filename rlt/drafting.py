@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from rlt.config import DataConfig, parse_yaml
+from rlt.config import DataConfig
 from rlt.data.problems import problem_of, rows_of
 from rlt.draft import LOOKED_AT, Data, Draft, InitConfig
 from rlt.errors import ConfigError, DataError
 from rlt.planning.machine import GIB, load_gpu
 from rlt.planning.shapes import load_shape
-from rlt.recipe import NAME, build_recipe
+from rlt.recipe import NAME
 from rlt.text.formats import check_problem, load_format
 from rlt.types import JsonRow
 
@@ -44,11 +44,10 @@ def init(config: InitConfig) -> list[str]:
     gpu, count, hardware = _hardware(config)
     draft = Draft(config, data, name, output, gpu, count)
     choice = draft.choose()
-    text = draft.text(choice)
-    build_recipe(parse_yaml(text), str(output))
+    draft.recipe(choice)  # raises what `rlt check` would
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(text, encoding="utf-8")
+        output.write_text(draft.text(choice), encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{output}: cannot be written ({error.strerror}).") from error
     return [*draft.said(choice, hardware), f"next: rlt check {output}, then rlt run {output}"]

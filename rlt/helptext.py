@@ -7,7 +7,7 @@ import textwrap
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import yaml
 from pydantic.fields import FieldInfo
@@ -51,7 +51,7 @@ class Key(NamedTuple):
     flag: str
     meaning: str
     topic: str
-    choices: tuple[Any, ...]
+    choices: tuple[object, ...]
 
 
 def describe(name: str) -> Command:
@@ -181,12 +181,9 @@ def _meaning(field: FieldInfo) -> str:
     return " ".join(words)
 
 
-def _all_choices(field: FieldInfo) -> tuple[Any, ...]:
-    return tuple(one for kind in (field.annotation, *typing.get_args(field.annotation)) for one in _choices(kind))
-
-
-def _choices(kind: Any) -> tuple[Any, ...]:
-    return typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
+def _all_choices(field: FieldInfo) -> tuple[object, ...]:
+    kinds = (field.annotation, *typing.get_args(field.annotation))
+    return tuple(one for kind in kinds if typing.get_origin(kind) is typing.Literal for one in typing.get_args(kind))
 
 
 def shown(value: object) -> str:

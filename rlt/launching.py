@@ -16,18 +16,15 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 
-import yaml
-
-from rlt.config import StageConfig, parse_yaml, yaml_problem
+from rlt.config import StageConfig
+from rlt.config.launch import launch_file, launch_options
 from rlt.data.rows import write_text
-from rlt.errors import ConfigError, DependencyError, RunError
+from rlt.errors import DependencyError, RunError
 from rlt.outputs import Result, begin, read_state
-from rlt.types import JsonMap, JsonRow
+from rlt.types import JsonMap
 
-SHIPPED = resources.files("rlt") / "shipped" / "accelerate"
 LOOPBACK = "127.0.0.1"
 
 
@@ -41,7 +38,7 @@ def launch_stage(stage: str, config: StageConfig) -> Result:
     accelerate = launch_file(name)
     options = launch_options(accelerate)
     if options.get("distributed_type") == "DEEPSPEED" and importlib.util.find_spec("deepspeed") is None:
-        raise DependencyError(f"launch: {name!r} needs DeepSpeed: pip install 'rlt[deepspeed]'")
+        raise DependencyError(f"`launch`: {name!r} needs DeepSpeed: pip install 'rlt[deepspeed]'")
     output = Path(config.output)
     done = begin(stage, config).result if (read_state(output) or {}).get("complete") else None
     if done is not None:
@@ -62,29 +59,6 @@ def launch_stage(stage: str, config: StageConfig) -> Result:
         again = f"resumes from {saved.name}" if saved else "starts from scratch: no checkpoint was saved"
         raise RunError(f"{stage}: its processes exited with status {status}. The same command {again}.")
     return Result(output, state["metrics"])
-
-
-def launch_file(name: str) -> Path:
-    """The accelerate configuration with this shipped name, or the YAML file at this path."""
-    shipped = sorted(entry.name.removesuffix(".yaml") for entry in SHIPPED.iterdir() if entry.name.endswith(".yaml"))
-    if name in shipped:
-        return Path(str(SHIPPED / f"{name}.yaml"))
-    if Path(name).is_file():
-        return Path(name)
-    raise ConfigError(f"launch: {name!r} is neither a shipped configuration ({', '.join(shipped)}) nor a file.")
-
-
-def launch_options(accelerate: Path) -> JsonRow:
-    """The options in an accelerate configuration; raises ConfigError if it is not one."""
-    try:
-        options = parse_yaml(accelerate.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"launch: {accelerate}: not valid YAML: {yaml_problem(error)}.") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"launch: {accelerate}: not valid YAML: not UTF-8 text.") from error
-    if not isinstance(options, dict):
-        raise ConfigError(f"launch: {accelerate}: not an accelerate configuration; `accelerate config` writes one.")
-    return options
 
 
 def processes(accelerate: Path) -> list[str]:

@@ -15,16 +15,42 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
+from typing import TypedDict, cast
 
 from pydantic import Field
 
 from rlt.config import STAGES, AcceptanceOptions, Config, validate
 from rlt.errors import ConfigError
+from rlt.outputs import read_state
 from rlt.types import JsonRow
 
 KEY = "rounds"
 GATES, ROUND = ".gates", ".round"  # no key of a stage can have such a name
 BEST = "best"
+
+
+class Decision(TypedDict):
+    """The metrics of `rlt accept`. `rlt.stages.accept` says what they mean."""
+
+    accepted: bool
+    round: int
+    gain: float
+    low: float
+    solved: float
+    compared_with: int
+    best: int
+    look_error_rate: float
+    benchmark: str
+    questions: int
+    rejections: int
+    ended: bool
+
+
+def decision_of(output: Path) -> Decision | None:
+    """The decision in an output of `rlt accept`; None if it is not complete."""
+    state = read_state(output)
+    return cast(Decision, state["metrics"]) if state is not None and state.get("complete") else None
 
 
 class Acceptance(AcceptanceOptions):

@@ -12,7 +12,6 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rlt.recipe import ONCE, Step, Timing
 
@@ -172,7 +171,7 @@ class TimeLeft:
 
 
 def _units(step: Step) -> float:
-    steps: Any = getattr(step.config, "trainer", {}).get("max_steps", 1)
+    steps = getattr(step.config, "trainer", {}).get("max_steps")
     return float(steps) if isinstance(steps, int) and steps > 0 else 1.0
 
 

@@ -12,13 +12,13 @@ from rlt.config.data import Data
 from rlt.config.engines import FormatOptions, ModelOptions
 from rlt.config.reward import SELF, RewardOptions, StudentOptions
 from rlt.config.stage import StageConfig
-from rlt.types import AnyRow
+from rlt.types import JsonRow
 
 
 class TrainerOptions(Config):
     """Options of the trainer."""
 
-    trainer: AnyRow = {}
+    trainer: JsonRow = {}
     """Options of TRL's trainer (SFTConfig or GRPOConfig), passed through; `model_init_kwargs` are merged with rlt's own.
     `push_to_hub` uploads the finished folder with its card, using the token in the environment."""
 
@@ -26,7 +26,7 @@ class TrainerOptions(Config):
 class TrainerPassthrough(TrainerOptions):
     """Options of the trainer, of LoRA and of accelerate."""
 
-    peft: AnyRow | None = None
+    peft: JsonRow | None = None
     """Train LoRA adapters with these arguments of peft.LoraConfig; null trains all weights."""
     merge_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Type of the saved weights after LoRA is merged into them; null: as trained. Rounding to 16 bits costs part of a small
@@ -45,9 +45,9 @@ class PretrainConfig(StageConfig, FormatOptions, TrainerOptions):
     """Files of held-out problems, whose questions are not trained on."""
     tokenizer: Literal["words", "bpe"] = "words"
     """`words`: one token per word of the task. `bpe`: byte-level, as in GPT-2's family, for a student of another family."""
-    model: AnyRow = {}
+    model: JsonRow = {}
     """Shape of the model: arguments of transformers' LlamaConfig."""
-    phases: list[AnyRow] = []
+    phases: list[JsonRow] = []
     """Curriculum, a list of phases with `options` of the generator, `experts`, `problems`, `also` (other tasks to mix in:
     name -> the same three keys), `teacher_share`, `batch_size`, `learning_rate`, `until_loss` and `max_steps`."""
 

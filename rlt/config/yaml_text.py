@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import yaml
 
@@ -13,7 +12,7 @@ MOST_NODES = 100_000  # of a YAML text with its aliases expanded
 class _Yaml(yaml.SafeLoader):
     """YAML as people write it: 1e-6 is a number (YAML 1.1 reads text), a key is written once, aliases cannot explode."""
 
-    def get_single_data(self) -> Any:
+    def get_single_data(self) -> object:
         node = self.get_single_node()
         if node is None:
             return None
@@ -57,7 +56,7 @@ def _refuse_repeated_keys(node: yaml.MappingNode) -> None:
             lines[key.value] = key.start_mark.line + 1
 
 
-def parse_yaml(text: str) -> Any:
+def parse_yaml(text: str) -> object:
     """The content of a YAML text, numbers such as 1e-6 included. For every YAML that a user writes.
 
     Raises yaml.YAMLError, also for a key that is written twice, an anchor that contains itself, and aliases or nesting

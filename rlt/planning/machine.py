@@ -5,17 +5,17 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import yaml
 
-from rlt.config import parse_yaml
+from rlt.config.launch import launch_file, launch_options
 from rlt.errors import ConfigError
+from rlt.types import JsonRow
 
 GIB = 2**30
 GB = 10**9
-SHIPPED = resources.files("rlt") / "shipped"
+GPUS = resources.files("rlt") / "shipped" / "gpus.yaml"
 
 
 class Gpu(NamedTuple):
@@ -43,7 +43,7 @@ def load_gpu(name: str) -> Gpu:
 
 def known_gpus() -> list[Gpu]:
     """Every GPU of rlt/shipped/gpus.yaml."""
-    known = yaml.safe_load((SHIPPED / "gpus.yaml").read_text(encoding="utf-8"))
+    known = yaml.safe_load(GPUS.read_text(encoding="utf-8"))
     return [
         Gpu(name, numbers["memory_gib"] * GIB, numbers["tflops"] * 1e12, numbers["bandwidth_tb_s"] * 1e12)
         for name, numbers in known.items()
@@ -73,19 +73,14 @@ class Launch:
 
 
 def load_launch(name: str | None) -> Launch:
-    """The placement that a shipped launch configuration or an accelerate YAML file asks for; None is one process."""
+    """How `launch` spreads training, by its accelerate configuration; None is one process. Raises ConfigError."""
     if name is None:
         return Launch("single", processes=1)
-    shipped = SHIPPED / "accelerate" / f"{name}.yaml"
-    path = shipped if shipped.is_file() else Path(name)
-    if not path.is_file():
-        names = sorted(entry.name.removesuffix(".yaml") for entry in (SHIPPED / "accelerate").iterdir())
-        raise ConfigError(f"`launch`: {name!r} is neither a file nor one of {', '.join(names)}.")
-    values = parse_yaml(path.read_text(encoding="utf-8"))
-    processes = values.get("num_processes")
+    values = launch_options(launch_file(name))
+    processes = cast("int | None", values.get("num_processes"))
     kind = values.get("distributed_type", "NO")
     if kind == "DEEPSPEED":
-        deepspeed = values.get("deepspeed_config", {})
+        deepspeed = cast(dict[str, str], values.get("deepspeed_config", {}))
         return Launch(
             f"zero{deepspeed.get('zero_stage', 2)}",
             deepspeed.get("offload_optimizer_device", "none") != "none",
@@ -93,6 +88,6 @@ def load_launch(name: str | None) -> Launch:
             processes,
         )
     if kind == "FSDP":
-        offload = bool(values.get("fsdp_config", {}).get("fsdp_offload_params"))
+        offload = bool(cast(JsonRow, values.get("fsdp_config", {})).get("fsdp_offload_params"))
         return Launch("fsdp2", offload, offload, processes)
     return Launch("single", processes=1) if kind == "NO" else Launch("ddp", processes=processes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 from rlt.config import DistillConfig, PretrainConfig, WarmupConfig
 from rlt.planning.context import Context
@@ -58,7 +59,7 @@ def _examples(setup: TrainingSetup, config: WarmupConfig | DistillConfig, rows: 
 def plan_pretraining(context: Context, step: Step, config: PretrainConfig) -> StepPlan:
     """The plan of a tiny model's pretraining, in float32 with Adam."""
     shape = context.shape(str(config.output))
-    rows = sum(phase.get("max_steps", 1000) * phase.get("batch_size", 64) for phase in config.phases)
+    rows = sum(cast(int, p.get("max_steps", 1000)) * cast(int, p.get("batch_size", 64)) for p in config.phases)
     flops = rows * shape.forward_flops((shape.context or 512) / 4) * 3
     p = float(shape.parameters)
     return StepPlan(

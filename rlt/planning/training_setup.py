@@ -43,7 +43,8 @@ class TrainingSetup:
         defaults = getattr(importlib.import_module(f"rlt.stages.{step.stage}"), "DEFAULTS", {})
         trainable = shape.parameters
         if config.peft is not None:
-            trainable = shape.lora_parameters(config.peft.get("r", 8), config.peft.get("target_modules"))
+            targets = cast("str | list[str] | None", config.peft.get("target_modules"))
+            trainable = shape.lora_parameters(cast(int, config.peft.get("r", 8)), targets)
         half = config.dtype in ("bfloat16", "float16")  # with `auto`, training stages load float32
         return cls(shape, {**defaults, **config.trainer}, launch, n, 2 if half else 4, trainable)
 

@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -39,11 +39,10 @@ from rlt.config import (
     yaml_problem,
 )
 from rlt.errors import ConfigError, ProblemsFound
-from rlt.outputs import State, read_state
 from rlt.recipe.reports import check_report
 from rlt.recipe.values import deep_merge, filled, with_paths_of, with_references
-from rlt.rounds import BEST, GATES, KEY, ROUND, unrolled
-from rlt.types import AnyRow, JsonMap, JsonRow
+from rlt.rounds import BEST, GATES, KEY, ROUND, decision_of, unrolled
+from rlt.types import JsonMap, JsonRow
 
 FILE_STAGES = tuple(name for name, config in STAGES.items() if config.writes == "file")
 ONCE = ("report",)  # run once, over all seeds
@@ -156,7 +155,8 @@ class Recipe:
         found: dict[str, int] = {}
         waiting: dict[tuple[int | None, str], int] = {}
         for step in self.steps:
-            ended = next((number for gate in step.gates if (number := _ended_at(gate)) is not None), None)
+            decisions = [decision for gate in step.gates if (decision := decision_of(gate)) is not None]
+            ended = next((decision["round"] for decision in decisions if decision["ended"]), None)
             if ended is None and step.stage not in (BEST, *ONCE):
                 ended = next((waiting[step.seed, name] for name in step.after if (step.seed, name) in waiting), None)
             if ended is not None:
@@ -165,13 +165,6 @@ class Recipe:
 
     def of_seed(self, seed: int) -> Iterator[Step]:
         return (step for step in self.steps if step.seed == seed)
-
-
-def _ended_at(decision: Path) -> int | None:
-    """The round at which this decision ended its loop; None where it did not, or is not made yet."""
-    state = read_state(decision) or State()
-    metrics: AnyRow = state.get("metrics", {}) if state.get("complete") else {}
-    return int(metrics["round"]) if metrics.get("ended") else None
 
 
 def _defaults_of(stage: str) -> JsonRow:
@@ -408,8 +401,8 @@ def _step(
 
     try:
         values = with_references(filled({k: v for k, v in raw.items() if k != "stage"}, {"seed": seed}), path_of)
-        rounds: AnyRow = {key: values.pop(key) for key in (GATES, ROUND) if key in values}
-        gates = tuple(Path(gate) for gate in rounds.get(GATES, ()))
+        gates = tuple(map(Path, cast(list[str], values.pop(GATES, []))))
+        number = cast("int | None", values.pop(ROUND, None))
         values.setdefault("output", str(output_of(head, name, stage, seed)))
         values.setdefault("seed", 0 if seed is None else seed)
         config = validate(STAGES[stage], values, f"step `{name}`")
@@ -418,7 +411,7 @@ def _step(
         return []
     if stage in ONCE:
         after = [other for other in expanded if stages[other] not in ONCE]
-    return [Step(name, stage, seed, config, tuple(one for one in names if one in after), gates, rounds.get(ROUND))]
+    return [Step(name, stage, seed, config, tuple(one for one in names if one in after), gates, number)]
 
 
 def output_of(head: RecipeHead, name: str, stage: str | None, seed: int | None) -> Path:

@@ -11,7 +11,7 @@ from rlt.data.rows import read_rows
 from rlt.results import intervals
 from rlt.results.tables import legend, split_tables
 from rlt.tasks import load_task
-from rlt.types import AnyRow, JsonMap
+from rlt.types import JsonMap
 
 
 class ResponseRow(TypedDict, total=False):
@@ -67,6 +67,17 @@ class Evaluation(TypedDict):
     seed: int
 
 
+class Sampled(TypedDict):
+    """How responses were sampled."""
+
+    max_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int | None
+    samples: int
+    seed: int
+
+
 class Evaluated(TypedDict):
     """The `results.json` of `rlt evaluate`."""
 
@@ -76,7 +87,7 @@ class Evaluated(TypedDict):
     format: str | None
     system_prompt: str
     instruction: str
-    sampling: AnyRow
+    sampling: Sampled
     interval: str
     benchmarks: dict[str, BenchmarkNumbers]
     sources: dict[str, str]

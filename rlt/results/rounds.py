@@ -7,13 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import cast
 
 from rlt.config import ScoreConfig
 from rlt.data.rows import read_rows
 from rlt.outputs import read_state
 from rlt.recipe import Recipe, Step
+from rlt.results.benchmarks import evaluation
+from rlt.rounds import Decision
 from rlt.tasks import load_task
-from rlt.types import AnyRow
+from rlt.types import JsonMap, JsonRow
 
 NGRAMS = (2, 4)
 _SHARES = {"leaks": "leak_rate", "complete": "every_step_right"}
@@ -26,16 +29,16 @@ class Round:
     seed: int
     number: int
     measures: Mapping[str, float]
-    decision: AnyRow | None = None
+    decision: Decision | None = None
 
-    def to_row(self) -> AnyRow:
+    def to_row(self) -> JsonRow:
         """The row in results.json."""
         return {"seed": self.seed, "round": self.number, **self.measures, "decision": self.decision}
 
 
 def rounds_of(recipe: Recipe, seeds: Sequence[int], task: str | None) -> tuple[Round, ...]:
     """Every round with a complete step, by seed; none where the recipe has no rounds."""
-    found: dict[tuple[int, int], list[tuple[Step, AnyRow]]] = {}
+    found: dict[tuple[int, int], list[tuple[Step, JsonRow]]] = {}
     for step in recipe.steps:
         if step.seed is not None and step.seed in seeds and step.round is not None:
             state = read_state(step.config.output) or {}
@@ -44,28 +47,30 @@ def rounds_of(recipe: Recipe, seeds: Sequence[int], task: str | None) -> tuple[R
     return tuple(_round(seed, number, steps, task) for (seed, number), steps in sorted(found.items()))
 
 
-def _round(seed: int, number: int, steps: Sequence[tuple[Step, AnyRow]], task: str | None) -> Round:
+def _round(seed: int, number: int, steps: Sequence[tuple[Step, JsonRow]], task: str | None) -> Round:
     measures: dict[str, float] = {}
     decision, explained = None, None
     for step, metrics in steps:
         name = step.name.partition("/")[2]
         if step.stage == "evaluate":
             measures["solved" if name == "evaluate" else name] = fmean(
-                row["pass@1"] for row in metrics["benchmarks"].values()
+                row["pass@1"] for row in evaluation(metrics)["benchmarks"].values()
             )
         elif step.stage == "score" and isinstance(step.config, ScoreConfig):
             measures |= {
-                f"{name}: {part}": metrics[part] for part in ("reward", "r_ss") if metrics.get(part) is not None
+                f"{name}: {part}": value
+                for part in ("reward", "r_ss")
+                if isinstance(value := metrics.get(part), int | float)
             }
             explained = explained or step.config.data
         elif step.stage == "accept":
-            decision = metrics
+            decision = cast(Decision, metrics)
     if explained is not None:
         measures |= measured([row for _, row in read_rows(explained)], task)
     return Round(seed, number, measures, decision)
 
 
-def measured(rows: Sequence[AnyRow], task: str | None) -> dict[str, float]:
+def measured(rows: Sequence[JsonMap], task: str | None) -> dict[str, float]:
     """Of explanations: words each, distinct n-grams, copying, and what the task's `inspect` finds.
 
     `distinct_N`: different N-grams of words, as a share of all in the set. `copying`: the share of the solution's n-grams

@@ -17,7 +17,7 @@ from rlt.results.intervals import MeanEstimate, mean_with_interval, spearman
 from rlt.results.rounds import Round, rounds_of
 from rlt.results.sweep import Reached, Sweep, reached_of, sweep_of
 from rlt.tasks import load_task
-from rlt.types import AnyRow, JsonRow
+from rlt.types import JsonMap, JsonRow
 
 PARTS = ("reward", "r_ss", "r_kl", "lift_over_empty", "lift_over_shuffled")
 """Columns of `rlt score` that variants are compared by."""
@@ -277,7 +277,7 @@ class _Done:
             total[name.split("/")[0]] += state.get("seconds", 0.0)
         return {name: round(seconds, 1) for name, seconds in total.items()}
 
-    def rows(self, seed: int | None, name: str) -> list[AnyRow]:
+    def rows(self, seed: int | None, name: str) -> list[JsonRow]:
         """The rows that a step wrote; none where it is not complete."""
         found = self.steps.get((seed, name))
         return [] if found is None else [row for _, row in read_rows(found[0].config.output)]
@@ -340,13 +340,8 @@ class _Done:
     def _measures(self, seed: int, variant: str) -> dict[str, float]:
         """Means over held-out explanations: parts of the reward, and shares that the task's reading of them finds."""
         scores = [row for row in self.rows(seed, f"{self.config.scored}/{variant}") if row["error"] is None]
-        measures = {}
-        for name in _OF_TEACHER:
-            values = [row[name] for row in scores if row.get(name) is not None]
-            if values:
-                measures[name] = fmean(values)
-        highest = [row["explanation_kl_max"] for row in scores if row.get("explanation_kl_max") is not None]
-        if highest:  # without a teacher nothing is known of the KL
+        measures = {name: fmean(values) for name in _OF_TEACHER if (values := _numbers(scores, name))}
+        if highest := _numbers(scores, "explanation_kl_max"):  # without a teacher nothing is known of the KL
             measures["kl_max"] = max(highest)
         explained = self.rows(seed, f"{self.config.explained}/{variant}") if scores else []
         if explained:
@@ -372,21 +367,26 @@ class _Done:
                     yield Scores(head, seed if several else None, tuple(self._variants(seed, head, variants)))
 
     def _variants(self, seed: int, head: str, names: Sequence[str]) -> Iterator[Variant]:
-        first: list[AnyRow] = []
+        first: list[JsonRow] = []
         for name in names:
             rows = self.rows(seed, name)
             scored = [row for row in rows if row["error"] is None]
-            values = {part: [row[part] for row in scored if row.get(part) is not None] for part in PARTS}
-            means = {part: mean_with_interval(of) for part, of in values.items() if of}
+            means = {part: mean_with_interval(values) for part in PARTS if (values := _numbers(scored, part))}
             variant = Variant(name.removeprefix(f"{head}/"), len(rows), len(rows) - len(scored), means)
             yield replace(variant, difference=_reward_difference(first, rows)) if first else variant
             first = first or rows
 
 
-def _reward_difference(first: Sequence[AnyRow], rows: Sequence[AnyRow]) -> MeanEstimate | None:
+def _numbers(rows: Sequence[JsonMap], name: str) -> list[float]:
+    """The numbers in a column, without rows that have none."""
+    return [value for row in rows if isinstance(value := row.get(name), int | float)]
+
+
+def _reward_difference(first: Sequence[JsonMap], rows: Sequence[JsonMap]) -> MeanEstimate | None:
     """Reward of `rows` minus that of `first`, paired by row; None where the two do not hold the same rows."""
     if [row.get("id") for row in first] != [row.get("id") for row in rows]:
         return None
-    pairs = zip(rows, first, strict=True)
-    values = [a["reward"] - b["reward"] for a, b in pairs if a["error"] is None and b["error"] is None]
+    both = [(a, b) for a, b in zip(rows, first, strict=True) if a["error"] is None and b["error"] is None]
+    pairs = zip(_numbers([a for a, _ in both], "reward"), _numbers([b for _, b in both], "reward"), strict=True)
+    values = [ours - theirs for ours, theirs in pairs]
     return mean_with_interval(values) if values else None

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from rlt.config import AcceptConfig
 from rlt.errors import RunError
-from rlt.outputs import Result, State, begin, read_state
+from rlt.outputs import Result, begin
 from rlt.results.comparison import compare
-from rlt.types import AnyRow
+from rlt.rounds import Decision, decision_of
 
 
 def run(config: AcceptConfig) -> Result:
@@ -35,7 +35,7 @@ def run(config: AcceptConfig) -> Result:
     (name, difference), rates = next(iter(compared.differences.items())), next(iter(compared.rates.values()))
     accepted = difference.low > 0
     rejections = 0 if accepted else rejections + 1
-    numbers = {
+    decision: Decision = {
         "accepted": accepted, "round": number, "gain": difference.mean, "low": difference.low, "solved": rates[1],
         "compared_with": best, "best": number if accepted else best, "look_error_rate": spent, "benchmark": name,
         "questions": difference.questions, "rejections": rejections, "ended": rejections >= config.patience,
@@ -44,15 +44,14 @@ def run(config: AcceptConfig) -> Result:
         f"accept: round {number} is {'accepted' if accepted else 'rejected'}: {difference.mean:+.3f} against round {best}, "
         f"lower bound {difference.low:+.3f} at an error rate of {spent:.3g}", flush=True,
     )  # fmt: skip
-    return folder.finish(numbers)
+    return folder.finish(dict(decision))
 
 
 def _before(decisions: list[Path]) -> tuple[int, int]:
     """`(best round, rejections in a row)` after the decisions so far."""
     if not decisions:
         return 0, 0
-    state = read_state(decisions[-1]) or State()
-    if not state.get("complete"):
+    last = decision_of(decisions[-1])
+    if last is None:
         raise RunError(f"{decisions[-1]}: not complete; run its `rlt accept` first.")
-    decided: AnyRow = state["metrics"]
-    return int(decided["best"]), int(decided["rejections"])
+    return last["best"], last["rejections"]

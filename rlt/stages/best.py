@@ -9,7 +9,7 @@ from pathlib import Path
 from rlt.config import BestConfig
 from rlt.errors import RunError
 from rlt.outputs import Result, begin, read_state
-from rlt.types import AnyRow
+from rlt.rounds import decision_of
 
 MODEL = "model"
 
@@ -22,9 +22,8 @@ def run(config: BestConfig) -> Result:
     folder = begin("best", config)
     if folder.result:
         return folder.result
-    states = [read_state(decision) or {} for decision in config.decisions]
-    decided: list[AnyRow] = [state["metrics"] for state in states if state.get("complete")]
-    best = int(decided[-1]["best"]) if decided else 0
+    decided = [decision for output in config.decisions if (decision := decision_of(output)) is not None]
+    best = decided[-1]["best"] if decided else 0
     source = Path(config.models[best])
     if not (read_state(source) or {}).get("complete"):
         raise RunError(f"{source}: the model of round {best} is not complete.")

@@ -6,7 +6,7 @@ GRPO on correctness, by TRL's trainer as it is (paper, section 4: three reward l
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rlt.config import ColdstartConfig
 from rlt.data.mixtures import mixture_of
@@ -73,7 +73,7 @@ def run(config: ColdstartConfig) -> Result:
     folder = begin("coldstart", config)
     tokenizer.padding_side = "left"
     with Graders() as graders:
-        reward: Any = CorrectnessReward(graders, fmt, tokenizer, config.rewards, ends)
+        reward = CorrectnessReward(graders, fmt, tokenizer, config.rewards, ends)
         trainer = StudentTrainer(
             model=config.model, reward_funcs=reward, args=arguments,
             train_dataset=Dataset.from_list([rows[i] for i in kept]), processing_class=tokenizer, peft_config=lora,
@@ -116,7 +116,7 @@ class CorrectnessReward:
         source: list[str | None] | None = None,
         log_metric: Callable[[str, float], None] | None = None,
         **others: object,
-    ) -> list[float]:
+    ) -> list[float | None]:
         # Decoded here: TRL drops special tokens, and tags may be special tokens.
         texts = [decode(self.tokenizer, [i for i in ids if i not in self.ends]) for ids in completion_ids]
         verdicts = self.graders.grade(task, list(zip(texts, answer, question, strict=True)), self.fmt)

@@ -27,7 +27,16 @@ from rlt.errors import ConfigError, DataError, RltError, RunError
 from rlt.models.loading import context_length, load_config, load_tokenizer
 from rlt.outputs import Result, StageFolder, begin, read_state
 from rlt.results import intervals
-from rlt.results.benchmarks import BenchmarkNumbers, Evaluated, Evaluation, ResponseRow, evaluation, numbers, table
+from rlt.results.benchmarks import (
+    BenchmarkNumbers,
+    Evaluated,
+    Evaluation,
+    ResponseRow,
+    Sampled,
+    evaluation,
+    numbers,
+    table,
+)
 from rlt.results.inspect_log import write_logs
 from rlt.tasks import load_grader
 from rlt.tasks.benchmarks import (
@@ -423,7 +432,7 @@ def _results(config: EvaluateConfig, asked: _Asked, metrics: Evaluation) -> Eval
         "format": config.format,
         "system_prompt": config.system_prompt,
         "instruction": config.instruction,
-        "sampling": {**asdict(asked.sampling), "samples": asked.samples, "seed": config.seed},
+        "sampling": cast(Sampled, {**asdict(asked.sampling), "samples": asked.samples, "seed": config.seed}),
         "interval": intervals.INTERVAL,
         "benchmarks": metrics["benchmarks"],
         "sources": {part.benchmark.name: part.benchmark.source for part in asked.sets},

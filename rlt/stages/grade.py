@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Any
+from typing import NotRequired, TypedDict, cast
 
 from tqdm.auto import tqdm
 
@@ -15,8 +14,18 @@ from rlt.outputs import Result, begin
 from rlt.tasks import Verdict, load_grader
 from rlt.tasks.grading import Graders
 from rlt.text.formats import load_format
+from rlt.types import JsonMap, JsonRow
 
-RECORDED = "correct"  # a verdict that the file has already; it is kept as `recorded`
+
+class GradeNumbers(TypedDict):
+    """The metrics of `rlt grade`. `recorded` and `agree`: of the rows that had a verdict before."""
+
+    rows: int
+    correct: float
+    unreadable: float
+    not_graded: int
+    recorded: NotRequired[int]
+    agree: NotRequired[float]
 
 
 def run(config: GradeConfig) -> Result:
@@ -36,9 +45,11 @@ def run(config: GradeConfig) -> Result:
     quiet = os.environ.get("RLT_QUIET") == "1"
     if folder.result:
         if not quiet:
-            print(f"{_summary(folder.result.metrics, config)} (graded before; choose another --output to grade again)")
+            before = _summary(cast(GradeNumbers, folder.result.metrics), config)
+            print(f"{before} (graded before; choose another --output to grade again)")
         return folder.result
-    tasks, items = [task for task, _ in rows], [_item(row) for _, row in rows]
+    tasks = [task for task, _ in rows]
+    items = [(str(row["response"]), str(row["answer"]), str(row.get("question") or "")) for _, row in rows]
     with (
         Graders(config.workers, config.timeout) as graders,
         tqdm(total=len(rows), unit=" responses", desc="grade", disable=quiet) as bar,
@@ -50,54 +61,48 @@ def run(config: GradeConfig) -> Result:
     metrics = _metrics(done)
     if not quiet:
         print(_summary(metrics, config))
-    return folder.finish(metrics)
+    return folder.finish(dict(metrics))
 
 
-def _checked(row: dict[str, Any], where: str, default: str) -> tuple[str, dict[str, Any]]:
+def _checked(row: JsonRow, where: str, default: str) -> tuple[str, JsonRow]:
     """`(task, row)`; raises DataError for a row that cannot be graded."""
     for column in ("response", "answer"):
-        value = row.get(column)
-        if value is None:
+        if row.get(column) is None:
             raise DataError(
                 f"{where}: column `{column}` is missing; grading needs `response` and `answer`. The row has "
                 f"{', '.join(sorted(row))}."
             )
-        if not isinstance(value, str):
-            row = {**row, column: str(value)}
-    task = row.get("task") or default
-    if not row["answer"].strip():
+        row = {**row, column: str(row[column])}
+    task = str(row.get("task") or default)
+    if not str(row["answer"]).strip():
         raise DataError(f"{where}: column `answer` is empty; no response could be graded against it. Drop the row.")
     load_grader(task)
     return task, row
 
 
-def _item(row: Mapping[str, Any]) -> tuple[str, str, str]:
-    return row["response"], row["answer"], row.get("question") or ""
-
-
-def _row(row: Mapping[str, Any], verdict: Verdict) -> dict[str, Any]:
-    recorded = row.get("recorded", row.get(RECORDED))
+def _row(row: JsonMap, verdict: Verdict) -> JsonRow:
+    recorded = row.get("recorded", row.get("correct"))
     kept = {} if recorded is None else {"recorded": recorded}
     score = {} if verdict.score is None else {"score": verdict.score}
     row = {column: value for column, value in row.items() if column != "score"}
     return {**row, **kept, "correct": verdict.correct, "extracted": verdict.extracted, "error": verdict.error, **score}
 
 
-def _metrics(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _metrics(rows: list[JsonRow]) -> GradeNumbers:
     recorded = [row for row in rows if isinstance(row.get("recorded"), bool)]
-    metrics = {
+    metrics: GradeNumbers = {
         "rows": len(rows),
-        "correct": sum(row["correct"] for row in rows) / len(rows),
+        "correct": sum(row["correct"] is True for row in rows) / len(rows),
         "unreadable": sum(row["extracted"] is None and row["error"] is None for row in rows) / len(rows),
         "not_graded": sum(row["error"] is not None for row in rows),
     }
     if recorded:
         agree = sum(row["correct"] == row["recorded"] for row in recorded)
-        metrics |= {"recorded": len(recorded), "agree": agree / len(recorded)}
+        metrics["recorded"], metrics["agree"] = len(recorded), agree / len(recorded)
     return metrics
 
 
-def _summary(metrics: Mapping[str, Any], config: GradeConfig) -> str:
+def _summary(metrics: GradeNumbers, config: GradeConfig) -> str:
     line = f"grade: {metrics['rows']} responses, {metrics['correct'] * 100:.1f} % correct"
     if metrics["not_graded"]:
         line += f", {metrics['not_graded']} could not be graded (see `error`) and count as wrong"

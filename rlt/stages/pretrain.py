@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import Field
-from transformers import TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
 
 from rlt.config import Config, PretrainConfig, validate
 from rlt.data.rows import read_rows
@@ -92,7 +92,12 @@ def _words(task: GeneratedTask, others: dict[str, GeneratedTask]) -> list[str]:
 
 
 def _learn(
-    folder: Path, config: PretrainConfig, model: Any, examples: list[Example], phase: Phase, stop: StopAtLoss
+    folder: Path,
+    config: PretrainConfig,
+    model: PreTrainedModel,
+    examples: list[Example],
+    phase: Phase,
+    stop: StopAtLoss,
 ) -> None:
     """One phase by transformers' plain Trainer: for a vocabulary of some dozens TRL's chunked loss costs a third more."""
     from transformers import Trainer, TrainingArguments
@@ -127,7 +132,14 @@ class StopAtLoss(TrainerCallback):
     def __init__(self, threshold: float) -> None:
         self.threshold, self.loss, self.steps = threshold, float("inf"), 0
 
-    def on_log(self, args: object, state: Any, control: Any, logs: Any = None, **kwargs: object) -> None:
+    def on_log(
+        self,
+        args: object,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, float] | None = None,
+        **kwargs: object,
+    ) -> None:
         if logs and "loss" in logs:
             self.loss, self.steps = round(float(logs["loss"]), 5), state.global_step
             control.should_training_stop = self.loss < self.threshold

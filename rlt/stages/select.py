@@ -26,7 +26,7 @@ from rlt.outputs import Result, StageFolder, begin, complete_before
 from rlt.results.benchmarks import ResponseRow
 from rlt.text.formats import Format, check_template, load_format, render_student
 from rlt.text.tokens import tokenize
-from rlt.types import AnyRow, Explanation, JsonRow, Problem
+from rlt.types import Explanation, JsonRow, Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -50,19 +50,22 @@ def run(config: SelectConfig) -> Result:
     candidates = [_candidate(config, fits, *row) for row in rows]
     places, metrics = choose(config, candidates)
     dropped = [row for row, place in zip(candidates, places, strict=True) if place is None]
+    reasons = Counter((row.reason or NOT_CHOSEN).partition(":")[0] for row in dropped)
+    listed = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
     metrics = {
         "selected": len(candidates) - len(dropped),
-        **_reasons(dropped),
+        "dropped": dict(reasons.most_common()),
         **_coverage(candidates, places),
         **metrics,
     }
     if len(dropped) == len(candidates):
-        raise DataError(f"{config.data.path}: nothing is left of {len(candidates)} explanations: {_listed(metrics)}.")
+        raise DataError(f"{config.data.path}: nothing is left of {len(candidates)} explanations: {listed}.")
     folder = begin("select", config)
     _write(config, fmt, folder, places, dropped)
     _card(config, folder, metrics)
     print(
-        f"select: {len(candidates) - len(dropped)} of {len(candidates)} explanations kept{_listed(metrics, ' (dropped: ')}"
+        f"select: {len(candidates) - len(dropped)} of {len(candidates)} explanations kept"
+        + (f" (dropped: {listed})" if listed else "")
     )
     return folder.finish(metrics)
 
@@ -313,20 +316,10 @@ def _more(config: SelectConfig) -> dict[str, str]:
     return {} if config.scores is None else {config.by: "float64"}
 
 
-def _reasons(dropped: Sequence[Candidate]) -> JsonRow:
-    reasons = Counter((row.reason or NOT_CHOSEN).partition(":")[0] for row in dropped)
-    return {"dropped": dict(reasons.most_common())}
-
-
 def _coverage(candidates: Sequence[Candidate], places: Sequence[int | None]) -> JsonRow:
     problems = {row.problem for row in candidates}
     kept = {row.problem for row, place in zip(candidates, places, strict=True) if place is not None}
     return {"problems": len(problems), "problems_without": len(problems - kept)}
-
-
-def _listed(metrics: AnyRow, before: str = "") -> str:
-    reasons = "; ".join(f"{count} x {reason}" for reason, count in metrics["dropped"].items())
-    return before + reasons + (")" if before else "") if reasons else ""
 
 
 def _card(config: SelectConfig, folder: StageFolder, metrics: JsonRow) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from rlt.config import DistillConfig, ModelOptions, StageConfig, WarmupConfig
 from rlt.errors import ConfigError, ProblemsFound
@@ -11,10 +12,18 @@ from rlt.training.batches import save_problem
 from rlt.training.cards import UPLOAD
 from rlt.training.lora import peft_config
 from rlt.training.options import trainer_problems
-from rlt.types import AnyRow, JsonMap, JsonRow
+from rlt.types import JsonMap, JsonRow
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+    from trl import GRPOConfig, SFTConfig
+
+Arguments = TypeVar("Arguments", bound="TrainingArguments")
 
 
-def trainer_arguments(kind: type, stage: str, config: StageConfig, options: AnyRow, defaults: JsonMap) -> Any:
+def trainer_arguments(
+    kind: Callable[..., Arguments], stage: str, config: StageConfig, options: JsonMap, defaults: JsonMap
+) -> Arguments:
     """TRL's `kind` (SFTConfig, GRPOConfig) from the recipe's `trainer` options, as they are, over `defaults` of the stage.
 
     rlt adds the output folder, the seed, and what a CPU needs (no bfloat16, no checkpointing of activations).
@@ -27,7 +36,7 @@ def trainer_arguments(kind: type, stage: str, config: StageConfig, options: AnyR
     wrong = trainer_problems(options, kind.__module__, kind.__name__)
     if wrong:
         raise ProblemsFound(stage, wrong)
-    ours: AnyRow = {
+    ours: JsonRow = {
         "seed": config.seed, "report_to": "none", "disable_tqdm": os.environ.get("RLT_QUIET") == "1",
         "save_total_limit": 2, "logging_nan_inf_filter": False, **defaults,
     }  # fmt: skip
@@ -36,7 +45,8 @@ def trainer_arguments(kind: type, stage: str, config: StageConfig, options: AnyR
         ours |= {"use_cpu": True, "bf16": False, "gradient_checkpointing": False, "dataloader_pin_memory": False}
     merged = {**ours, **{key: value for key, value in options.items() if key not in UPLOAD}}
     if "model_init_kwargs" in options:
-        merged["model_init_kwargs"] = {**ours.get("model_init_kwargs", {}), **(options["model_init_kwargs"] or {})}
+        both = (cast(JsonRow, source.get("model_init_kwargs") or {}) for source in (ours, options))
+        merged["model_init_kwargs"] = {key: value for part in both for key, value in part.items()}
     try:
         return kind(output_dir=str(config.output), **merged)
     except (TypeError, ValueError) as error:
@@ -51,22 +61,23 @@ def loading(options: ModelOptions) -> JsonRow:
     }
 
 
-def check_saving(stage: str, arguments: Any) -> None:
+def check_saving(stage: str, arguments: GRPOConfig) -> None:
     """Raise ConfigError if GRPO would save a checkpoint between the steps of one generation."""
-    cycle = arguments.steps_per_generation * arguments.num_iterations / arguments.gradient_accumulation_steps
+    steps = arguments.steps_per_generation or 1  # TRL sets it
+    cycle = steps * arguments.num_iterations / arguments.gradient_accumulation_steps
     strategy = str(getattr(arguments.save_strategy, "value", arguments.save_strategy))
     problem = save_problem(strategy, arguments.save_steps, arguments.max_steps, cycle)
     if problem is not None:
         raise ConfigError(f"{stage}: {problem}")
 
 
-def sampling_context(arguments: Any, context: int | None) -> int | None:
+def sampling_context(arguments: GRPOConfig, context: int | None) -> int | None:
     """Most tokens of prompt and completion together in GRPO: the model's context, or vLLM's where that is smaller."""
     limits = [context, arguments.vllm_max_model_length if arguments.use_vllm else None]
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def supervised_arguments(stage: str, config: WarmupConfig | DistillConfig, defaults: JsonMap) -> Any:
+def supervised_arguments(stage: str, config: WarmupConfig | DistillConfig, defaults: JsonMap) -> SFTConfig:
     """TRL's SFTConfig for a stage. It saves a checkpoint every 100 steps and logs every 10."""
     from trl import SFTConfig
 

@@ -11,7 +11,7 @@ from rlt.data.rows import write_text
 from rlt.errors import RunError
 from rlt.outputs import Result, StageFolder, is_main_process, versions, writing
 from rlt.text.formats import DEFAULT_FORMAT
-from rlt.types import AnyRow, JsonMap
+from rlt.types import JsonMap
 
 PAPER = "https://arxiv.org/abs/2506.08388"
 _WHAT = {
@@ -46,7 +46,7 @@ def upload(folder: StageFolder) -> None:
         return
     from huggingface_hub import HfApi
 
-    options: AnyRow = getattr(folder.config, "trainer", {})
+    options = getattr(folder.config, "trainer", {})
     with _hub_errors(folder, repository):
         HfApi().upload_folder(
             repo_id=repository, folder_path=folder.path, commit_message=f"rlt {folder.stage}",
@@ -56,7 +56,7 @@ def upload(folder: StageFolder) -> None:
 
 def open_repository(folder: StageFolder) -> str | None:
     """Id of this model's repository on the hub, created if needed; None without `push_to_hub` and on other processes."""
-    options: AnyRow = getattr(folder.config, "trainer", {})
+    options = getattr(folder.config, "trainer", {})
     if not options.get("push_to_hub") or not is_main_process():
         return None
     from huggingface_hub import HfApi

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from rlt.data.rows import write_text
 from rlt.outputs import writing
-from rlt.types import AnyRow
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +19,15 @@ else:
 MARKER = "complete.json"
 
 
+class Running(TypedDict):
+    """What a trainer sums up between two logs: losses of each rank, their total, the step last logged, TRL's metrics."""
+
+    loss: list[float]
+    total_loss: float
+    last_logged: int
+    metrics: dict[str, list[float]]
+
+
 class WholeCheckpoints(_Trainer):
     """Mixin before a Trainer of transformers: checkpoints end with a marker, and old ones go only after that.
 
@@ -28,8 +36,7 @@ class WholeCheckpoints(_Trainer):
     count of tokens, and the sums behind the means that are logged next.
     """
 
-    _running: AnyRow | None = None
-    _metrics: AnyRow  # TRL's
+    _running: Running | None = None
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: object) -> None:
         limit, self.args.save_total_limit = self.args.save_total_limit, None
@@ -45,7 +52,7 @@ class WholeCheckpoints(_Trainer):
         if self.args.should_save:
             from transformers.trainer_utils import rotate_checkpoints
 
-            running = {
+            running: Running = {
                 "loss": losses, "total_loss": self._total_loss_scalar, "last_logged": self._globalstep_last_logged,
                 "metrics": getattr(self, "_metrics", {}).get("train", {}),
             }  # fmt: skip
@@ -70,7 +77,7 @@ class WholeCheckpoints(_Trainer):
             self._running = None
         return super().training_step(*args, **kwargs)
 
-    def _resume_means(self, running: AnyRow) -> None:
+    def _resume_means(self, running: Running) -> None:
         # Only here: transformers zeroes them after it has loaded the checkpoint.
         losses, rank = running["loss"], self.accelerator.process_index
         # On another number of ranks each gets the mean: what is logged is the mean over ranks.
@@ -78,8 +85,9 @@ class WholeCheckpoints(_Trainer):
         self._tr_loss += losses[rank] if len(losses) == ranks else sum(losses) / len(losses)
         self._total_loss_scalar, self._globalstep_last_logged = running["total_loss"], running["last_logged"]
         self._initial_global_step = 0  # the mean loss at the end is that of all steps, as the sum is
+        metrics = getattr(self, "_metrics", {}).get("train", {})  # TRL's
         for name, values in running["metrics"].items():
-            self._metrics["train"][name] = [*values, *self._metrics["train"][name]]
+            metrics[name] = [*values, *metrics[name]]
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -6,8 +6,10 @@ import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
+from torch.utils.data import Sampler
+from tqdm import tqdm
 from transformers import TrainerCallback
 
 from rlt.config import DistillConfig, WarmupConfig
@@ -24,7 +26,17 @@ from rlt.training.lora import peft_config, save_whole
 from rlt.types import JsonRow
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase, Trainer, TrainerControl, TrainerState, TrainingArguments
+    from datasets import Dataset
+    from transformers import (
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+        Trainer,
+        TrainerControl,
+        TrainerState,
+        TrainingArguments,
+    )
+    from trl import SFTConfig
+    from trl.trainer.utils import RepeatSampler
 
 METRICS_FILE = "metrics.jsonl"
 LOG_SECONDS = 20.0  # between two states of the bar where it is written to a file
@@ -33,7 +45,7 @@ LOG_SECONDS = 20.0  # between two states of the bar where it is written to a fil
 def train_supervised(
     folder: StageFolder,
     config: WarmupConfig | DistillConfig,
-    arguments: Any,
+    arguments: SFTConfig,
     text: Text,
     examples: Sequence[Example],
     mixture: Mixture | None = None,
@@ -49,9 +61,9 @@ def train_supervised(
     class SupervisedTrainer(WholeCheckpoints, SFTTrainer):
         """TRL's trainer with checkpoints that end with a marker, and the order of a mixture."""
 
-        def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
             if mixture is None:
-                return super()._get_train_sampler(*args, **kwargs)
+                return super()._get_train_sampler(train_dataset)
             return _MixtureSampler(mixture, self)
 
     dataset = Dataset.from_dict({"input_ids": [e.ids for e in examples], "labels": [e.labels() for e in examples]})
@@ -59,7 +71,7 @@ def train_supervised(
         model=config.model, args=arguments, train_dataset=dataset, processing_class=text.tokenizer,
         peft_config=peft_config(config.peft), callbacks=[MetricsFile(folder.path)],
     )  # fmt: skip
-    generation: Any = trainer.model.generation_config  # type: ignore[union-attr]
+    generation = cast("PreTrainedModel", trainer.model).generation_config
     generation.eos_token_id = list(dict.fromkeys([*listed(generation.eos_token_id), text.turn_end]))
     return run_trainer(trainer, folder, text.tokenizer)
 
@@ -73,8 +85,7 @@ def run_trainer(trainer: Trainer, folder: StageFolder, tokenizer: PreTrainedToke
     Raises ModelError for NaN or infinite weights before the first step, and RunError for a full disk.
     """
     open_repository(folder)  # a model that cannot be uploaded is refused before it is trained
-    model: Any = trainer.model
-    check_finite(model, str(getattr(folder.config, "model", folder.path)))
+    check_finite(cast("PreTrainedModel", trainer.model), str(getattr(folder.config, "model", folder.path)))
     show_progress(trainer)
     if trainer.is_world_process_zero():
         for path in discard_incomplete(folder.path):
@@ -107,19 +118,20 @@ class ResumablePrompts:
     """
 
     mixture: Mixture | None = None
+    state: TrainerState  # the trainer's
 
-    def _tokenize_prompts(self, prompts: list[str]) -> Any:
+    def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, JsonRow]:
         # A rendered prompt already has its special tokens; adding them again would add a second BOS.
         return self.processing_class(text=prompts, add_special_tokens=False)["input_ids"], None, {}  # type: ignore[attr-defined]
 
-    def _get_train_sampler(self, dataset: Any = None) -> Any:
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler[int]:
         return _OrderOfEpoch(super()._get_train_sampler(dataset), self)  # type: ignore[misc, attr-defined]
 
 
-class _OrderOfEpoch:
+class _OrderOfEpoch(Sampler[int]):
     """A RepeatSampler whose permutation depends only on the seed and the epoch, or is that of a mixture."""
 
-    def __init__(self, sampler: Any, trainer: Any) -> None:
+    def __init__(self, sampler: RepeatSampler, trainer: ResumablePrompts) -> None:
         self.sampler, self.trainer = sampler, trainer  # not trainer.state: resuming replaces that object
 
     def __iter__(self) -> Iterator[int]:
@@ -129,17 +141,17 @@ class _OrderOfEpoch:
             order = self.trainer.mixture.order(epoch)
             return (order[number] for number in self.sampler)
         if self.sampler.shuffle:
-            self.sampler.generator.manual_seed(self.sampler.seed + epoch)
+            self.sampler.generator.manual_seed((self.sampler.seed or 0) + epoch)
         return iter(self.sampler)
 
     def __len__(self) -> int:
         return len(self.sampler)
 
 
-class _MixtureSampler:
+class _MixtureSampler(Sampler[int]):
     """The order of a mixture, for a trainer that draws each example once."""
 
-    def __init__(self, mixture: Mixture, trainer: Any) -> None:
+    def __init__(self, mixture: Mixture, trainer: Trainer) -> None:
         self.mixture, self.trainer = mixture, trainer
 
     def __iter__(self) -> Iterator[int]:
@@ -193,13 +205,11 @@ class _Progress(TrainerCallback):
     """A bar with the time left, the loss and the reward."""
 
     def __init__(self) -> None:
-        self.bar: Any = None
+        self.bar: tqdm | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        from tqdm import tqdm
-
         if state.is_world_process_zero:
             self.bar = tqdm(
                 total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True, leave=False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -13,28 +13,29 @@ from rlt.types import AnyRow
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, Trainer
 
 
-def save_whole(trainer: Any, dtype: str | None = None) -> dict[str, float | str]:
+def save_whole(trainer: Trainer, dtype: str | None = None) -> dict[str, float | str]:
     """Save the trainer's model into its output folder, with LoRA adapters merged into the weights; numbers about that.
 
     `dtype`: type of the saved merged weights; None: as they were trained. The adapter itself stays in the checkpoints.
     Weights that are sharded over ranks cannot be merged here; the adapter is then saved alone, for peft's
     `merge_and_unload`. Every rank must call this.
     """
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    if not hasattr(model, "merge_and_unload") or is_sharded(trainer.model):
+    trained, output = cast(torch.nn.Module, trainer.model), str(trainer.args.output_dir)
+    model = trainer.accelerator.unwrap_model(trained)
+    if not hasattr(model, "merge_and_unload") or is_sharded(trained):
         trainer.save_model()
         return {}
     if not trainer.is_world_process_zero():
         return {}
     if getattr(model.get_base_model(), "is_quantized", False):
-        model.merge_and_unload().save_pretrained(trainer.args.output_dir)  # peft knows how to dequantize
+        model.merge_and_unload().save_pretrained(output)  # peft knows how to dequantize
         return {}
     kind = model.get_base_model().dtype if dtype is None else getattr(torch, dtype)
     whole, loss = merged(model, kind)
-    whole.save_pretrained(trainer.args.output_dir)
+    whole.save_pretrained(output)
     name = str(kind).removeprefix("torch.")
     hint = "" if loss < 0.01 else "; set `merge_dtype: float32` to keep all of it"
     print(f"LoRA: merged in float32, saved as {name}; rounding costs {loss:.1%} of the update{hint}.", flush=True)
@@ -54,7 +55,7 @@ def merged(model: PeftModel, dtype: torch.dtype) -> tuple[PreTrainedModel, float
     update = lost = 0.0
     for layer in model.modules():
         if isinstance(layer, BaseTunerLayer) and hasattr(layer.get_base_layer(), "weight"):
-            weight: Any = layer.get_base_layer().weight
+            weight = cast(torch.Tensor, layer.get_base_layer().weight)
             before = weight.clone()
             layer.merge()
             update += float((weight - before).square().sum())

@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from rlt.types import JsonMap
+from rlt.types import JsonMap, JsonRow
 
 TRAINERS = {
     "pretrain": ("transformers.training_args", "TrainingArguments"),
@@ -175,7 +175,7 @@ def _unknown(name: str, known: Iterable[str], whose: str) -> str:
 
 @dataclass(frozen=True)
 class Field:
-    """One field: its annotation as written, and as a type, with Any for what the source does not tell.
+    """One field: its annotation as written and as a type, unconstrained where the source does not tell.
 
     `choices`: the texts that it takes, where these are an enum's values.
     """
@@ -238,15 +238,15 @@ def _field(written: str, module: str) -> Field:
     return Field(written, kind)
 
 
-class _Names(dict[str, Any]):
-    """Names in an annotation: builtins and typing's as they are, an enum as its values, everything else as Any."""
+class _Names(dict[str, object]):
+    """Names in an annotation: builtins and typing's as they are, an enum as its values, all others unconstrained."""
 
     def __init__(self, module: str) -> None:
         plain = {kind.__name__: kind for kind in (str, int, float, bool, dict, list, tuple, set, type)}
         super().__init__({**vars(typing), **plain})
         self.module, self.has_enum = module, False
 
-    def __missing__(self, name: str) -> Any:
+    def __missing__(self, name: str) -> object:
         values = _enum_values(self.module, name)
         self.has_enum = self.has_enum or bool(values)
         return Literal[values] if values else Any
@@ -284,25 +284,16 @@ def parameters_of(module: str, name: str, method: str) -> tuple[str, ...]:
 # -- finding source ------------------------------------------------------------------------------------------------------
 
 
-def literal_of(module: str, name: str) -> Any:
-    """The value of a module's top-level assignment of a literal, read from its source, or None."""
+def literal_of(module: str, name: str) -> JsonRow:
+    """The mapping that a module assigns to a name at its top level, read from its source; empty if there is none."""
     tree = _tree(module)
     for line in [] if tree is None else tree.body:
-        target = (
-            line.targets[0]
-            if isinstance(line, ast.Assign)
-            else line.target
-            if isinstance(line, ast.AnnAssign)
-            else None
-        )
-        if (
-            isinstance(line, ast.Assign | ast.AnnAssign)
-            and isinstance(target, ast.Name)
-            and target.id == name
-            and line.value
-        ):
-            return ast.literal_eval(line.value)
-    return None
+        if isinstance(line, ast.Assign | ast.AnnAssign) and line.value:
+            target = line.targets[0] if isinstance(line, ast.Assign) else line.target
+            if isinstance(target, ast.Name) and target.id == name:
+                value: JsonRow = ast.literal_eval(line.value)
+                return value
+    return {}
 
 
 def _find(module: str, name: str) -> tuple[str, ast.ClassDef] | None:

@@ -14,11 +14,11 @@ import contextlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import TrainerCallback
-from trl import GRPOTrainer
+from transformers import PreTrainedModel, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import pad
 
 from rlt.data.rows import JsonlWriter
@@ -30,6 +30,9 @@ from rlt.training.checkpoints import WholeCheckpoints
 from rlt.training.loop import ResumablePrompts
 from rlt.training.trimming import TrimmedPadding
 from rlt.types import JsonRow
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 REFERENCE_FOLDER, AVERAGE_FOLDER = "reference", "average"
 SAMPLES_FILE = "samples.jsonl"
@@ -45,8 +48,8 @@ class TeacherTrainer(ResumablePrompts, TrimmedPadding, WholeCheckpoints, GRPOTra
     `policy_passes` counts forward passes of the policy that TRL would not have made.
     """
 
-    args: Any
-    model: Any
+    args: GRPOConfig
+    model: PreTrainedModel
 
     def __init__(
         self,
@@ -70,23 +73,29 @@ class TeacherTrainer(ResumablePrompts, TrimmedPadding, WholeCheckpoints, GRPOTra
         self._step_logprobs: torch.Tensor | None = None
         self.policy_passes = 0
 
-    def _generate(self, prompts: list[Any]) -> Any:
+    def _generate(self, prompts: list[object]) -> tuple[Any, ...]:
         generated = super()._generate(prompts)
         self._prompt_ids, self._completion_ids, self._step_logprobs = generated[0], generated[1], None
         return generated
 
     def _get_per_token_logps_and_entropies(
-        self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, *args: Any, **kwargs: Any
-    ) -> Any:
+        self,
+        model: torch.nn.Module,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        **kwargs: object,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         passed = super()._get_per_token_logps_and_entropies
         reference = model is not self.model or is_reference(self.accelerator.unwrap_model(model))
         if not self._prompt_ids or torch.is_grad_enabled() or reference:
-            return passed(model, input_ids, attention_mask, logits_to_keep, *args, **kwargs)
+            return passed(model, input_ids, attention_mask, logits_to_keep, batch_size, **kwargs)
         # The policy on what it has sampled. The reward reads these numbers, so dropout is off, and a completion that TRL
         # masks because it was cut off is read like the others.
         with evaluating(model):
             logprobs, entropies, aux = passed(
-                model, input_ids, self._mask(attention_mask, logits_to_keep), logits_to_keep, *args, **kwargs
+                model, input_ids, self._mask(attention_mask, logits_to_keep), logits_to_keep, batch_size, **kwargs
             )
         self._step_logprobs = logprobs
         return logprobs * attention_mask[:, -logits_to_keep:], entropies, aux
@@ -113,7 +122,7 @@ class TeacherTrainer(ResumablePrompts, TrimmedPadding, WholeCheckpoints, GRPOTra
             rows = [{**row, name: side} for row, side in zip(inputs, sides, strict=True)]
         rewards = super()._calculate_rewards(rows, prompts, completions, completion_ids_list)
         if self.accelerator.is_main_process and self.model.training:
-            with JsonlWriter(Path(self.args.output_dir) / SAMPLES_FILE) as file:
+            with JsonlWriter(Path(str(self.args.output_dir)) / SAMPLES_FILE) as file:
                 file.write({"step": self.state.global_step, **sample} for sample in self.reward.last_samples)
         return rewards
 
@@ -144,9 +153,8 @@ class TeacherTrainer(ResumablePrompts, TrimmedPadding, WholeCheckpoints, GRPOTra
         if self._step_logprobs is None:
             self.policy_passes += 1
             device, fill = self.accelerator.device, self._tokenizer.pad_token_id
-            multiple: Any = self.pad_to_multiple_of
             prompts, completions = (
-                pad([torch.tensor(row, dtype=torch.long) for row in rows], fill, side, multiple)
+                pad([torch.tensor(row, dtype=torch.long) for row in rows], fill, side, self.pad_to_multiple_of)  # type: ignore[arg-type]
                 for rows, side in ((self._prompt_ids, "left"), (self._completion_ids, "right"))
             )
             ids = torch.cat([prompts, completions], 1).to(device)
@@ -247,7 +255,7 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
         model.train(training)
 
 
-def is_reference(model: Any) -> bool:
+def is_reference(model: torch.nn.Module) -> bool:
     """Whether a model with LoRA is TRL's reference at the moment: its adapter is off, or the copy named `ref` is active."""
     if not hasattr(model, "peft_config"):
         return False
@@ -257,13 +265,11 @@ def is_reference(model: Any) -> bool:
 
 
 @torch.no_grad()
-def load_weights(model: Any, folder: Path, accelerator: Any) -> None:
+def load_weights(model: torch.nn.Module, folder: Path, accelerator: Accelerator) -> None:
     """Put the safetensors weights of `folder` into `model`, plain, DDP, FSDP2 or ZeRO-3.
 
     Raises RunError unless the files have exactly the model's weights (of tied ones, one).
     """
-    from contextlib import nullcontext
-
     from safetensors.torch import load_file
     from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -271,7 +277,7 @@ def load_weights(model: Any, folder: Path, accelerator: Any) -> None:
     for file in sorted(folder.glob("*.safetensors")):
         weights |= load_file(file)
     core = accelerator.unwrap_model(model)
-    gathered: Any = nullcontext()
+    gathered: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
     parameters = dict(core.named_parameters())
     tied = getattr(core, "all_tied_weights_keys", {}).keys()
     missing = sorted(parameters.keys() - weights.keys() - tied)

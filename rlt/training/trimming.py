@@ -6,7 +6,7 @@ padding in the policy's and the reference's passes. Lengths differ by a factor o
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -31,7 +31,7 @@ class TrimmedPadding(_Trainer):
         attention_mask: torch.Tensor,
         logits_to_keep: int,
         batch_size: int | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         rows = batch_size or len(input_ids)
         logprobs: list[torch.Tensor] = []

@@ -103,7 +103,7 @@ def test_a_fine_recipe_has_no_problems(model, data):
         ({"max_length": 4096}, "`max_length` 4096 does not fit into the context of 2048 tokens"),
         ({"model": "nowhere/at/all"}, "`model`: nowhere/at/all: not a model folder (no such folder)."),
         ({"format": "strats"}, "format 'strats': neither a shipped format"),
-        ({"launch": "dpp"}, "launch: 'dpp' is neither a shipped"),
+        ({"launch": "dpp"}, "`launch`: 'dpp' is neither a shipped"),
     ],
 )
 def test_what_is_wrong_with_a_step_is_told(model, data, tmp_path, step, message):

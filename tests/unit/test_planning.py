@@ -189,7 +189,7 @@ def test_launch_configurations_are_read(tmp_path: Path) -> None:
     own = tmp_path / "own.yaml"
     own.write_text("distributed_type: MULTI_GPU\nnum_processes: 4\n")
     assert load_launch(str(own)) == Launch("ddp", processes=4)
-    with pytest.raises(ConfigError, match=r"`launch`: 'fsdp3' is neither a file nor one of ddp, "):
+    with pytest.raises(ConfigError, match=r"`launch`: 'fsdp3' is neither a shipped configuration \(ddp, "):
         load_launch("fsdp3")
 
 

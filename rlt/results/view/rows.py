@@ -8,13 +8,13 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from rlt.data.rows import read_rows
 from rlt.errors import DataError
 from rlt.outputs import read_state
 from rlt.reward.tokens import NUMBERS, packed_list
-from rlt.types import AnyRow
+from rlt.types import JsonMap, JsonRow
 
 PARTS = (
     "reward", "r_ss", "r_kl", "solution_log_prob_mean", "solution_log_prob_min", "explanation_kl_mean",
@@ -36,17 +36,17 @@ class Source:
     def __init__(self, path: Path, name: str | None = None, data: Path | None = None) -> None:
         self.path, self.name = Path(path), name or Path(path).name
         state = read_state(self.path) or {}
-        config: dict[str, Any] = state.get("config", {})
-        self.control: str | None = config.get("control")
+        config = state.get("config", {})
+        self.control = cast("str | None", config.get("control"))
         self.coefficients = {key: config.get(key) for key in COEFFICIENTS} if "kl_coef" in config else None
-        self.students: list[str] = config.get("student") or []
-        self.data = data if data is not None else self._found(config.get("data"))
+        self.students = cast(list[str], config.get("student") or [])
+        self.data = data if data is not None else self._found(cast("str | None", config.get("data")))
 
     def _found(self, data: str | None) -> Path | None:
         beside = [] if data is None else [Path(data), self.path.parent / data, self.path.parent / Path(data).name]
         return next((path for path in beside if path.exists()), None)
 
-    def __iter__(self) -> Iterator[AnyRow]:
+    def __iter__(self) -> Iterator[JsonRow]:
         texts = (row for _, row in read_rows(self.data)) if self.data is not None else iter(())
         for number, (scored, text) in enumerate(zip_longest(read_rows(self.path), texts)):
             if scored is None:  # the file of scores is still being written
@@ -60,7 +60,9 @@ class Source:
             yield {**(text if same and text is not None else {}), **row, "number": number}
 
 
-def sampled(source: Iterable[AnyRow], limit: int, ids: Collection[str] = (), seed: int = 0) -> tuple[list[AnyRow], int]:
+def sampled(
+    source: Iterable[JsonRow], limit: int, ids: Collection[str] = (), seed: int = 0
+) -> tuple[list[JsonRow], int]:
     """At most `limit` rows for the page, in their order, and how many rows the file has.
 
     A third have the highest rewards, a third the lowest, the others are drawn at random; rows of `ids` are always in. One
@@ -68,13 +70,13 @@ def sampled(source: Iterable[AnyRow], limit: int, ids: Collection[str] = (), see
     """
     rng = random.Random(seed)
     third = limit // 3
-    high: list[tuple[float, int, AnyRow]] = []
-    low: list[tuple[float, int, AnyRow]] = []
-    drawn: list[tuple[float, int, AnyRow]] = []
-    named: dict[int, AnyRow] = {}
+    high: list[tuple[float, int, JsonRow]] = []
+    low: list[tuple[float, int, JsonRow]] = []
+    drawn: list[tuple[float, int, JsonRow]] = []
+    named: dict[int, JsonRow] = {}
     total = 0
     for row in source:
-        number, reward = total, row.get("reward")
+        number, reward = total, cast("float | None", row.get("reward"))
         total += 1
         if str(row.get("id", number)) in ids:
             named[number] = row
@@ -94,9 +96,9 @@ def sampled(source: Iterable[AnyRow], limit: int, ids: Collection[str] = (), see
     return [chosen[number] for number in sorted(chosen)], total
 
 
-def matching(source: Source, keys: Collection[str], limit: int) -> tuple[list[AnyRow], int]:
+def matching(source: Source, keys: Collection[str], limit: int) -> tuple[list[JsonRow], int]:
     """The rows of a second file whose `match_key` is among `keys`, and how many rows it has."""
-    rows: list[AnyRow] = []
+    rows: list[JsonRow] = []
     total = 0
     for row in source:
         total += 1
@@ -105,22 +107,24 @@ def matching(source: Source, keys: Collection[str], limit: int) -> tuple[list[An
     return rows, total
 
 
-def match_key(row: AnyRow) -> str:
+def match_key(row: JsonMap) -> str:
     """What makes two rows of different files the same question: its text, else their id."""
     return str(row.get("question") or row.get("id") or row["number"])
 
 
-def page_row(row: AnyRow, source: int, control: str | None = None, step: int | None = None) -> AnyRow:
+def page_row(row: JsonMap, source: int, control: str | None = None, step: int | None = None) -> JsonRow:
     """A row as the page reads it: texts, numbers, `tokens` by student, and which characters were copied."""
-    students = {name: each.get("tokens") for name, each in (row.get("students") or {}).items()}
-    tokens = {name: _tokens(each) for name, each in (students or {"student": row.get("tokens")}).items() if each}
-    solution = row.get("solution") or "".join(next(iter(tokens.values()), {}).get("solution", []))
-    said = "".join(next(iter(tokens.values()), {}).get("explanation", []))
-    explanation = row.get("explanation") or row.get("completion") or ""
+    students = cast(dict[str, JsonRow], row.get("students") or {})
+    given = {name: each.get("tokens") for name, each in students.items()} or {"student": row.get("tokens")}
+    tokens = {name: _tokens(cast(JsonRow, each)) for name, each in given.items() if each}
+    first = cast(dict[str, list[str]], next(iter(tokens.values()), {}))
+    solution = str(row.get("solution") or "".join(first.get("solution", [])))
+    said = "".join(first.get("explanation", []))
+    explanation = str(row.get("explanation") or row.get("completion") or "")
     if control is not None or said not in explanation:
         explanation = said  # another text than the file's was scored
     spans = copied(explanation, solution)
-    result: AnyRow = {
+    result: JsonRow = {
         "id": str(row.get("id", row.get("number", ""))), "source": source, "match": match_key({"number": 0, **row}),
         "question": row.get("question", ""), "solution": solution, "explanation": explanation,
         "copied": spans, "copied_share": sum(b - a for a, b in spans) / max(1, len(explanation)),
@@ -132,7 +136,7 @@ def page_row(row: AnyRow, source: int, control: str | None = None, step: int | N
     }
 
 
-def _tokens(tokens: AnyRow) -> AnyRow:
+def _tokens(tokens: JsonRow) -> JsonRow:
     # Parquet has lists where JSONL has base64.
     return tokens | {
         name: packed_list(value) if isinstance(value := tokens.get(name), list) else value for name in NUMBERS

@@ -3,25 +3,48 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 from rlt.data.rows import read_rows
 from rlt.outputs import read_state
 from rlt.recipe import Recipe, Step
 from rlt.results.view.page import source_of
 from rlt.results.view.rows import Source, match_key, matching, page_row, sampled, thinned
-from rlt.types import AnyRow
+from rlt.types import JsonRow
 
 CURVE_POINTS = 300
 
 
-def run_data(recipe: Recipe, limit: int, seed: int = 0) -> AnyRow:
+class StageRow(TypedDict):
+    """Seconds of a step over all seeds, and how many of its seeds are complete."""
+
+    step: str
+    stage: str
+    seconds: float
+    done: int
+    of: int
+
+
+class RunData(TypedDict):
+    """What the page shows of a run."""
+
+    kind: str
+    title: str
+    description: str
+    sources: list[JsonRow]
+    rows: list[JsonRow]
+    curves: list[JsonRow]
+    stages: list[StageRow]
+    recipe: str
+
+
+def run_data(recipe: Recipe, limit: int, seed: int = 0) -> RunData:
     """What the run's steps have left so far; the report's own numbers are added by who calls this.
 
     `limit` rows of scores and as many samples of training are taken at most, over all their files.
     """
-    sources: list[AnyRow] = []
-    rows: list[AnyRow] = []
+    sources: list[JsonRow] = []
+    rows: list[JsonRow] = []
     scored = [step for step in recipe.steps if step.stage == "score" and Path(step.config.output).is_file()]
     keys: dict[int | None, set[str]] = {}
     for step in scored:
@@ -42,7 +65,7 @@ def run_data(recipe: Recipe, limit: int, seed: int = 0) -> AnyRow:
         config = step.config
         source.coefficients = {key: getattr(config, key) for key in ("alpha", "alpha_kl", "mean_coef", "kl_coef")}
         some, total = _over_steps(source, max(1, limit // len(trained)))
-        rows += [page_row({"id": f"step {row['step']} row {row['number']}", **row}, len(sources), step=row["step"])
+        rows += [page_row({"id": f"step {row['step']} row {row['number']}", **row}, len(sources), step=cast(int, row["step"]))
                  for row in some]  # fmt: skip
         sources.append(source_of(source, len(some), total))
     return {
@@ -64,7 +87,7 @@ def _data(step: Step) -> Path | None:
     return data if isinstance(data, Path) and data.exists() else None
 
 
-def _over_steps(source: Source, limit: int) -> tuple[list[AnyRow], int]:
+def _over_steps(source: Source, limit: int) -> tuple[list[JsonRow], int]:
     """Samples of the questions that came up in most steps, whole questions first, and how many samples there are."""
     counts: dict[str, int] = {}
     for row in source:
@@ -79,7 +102,7 @@ def _over_steps(source: Source, limit: int) -> tuple[list[AnyRow], int]:
     return [row for row in source if match_key(row) in chosen][:limit], sum(counts.values())
 
 
-def _curves(recipe: Recipe) -> list[AnyRow]:
+def _curves(recipe: Recipe) -> list[JsonRow]:
     """For each training step and metric the points `(step, value)` of each seed."""
     found: dict[str, dict[str, dict[str, list[tuple[float, float]]]]] = {}
     for step in recipe.steps:
@@ -102,9 +125,9 @@ def _curves(recipe: Recipe) -> list[AnyRow]:
     ]
 
 
-def _stages(recipe: Recipe) -> list[AnyRow]:
-    """Seconds of each step, all seeds together, in the recipe's order, and how many of its seeds are complete."""
-    found: dict[str, dict[str, Any]] = {}
+def _stages(recipe: Recipe) -> list[StageRow]:
+    """A row per step, in the recipe's order."""
+    found: dict[str, StageRow] = {}
     for step in recipe.steps:
         if step.stage == "report":
             continue
