@@ -155,6 +155,8 @@ class ReportConfig(StageConfig):
     """Train step whose curves are drawn."""
     task: str | None = None
     """Task whose `inspect` tells which explanations leak the answer and which are fully correct."""
+    rankings: dict[str, list[str]] = {}
+    """Rankings to compare: name -> variants whose students learned from its bands, lowest first."""
     sweep: SweepConfig | None = None
     """Compare arms over the values of one setting, with a figure; null is off."""
     reaches: ReachesConfig | None = None

@@ -47,6 +47,9 @@ def check_report(config: ReportConfig, expanded: Mapping[str, JsonRow], where: s
         check("bands", band, variants(config.sampled))
     for arm in config.headline:
         check("headline", arm, config.arms or evaluated)
+    for bands in config.rankings.values():
+        for band in bands:
+            check("rankings", band, variants(config.sampled))
     if config.sweep is not None:
         for arm in config.sweep.arms:
             check("sweep.arms", arm, variants(config.sampled))

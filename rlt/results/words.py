@@ -8,6 +8,7 @@ from statistics import fmean
 
 from rlt.config import ReportConfig
 from rlt.results.intervals import MeanEstimate, mean_with_interval
+from rlt.results.rankings import Ranking
 from rlt.results.rounds import Round
 from rlt.results.summary import PARTS, Arm, Difference, Results, Scores, Solved, differences
 from rlt.results.sweep import Reached, Sweep, labelled
@@ -79,6 +80,8 @@ def tables(config: ReportConfig, results: Results) -> list[Table]:
             found.append(_differences(against))
     if results.rounds:
         found.append(_rounds(results.rounds))
+    if results.rankings:
+        found.append(_rankings(results.rankings))
     if results.sweep:
         found.append(_sweep(results.sweep))
     if results.reached:
@@ -172,6 +175,36 @@ def _rounds(rounds: Sequence[Round]) -> Table:
         *(MEASURES[name] for name in names if name in MEASURES),
     ]
     return Table("Rounds", ["", *(f"round {number}" for number in numbers)], rows, tuple(meanings), split=True)
+
+
+def _rankings(rankings: Sequence[Ranking]) -> Table:
+    count = max(len(one.bands) for one in rankings)
+    head = [
+        "ranking",
+        "seeds",
+        "lowest",
+        *(f"band {i}" for i in range(2, count)),
+        "highest",
+        "highest - lowest",
+        "Spearman",
+    ]
+    rows = [
+        [
+            one.name,
+            str(len(one.rates)),
+            *(f"{rate:.3f}" for rate in one.bands),
+            _estimate(one.gain),
+            _estimate(one.spearman),
+        ]
+        for one in rankings
+        if len(one.bands) == count
+    ]
+    meanings = (
+        ("lowest ... highest", "share solved by students of that band of the ranking alone, mean over seeds"),
+        ("highest - lowest", "mean over seeds ± half of the 95 % interval"),
+        ("Spearman", "rank correlation of band and solve rate within a seed, mean over seeds ± the same"),
+    )
+    return Table("Which ranking of explanations predicts what students learn", head, rows, meanings, split=True)
 
 
 def _sweep(sweep: Sweep) -> Table:

@@ -8,6 +8,7 @@ from rlt.errors import ConfigError
 from rlt.outputs import begin
 from rlt.recipe import build_recipe
 from rlt.recipe.reports import check_report
+from rlt.results.rankings import rankings_of
 from rlt.results.rounds import Round
 from rlt.results.summary import collect_results
 from rlt.results.sweep import Sweep, reached_of, reaches
@@ -101,3 +102,15 @@ def test_each_variant_has_the_step_of_each_seed(tmp_path) -> None:
     lines = [line.split() for line in terminal_report(report, collect_results(report, recipe)).splitlines()]
     assert ["base", "(0.10)", "(0.10)", "0"] in lines
     assert ["rlt", "5", "5", "2"] in lines
+
+
+def test_a_ranking_has_the_rates_of_its_bands_and_their_rank_correlation() -> None:
+    # Seed 0 rises throughout (Spearman 1); in seed 1 the two lower bands change places (1 - 6 * 2 / 60 = 0.8).
+    rates = {(0, "a"): 0.1, (0, "b"): 0.2, (0, "c"): 0.4, (0, "d"): 0.8}
+    rates |= {(1, "a"): 0.3, (1, "b"): 0.2, (1, "c"): 0.4, (1, "d"): 0.6, (2, "a"): 0.5}
+    config = ReportConfig(output="r", rankings={"reward": ["a", "b", "c", "d"]})
+    (ranking,) = rankings_of(config, [0, 1, 2], lambda seed, arm: rates.get((seed, arm)))
+    assert list(ranking.rates) == [0, 1]
+    assert ranking.bands == pytest.approx([0.2, 0.2, 0.4, 0.7])
+    assert ranking.spearman.mean == pytest.approx(0.9)
+    assert ranking.gain.mean == pytest.approx(0.5)
