@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 from torch.distributed.tensor import DTensor
 
 from rlt.config import SELF, RewardOptions
 from rlt.errors import ConfigError
 from rlt.models import loading, logprobs
+from rlt.models.heads import vocabulary
 from rlt.models.logprobs import Progress, Row
 from rlt.reward.students import LocalModel, check_sharded
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class LiveSelf(LocalModel):
@@ -33,14 +35,14 @@ class LiveSelf(LocalModel):
         self.name, self.placement, self.context = SELF, "same", None
         self._autocast: Callable[[], AbstractContextManager[object]] = nullcontext
 
-    def attach(self, model: Any, autocast: Callable[[], AbstractContextManager[object]] = nullcontext) -> None:
+    def attach(self, model: nn.Module, autocast: Callable[[], AbstractContextManager[object]] = nullcontext) -> None:
         """Score with this model, in the trainer's precision. Raises ConfigError for `exact` where it is sharded."""
         if logprobs.is_sharded(model):
             check_sharded(self.name, self.options)
         core = logprobs.causal_lm(model)
         self.model, self._autocast = model, autocast
         self.context = loading.context_length(core.config)
-        self.vocabulary = core.get_input_embeddings().num_embeddings
+        self.vocabulary = vocabulary(core)
 
     def logprobs(self, rows: Sequence[Row], temperature: float, progress: Progress | None = None) -> list[torch.Tensor]:
         """See `LocalModel.logprobs`."""
@@ -54,7 +56,9 @@ class LiveSelf(LocalModel):
 
 
 class AveragedSelf(LocalModel):
-    """A moving average of the policy's weights: whole on every rank, also where the policy is sharded by FSDP2."""
+    """A moving average of the policy's weights, whole on every rank even if FSDP2 shards the policy."""
+
+    model: PreTrainedModel
 
     @torch.no_grad()
     def follow(self, policy: torch.nn.Module, decay: float) -> None:

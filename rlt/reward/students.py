@@ -7,23 +7,31 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self, TypedDict, cast
 
 import torch
+from torch import nn
 
 from rlt.config import ModelOptions, RewardOptions, StudentOptions
 from rlt.engines.client import PROBE, Client, check_tokenizer, served_model
 from rlt.errors import ConfigError, RltError, ScoringError, ServerError
 from rlt.models import loading, logprobs
-from rlt.models.heads import Head, causal_lm, token_ranks
+from rlt.models.heads import Head, causal_lm, token_ranks, vocabulary
 from rlt.models.logprobs import Progress, Row
 from rlt.tasks import load_grader
 from rlt.text.formats import Format, check_template
+from rlt.types import JsonRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from rlt.engines.base import Engine
+
+
+class _Prompted(TypedDict):
+    """A vLLM server's answer, as far as it has log-probs of the prompt: for each token, `{id: {"logprob": nats}}`."""
+
+    choices: list[dict[str, list[dict[str, dict[str, float]]]]]
 
 
 class Scorer(Protocol):
@@ -67,10 +75,11 @@ class LocalModel:
         batch_tokens: int | None = None,
         placement: str = "same",
     ) -> None:
-        self.model, self.tokenizer = model, tokenizer
+        self.model: nn.Module = model
+        self.tokenizer = tokenizer
         self.name = name or model.name_or_path or type(model).__name__
         self.context = context if context is not None else loading.context_length(causal_lm(model).config)
-        self.vocabulary: int = causal_lm(model).get_input_embeddings().num_embeddings
+        self.vocabulary = vocabulary(causal_lm(model))
         self.batch_tokens, self.placement = batch_tokens, placement
 
     @classmethod
@@ -133,7 +142,7 @@ class LocalModel:
         """Continues prompts with this model, in this process."""
         from rlt.engines.hf import HfEngine
 
-        return HfEngine.of(self.model, self.tokenizer)
+        return HfEngine.of(causal_lm(self.model), self.tokenizer)
 
     def head(self) -> Head:
         """The whole output layer. Where weights are sharded, every rank must call this together."""
@@ -147,11 +156,11 @@ class LocalModel:
         if self.placement != "offload" or home == device:
             yield
             return
-        self.model.to(device)  # type: ignore[arg-type]  # transformers 5 annotates its own class here
+        self.model.to(device)
         try:
             yield
         finally:
-            self.model.to(home)  # type: ignore[arg-type]
+            self.model.to(home)
             torch.cuda.empty_cache()
 
 
@@ -250,11 +259,11 @@ class ServedStudent:
     def _ask(self, row: Row) -> torch.Tensor:
         # One token must be generated. vLLM leaves its prefix cache aside where prompt log-probs are asked for.
         ids = list(row.ids[: row.read + 1])
-        body = {"model": self.model, "prompt": ids, "max_tokens": 1, "prompt_logprobs": 0}
+        body: JsonRow = {"model": self.model, "prompt": ids, "max_tokens": 1, "prompt_logprobs": 0}
         answer = self.server.request("POST", "completions", body)
         values = []
         try:
-            given = answer["choices"][0]["prompt_logprobs"]
+            given = cast(_Prompted, answer)["choices"][0]["prompt_logprobs"]
             if len(given) != len(ids):
                 raise ValueError(f"{len(given)} for {len(ids)} tokens")
             for position in (position for span in row.keep for position in span):
