@@ -1,4 +1,4 @@
-"""The policy as its own student: the model that is trained, under the student's prompt, without the solution."""
+"""The policy as its own student: the trained model with the student's prompt, which lacks the solution."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 
 class LiveSelf(LocalModel):
-    """The policy with its current weights: no second copy of them, and one forward pass for both terms of the reward.
+    """The policy with its current weights: no second copy, and one forward pass for both terms of the reward.
 
-    The trainer calls `attach` before each batch is scored. Where the policy is sharded over ranks, all of them must score
+    The trainer calls `attach` before it scores a batch. If the policy is sharded over ranks, all of them must score
     together, each with any number of rows.
     """
 
@@ -36,7 +36,7 @@ class LiveSelf(LocalModel):
         self._autocast: Callable[[], AbstractContextManager[object]] = nullcontext
 
     def attach(self, model: nn.Module, autocast: Callable[[], AbstractContextManager[object]] = nullcontext) -> None:
-        """Score with this model, in the trainer's precision. Raises ConfigError for `exact` where it is sharded."""
+        """Score with this model, in the trainer's precision. Raises ConfigError for `exact` if it is sharded."""
         if logprobs.is_sharded(model):
             check_sharded(self.name, self.options)
         core = logprobs.causal_lm(model)
@@ -68,7 +68,7 @@ class AveragedSelf(LocalModel):
         """
         theirs = dict(policy.named_parameters())
         if any(hasattr(parameter, "ds_id") for parameter in theirs.values()):
-            raise ConfigError("`self_weights: ema` does not work under DeepSpeed ZeRO-3; use `fsdp2`, or `live`.")
+            raise ConfigError("`self_weights: ema` does not work with DeepSpeed ZeRO-3. Use `fsdp2`, or `live`.")
         for name, average in self.model.named_parameters():
             weight = theirs[name].detach()
             whole = weight.full_tensor() if isinstance(weight, DTensor) else weight

@@ -482,7 +482,7 @@ def test_an_accuracy_that_is_not_known_is_the_rows_error(monkeypatch):
 
 
 def test_students_of_one_name_are_refused():
-    with pytest.raises(ConfigError, match="names of their own; these are student, student"):
+    with pytest.raises(ConfigError, match="names of students must differ; got student, student"):
         RewardEngine([STUDENT, local(TAGS_AS_TOKENS, 3)], FMT, RewardOptions())
 
 
