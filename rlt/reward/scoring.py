@@ -338,7 +338,7 @@ class RewardEngine:
         for i, text in zip(rendered, tokenize(scorer.tokenizer, list(rendered.values())), strict=True):
             if scorer.context is not None and len(text.ids) > scorer.context:
                 errors[i] = (
-                    f"{len(text.ids)} tokens exceed the context of {scorer.name} ({scorer.context}); texts are never cut"
+                    f"{len(text.ids)} tokens, but the context of {scorer.name} is {scorer.context}; texts are never cut off"
                 )
             elif isinstance(scorer, LocalModel) and max(text.ids) >= scorer.vocabulary:
                 errors[i] = (

@@ -210,7 +210,7 @@ def test_a_problem_whose_prompt_fills_the_context_is_named_and_the_corrected_com
 def test_a_context_that_leaves_fewer_tokens_than_were_asked_for_is_said_and_counted(model, tmp_path, capsys):
     result = collect.run(config(tmp_path / "out", model, max_tokens=1990))
     assert 0 < result.metrics["short_of_room"] <= 50
-    assert "room for fewer tokens than `max_tokens` 1990 in the context of 2048" in capsys.readouterr().out
+    assert "room for fewer than `max_tokens` 1990 tokens in the context of 2048" in capsys.readouterr().out
     result = collect.run(config(tmp_path / "other", model, max_tokens=16))
     assert result.metrics["short_of_room"] == 0
 

@@ -270,7 +270,7 @@ def test_exact_kl_of_output_layers_that_are_padded_differently_leaves_the_paddin
 
 
 def test_exact_kl_between_different_tokenizers_is_refused():
-    with pytest.raises(ConfigError, match="not the teacher's"):
+    with pytest.raises(ConfigError, match="differs from the teacher's"):
         RewardEngine([local(byte_tokenizer(vocabulary=280), 0)], FMT, RewardOptions(estimator="exact"), TEACHER)
 
 
