@@ -1,4 +1,4 @@
-"""Small models from scratch: tokenizers of two families with a chat template, and a Llama of any size with random weights."""
+"""Small models from scratch: tokenizers of two families with a chat template, and a randomly initialised Llama."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from rlt.text.formats import Format
-from rlt.types import AnyRow
+from rlt.types import JsonMap
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -18,8 +18,8 @@ CHAT_TEMPLATE = (
     "{% elif m['role'] == 'user' %}" + USER + " {{ m['content'] }} "
     "{% else %}{% generation %}{{ m['content'] }}" + END + "{% endgeneration %}{% endif %}{% endfor %}"
 )
-# Untied embeddings with a wide initialisation: tied ones with the usual 0.02 did not learn arithmetic at this size.
-DEFAULT_SHAPE: AnyRow = {
+# Untied embeddings with wide initialisation: tied ones with the usual 0.02 did not learn arithmetic at this size.
+DEFAULT_SHAPE: JsonMap = {
     "hidden_size": 64,
     "intermediate_size": 256,
     "num_hidden_layers": 3,
@@ -31,13 +31,13 @@ DEFAULT_SHAPE: AnyRow = {
 
 
 def word_tokenizer(words: Iterable[str], fmt: Format) -> PreTrainedTokenizerFast:
-    """A tokenizer in which each of `words` and each tag of `fmt` is one token, with a chat template."""
+    """A tokenizer with a chat template, in which each of `words` and each tag of `fmt` is one token."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
     tokens = [PAD, UNK, END, USER, *fmt.tags.all(), *words]
     tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(dict.fromkeys(tokens))}, unk_token=UNK))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    if "\n" in tokens:  # programs have lines
+    if "\n" in tokens:  # programs consist of lines
         blanks = pre_tokenizers.Split(Regex(r"[^\S\n]+"), "removed")
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([blanks, pre_tokenizers.Split("\n", "isolated")])  # type: ignore[list-item]
     return _fast(tokenizer, fmt)
@@ -78,14 +78,12 @@ def _fast(tokenizer: Tokenizer, fmt: Format) -> PreTrainedTokenizerFast:
     return fast
 
 
-def tiny_llama(tokenizer: PreTrainedTokenizerFast, seed: int, shape: AnyRow | None = None) -> LlamaForCausalLM:
-    """A Llama with random weights for `tokenizer`; `shape` overrides `DEFAULT_SHAPE` (arguments of LlamaConfig)."""
+def tiny_llama(tokenizer: PreTrainedTokenizerFast, seed: int, shape: JsonMap | None = None) -> LlamaForCausalLM:
+    """A randomly initialised Llama for `tokenizer`; `shape` overrides `DEFAULT_SHAPE` (arguments of LlamaConfig)."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None, **{**DEFAULT_SHAPE, **(shape or {})},
-    )  # fmt: skip
+    tokens = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
+    config = LlamaConfig.from_dict({"vocab_size": len(tokenizer), **tokens, **DEFAULT_SHAPE, **(shape or {})})
     return LlamaForCausalLM(config)

@@ -199,18 +199,18 @@ def with_a_long_problem(made: CollectConfig, on_invalid: str) -> CollectConfig:
 def test_a_problem_whose_prompt_fills_the_context_is_named_and_the_corrected_command_leaves_it_out(
     model, tmp_path, monkeypatch, capsys
 ):
-    with pytest.raises(DataError, match=r"problem long: its prompt has \d+ tokens and fills the context of 2048"):
+    with pytest.raises(DataError, match=r"problem long: its prompt of \d+ tokens fills the context of 2048"):
         collect.run(with_a_long_problem(config(tmp_path / "out", model, max_tokens=16), "error"))
     result = collect.run(with_a_long_problem(config(tmp_path / "out", model, max_tokens=16), "skip"))
     assert [row["problem"] for _, row in read_rows(tmp_path / "out")] == [*"aaabbbccc"]
     assert (result.metrics["without_room"], result.metrics["problems"]) == (1, 3)
-    assert "1 of 4 problems left out; the first: " in capsys.readouterr().out
+    assert "1 of 4 problems skipped; the first: " in capsys.readouterr().out
 
 
 def test_a_context_that_leaves_fewer_tokens_than_were_asked_for_is_said_and_counted(model, tmp_path, capsys):
     result = collect.run(config(tmp_path / "out", model, max_tokens=1990))
     assert 0 < result.metrics["short_of_room"] <= 50
-    assert "room for fewer tokens than `max_tokens` 1990 in the context of 2048" in capsys.readouterr().out
+    assert "room for fewer than `max_tokens` 1990 tokens in the context of 2048" in capsys.readouterr().out
     result = collect.run(config(tmp_path / "other", model, max_tokens=16))
     assert result.metrics["short_of_room"] == 0
 
@@ -268,7 +268,7 @@ def test_repeated_ids_are_refused_before_anything_is_written(model, tmp_path):
     made = config(tmp_path / "out", model)
     row = json.dumps({"id": "a", "question": "Why?", "solution": "So."}) + "\n"
     Path(made.data.path).write_text(row * 2)
-    with pytest.raises(DataError, match="column `id` repeats"):
+    with pytest.raises(DataError, match="column `id` has duplicates"):
         collect.run(made)
     assert not (tmp_path / "out").exists()
 

@@ -260,7 +260,7 @@ def test_tests_of_every_form_can_be_run() -> None:
 
 def test_a_pickle_that_is_no_text_is_refused() -> None:
     packed = base64.b64encode(zlib.compress(pickle.dumps(Path("x")))).decode()
-    with pytest.raises(ValueError, match="only text is read"):
+    with pytest.raises(ValueError, match="only text is unpickled"):
         answer_of({"private_test_cases": packed})
 
 
