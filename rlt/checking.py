@@ -33,6 +33,7 @@ from rlt.config import (
     TrainConfig,
     TrainerOptions,
     TrainerPassthrough,
+    is_url,
 )
 from rlt.config.launch import launch_file, launch_options
 from rlt.data.first_rows import LOOKED_AT, first_rows, has_column, needs_of_grade, needs_of_score, one_passes
@@ -234,7 +235,7 @@ class _Check:
         return self._opened[model]
 
     def _model(self, key: str, name: str, tokenizer_only: bool) -> None:
-        served = name.startswith(("http://", "https://"))
+        served = is_url(name)
         name, tokenizer_only = (name.partition("#")[2], True) if served else (name, tokenizer_only)
         if not name or self._made(name):
             return

@@ -16,7 +16,7 @@ from rlt.allocator import keep_freed_memory
 from rlt.catalog import copy_recipe, is_recipe, listing, recipe_path
 from rlt.config import MOVED, SHORT_FORMS, STAGES, ReportConfig, ServeConfig, ViewConfig, parse_yaml, validate
 from rlt.errors import ConfigError, ProblemsFound, guarded
-from rlt.helptext import SUMMARIES, overview, page
+from rlt.helptext import SUMMARIES, describe, overview, page
 from rlt.terminal import fitted, terminal_width
 from rlt.types import JsonRow
 
@@ -58,31 +58,38 @@ def _dispatch(words: list[str]) -> int:
 # -- commands ----------------------------------------------------------------------------------------------------------------
 
 
-def _run(words: list[str]) -> int:
-    names, flags = parse_flags(words, recipe=True)
-    restart, only = bool(flags.pop("restart", False)), flags.pop("only", None)
+def _usage(command: str) -> ConfigError:
+    return ConfigError(f"usage: {', or: '.join(describe(command).usages)}; see `rlt {command} --help`")
+
+
+def _one_name(command: str, words: list[str], recipe: bool = False) -> tuple[str, JsonRow]:
+    """The only plain word after a command, and the flags. Raises ConfigError for none or several words."""
+    names, flags = parse_flags(words, recipe)
     if len(names) != 1:
-        raise ConfigError("usage: rlt run RECIPE [--restart] [--only STEP] [--KEY VALUE ...] [--STEP.KEY VALUE ...]")
+        raise _usage(command)
+    return names[0], flags
+
+
+def _run(words: list[str]) -> int:
+    name, flags = _one_name("run", words, recipe=True)
+    restart, only = bool(flags.pop("restart", False)), flags.pop("only", None)
     from rlt.pipeline import run_recipe
     from rlt.recipe import load_recipe
 
-    return run_recipe(
-        load_recipe(recipe_path(names[0]), flags), restart=restart, only=None if only is None else str(only)
-    )
+    recipe = load_recipe(recipe_path(name), flags)
+    return run_recipe(recipe, restart=restart, only=None if only is None else str(only))
 
 
 def _check(words: list[str]) -> int:
-    names, flags = parse_flags(words, recipe=True)
-    if len(names) != 1:
-        raise ConfigError("usage: rlt check RECIPE [--KEY VALUE ...] [--STEP.KEY VALUE ...]")
+    name, flags = _one_name("check", words, recipe=True)
     from rlt.checking import check_steps, table
     from rlt.recipe import read_recipe
 
-    recipe, problems = read_recipe(recipe_path(names[0]), flags)
+    recipe, problems = read_recipe(recipe_path(name), flags)
     checked = check_steps(recipe, recipe.steps)
     problems = [*problems, *checked.problems]
     if problems:
-        raise ProblemsFound(names[0], problems)
+        raise ProblemsFound(name, problems)
     print(table(recipe, checked))
     return 0
 
@@ -90,7 +97,7 @@ def _check(words: list[str]) -> int:
 def _recipes(words: list[str]) -> int:
     names, flags = parse_flags(words)
     if flags or (names and (names[0] != "copy" or len(names) != 3)):
-        raise ConfigError("usage: rlt recipes, or: rlt recipes copy NAME FOLDER")
+        raise _usage("recipes")
     if names:
         copy = copy_recipe(names[1], Path(names[2]).expanduser())
         print(f"{copy}: edit it, then `rlt check {copy}` and `rlt run {copy}`.")
@@ -106,10 +113,8 @@ def _init(words: list[str]) -> int:
     from rlt.draft import InitConfig
     from rlt.drafting import init
 
-    names, flags = parse_flags(words)
-    if len(names) != 1:
-        raise ConfigError("usage: rlt init FILE [--output RECIPE.yaml] [--KEY VALUE ...]; see `rlt init --help`")
-    for line in init(validate(InitConfig, {**flags, "data": names[0]}, "rlt init")):
+    name, flags = _one_name("init", words)
+    for line in init(validate(InitConfig, {**flags, "data": name}, "rlt init")):
         print(fitted(line))
     return 0
 
@@ -118,28 +123,26 @@ def _completion(words: list[str]) -> int:
     from rlt.completion import SHELLS, script
 
     if len(words) != 1 or words[0] not in SHELLS:
-        raise ConfigError(f"usage: rlt completion {'|'.join(SHELLS)}")
+        raise _usage("completion")
     print(script(words[0]))
     return 0
 
 
 def _timings(words: list[str]) -> int:
-    names, flags = parse_flags(words)
-    if len(names) != 1 or flags:
-        raise ConfigError("usage: rlt timings RUN_FOLDER > RECIPE_FOLDER/seconds.json")
+    name, flags = _one_name("timings", words)
+    if flags:
+        raise _usage("timings")
     from rlt.pipeline import timings
 
-    print(json.dumps(timings(Path(names[0])), indent=1))
+    print(json.dumps(timings(Path(name)), indent=1))
     return 0
 
 
 def _plan(words: list[str]) -> int:
     from rlt.stages import plan
 
-    names, flags = parse_flags(words, recipe=True)
-    if len(names) != 1:
-        raise ConfigError("usage: rlt plan RECIPE --gpu NAME --count N [--price-per-hour X] ...; see `rlt plan --help`")
-    print(plan.run(recipe_path(names[0]), flags))
+    name, flags = _one_name("plan", words, recipe=True)
+    print(plan.run(recipe_path(name), flags))
     return 0
 
 
@@ -148,7 +151,7 @@ def _serve(words: list[str]) -> int:
 
     names, flags = parse_flags(words)
     if names:
-        raise ConfigError("usage: rlt serve --student DIR [--student DIR ...] [--teacher DIR] [--KEY VALUE ...]")
+        raise _usage("serve")
     return serve(validate(ServeConfig, flags, "rlt serve"))
 
 
@@ -157,7 +160,7 @@ def _export(words: list[str]) -> int:
 
     names, flags = parse_flags(words)
     if names != ["lm-eval"]:
-        raise ConfigError("usage: rlt export lm-eval --benchmark NAME --output FOLDER [--KEY VALUE ...]")
+        raise _usage("export")
     print(export(validate(ExportConfig, flags, "rlt export")))
     return 0
 
@@ -167,7 +170,7 @@ def _view(words: list[str]) -> int:
 
     names, flags = parse_flags(words)
     if not names:
-        raise ConfigError("usage: rlt view FILE_OR_RUN [FILE] [--output page.html] [--limit N] [--id ID] [--live]")
+        raise _usage("view")
     return view(validate(ViewConfig, {**flags, "paths": names}, "rlt view"))
 
 
@@ -189,11 +192,11 @@ def _stage(stage: str, words: list[str]) -> int:
     config = validate(STAGES[stage], flags, f"rlt {stage}")
     if isinstance(config, ReportConfig) and _reported(config.output, [key for key in flags if key != "output"]):
         return 0
-    from rlt.outputs import read_state
+    from rlt.outputs import complete_state
     from rlt.pipeline import check_stage, run_stage
     from rlt.progress import summary, told_while_silent
 
-    before = bool((read_state(config.output) or {}).get("complete"))
+    before = complete_state(config.output) is not None
     check_stage(stage, config)
     if not before:
         print(f"{stage}: starts -> {config.output}", flush=True)

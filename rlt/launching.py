@@ -22,7 +22,7 @@ from rlt.config import StageConfig
 from rlt.config.launch import launch_file, launch_options
 from rlt.data.rows import write_text
 from rlt.errors import DependencyError, RunError
-from rlt.outputs import Result, begin, read_state
+from rlt.outputs import Result, begin, complete_state
 from rlt.types import JsonMap
 
 LOOPBACK = "127.0.0.1"
@@ -40,7 +40,7 @@ def launch_stage(stage: str, config: StageConfig) -> Result:
     if options.get("distributed_type") == "DEEPSPEED" and importlib.util.find_spec("deepspeed") is None:
         raise DependencyError(f"`launch`: {name!r} needs DeepSpeed: pip install 'rlt[deepspeed]'")
     output = Path(config.output)
-    done = begin(stage, config).result if (read_state(output) or {}).get("complete") else None
+    done = begin(stage, config).result if complete_state(output) else None
     if done is not None:
         return done
     request = output.parent / f".{output.name}.launch.json"
@@ -51,8 +51,8 @@ def launch_stage(stage: str, config: StageConfig) -> Result:
         status = subprocess.run(command, check=False, env=environment(config, options)).returncode
     finally:
         request.unlink(missing_ok=True)
-    state = read_state(output)
-    if status != 0 or state is None or not state.get("complete"):
+    state = complete_state(output)
+    if status != 0 or state is None:
         from rlt.training.checkpoints import last_checkpoint
 
         saved = last_checkpoint(output)

@@ -44,11 +44,8 @@ INCIDENTAL = frozenset({
         "disable_tqdm", "report_to", "run_name", "push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo")),
 })  # fmt: skip
 _SERVED = re.compile(r"^https?://[^#]*")  # what follows # names the model behind an address
-_TORCH_SAVE = (
-    "PytorchStreamWriter",
-    "inline_container",
-    "iostream",
-)  # in the RuntimeErrors of torch.save on a full disk
+# In the RuntimeErrors of torch.save on a full disk.
+_TORCH_SAVE = ("PytorchStreamWriter", "inline_container", "iostream")
 VERSIONED = ("torch", "transformers", "trl", "datasets", "accelerate", "peft", "vllm")
 
 
@@ -392,6 +389,12 @@ def read_state(output: Path) -> State | None:
     return state if Path(output).exists() or not state["complete"] else None
 
 
+def complete_state(output: Path) -> State | None:
+    """`stage.json` of a complete output; None for any other."""
+    state = read_state(output)
+    return state if state is not None and state["complete"] else None
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Errors of writing below `path` (full disk, read-only), those of safetensors and torch.save too, as a RunError."""
@@ -441,5 +444,4 @@ def versions() -> dict[str, str]:
 
 def complete_before(stage: str, config: StageConfig) -> Result | None:
     """The stage's Result if it is already complete, before any input is read; else None."""
-    state = read_state(config.output)
-    return begin(stage, config).result if state is not None and state.get("complete") else None
+    return begin(stage, config).result if complete_state(config.output) else None

@@ -26,7 +26,7 @@ from rlt.checking import check_steps
 from rlt.config import ReportConfig, StageConfig
 from rlt.data.rows import write_text
 from rlt.errors import ProblemsFound, RunError
-from rlt.outputs import Result, State, check_free, differences, read_state, remove_output, seconds_of
+from rlt.outputs import Result, State, check_free, complete_state, differences, read_state, remove_output, seconds_of
 from rlt.progress import HEARTBEAT, Progress, clock, summary, told_while_silent
 from rlt.provenance import date_of, prepared
 from rlt.recipe import ONCE, Recipe, RecipeHead, Step, recipe_of_run
@@ -125,7 +125,7 @@ def _is(step: Step, only: str) -> bool:
 
 
 def _complete(step: Step) -> bool:
-    return bool((read_state(step.config.output) or {}).get("complete"))
+    return complete_state(step.config.output) is not None
 
 
 # -- the run's folder --------------------------------------------------------------------------------------------------
@@ -230,8 +230,8 @@ def timings(folder: Path) -> dict[str, dict[str, float]]:
         raise RunError(f"{folder}: not the folder of a run (no recipe.yaml in it).")
 
     def seconds(step: Step) -> float | None:
-        state = read_state(step.config.output) if step.stage not in ONCE else None
-        return seconds_of(state["metrics"]) if state and state.get("complete") else None
+        state = complete_state(step.config.output) if step.stage not in ONCE else None
+        return seconds_of(state["metrics"]) if state else None
 
     return timing.timings(recipe_of_run(folder).steps, seconds)
 

@@ -22,7 +22,7 @@ from pydantic import Field
 
 from rlt.config import STAGES, AcceptanceOptions, Config, validate
 from rlt.errors import ConfigError
-from rlt.outputs import read_state
+from rlt.outputs import complete_state
 from rlt.types import JsonRow
 
 KEY = "rounds"
@@ -49,8 +49,8 @@ class Decision(TypedDict):
 
 def decision_of(output: Path) -> Decision | None:
     """The decision in an output of `rlt accept`; None if it is not complete."""
-    state = read_state(output)
-    return cast(Decision, state["metrics"]) if state is not None and state.get("complete") else None
+    state = complete_state(output)
+    return cast(Decision, state["metrics"]) if state else None
 
 
 class Acceptance(AcceptanceOptions):

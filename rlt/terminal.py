@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import textwrap
 
@@ -9,6 +10,11 @@ import textwrap
 def terminal_width() -> int:
     """Columns of the terminal; 80 without a terminal."""
     return max(40, shutil.get_terminal_size((80, 24)).columns)
+
+
+def quiet() -> bool:
+    """Whether progress bars and tables are off: RLT_QUIET is set for steps that run in parallel."""
+    return os.environ.get("RLT_QUIET") == "1"
 
 
 def fitted(text: str, indent: int = 4) -> str:

@@ -7,7 +7,7 @@ keys are refused. The training options of TRL and transformers pass through `tra
 # ruff: noqa: F401 (what `from rlt.config import ...` gives)
 from __future__ import annotations
 
-from rlt.config.base import Config, Described, EnvironmentVariable, Names, Seed, validate
+from rlt.config.base import Config, Described, EnvironmentVariable, Names, Seed, is_url, validate
 from rlt.config.data import (
     SHORT_FORMS,
     AnyData,

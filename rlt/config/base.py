@@ -119,6 +119,11 @@ def _named_variable(name: str) -> str:
     return name
 
 
+def is_url(name: str) -> bool:
+    """Whether a model's name is a server's address."""
+    return name.startswith(("http://", "https://"))
+
+
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy and transformers can be seeded with
 
 EnvironmentVariable = Annotated[str, AfterValidator(_named_variable)]

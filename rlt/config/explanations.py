@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from rlt.config.base import Names
+from rlt.config.base import Names, is_url
 from rlt.config.data import MixtureConfig, WholeData
 from rlt.config.engines import EngineOptions, FormatOptions, ModelOptions, SamplingOptions
 from rlt.config.stage import MOVED, StageConfig
@@ -73,7 +73,7 @@ class SelectConfig(StageConfig, FormatOptions):
             )
         if self.student_context is not None and not self.student:
             raise ValueError("`student_context` needs `student`, whose tokenizer counts the tokens")
-        served = [name for name in self.student if name.startswith(("http://", "https://"))]
+        served = list(filter(is_url, self.student))
         if served:
             raise ValueError(
                 f"`student`: {served[0]} is a server; give the folder or hub name of its tokenizer, and `student_context`"

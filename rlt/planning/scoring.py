@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from rlt.config import ScoreConfig
+from rlt.config import ScoreConfig, is_url
 from rlt.planning.context import Context
 from rlt.planning.memory import Memory, forward_activations, head_bytes
 from rlt.planning.options import FIXED
@@ -30,7 +30,7 @@ class Scorers:
     def of(cls, context: Context, names: Iterable[str], placement: str, dtype: str) -> Scorers:
         """The models `names`; those that are addresses are only counted."""
         listed = tuple(names)
-        local = tuple(name for name in listed if not name.startswith(("http://", "https://")))
+        local = tuple(name for name in listed if not is_url(name))
         shapes = tuple(context.shape(name) for name in local)
         weights = tuple(float(context.weight_bytes(name, dtype) * context.shape(name).parameters) for name in local)
         return cls(local, shapes, weights, placement, len(listed) - len(local))

@@ -234,12 +234,12 @@ def _models(step: StepPlan) -> str:
     return ", ".join(name.rsplit("/", 1)[-1] for name in step.model.split(", "))
 
 
-def _narrowed(head: Sequence[str], rows: Sequence[Sequence[str]], width: int = 100) -> list[list[str]]:
-    """The rows with models, then names of steps, shortened until the table is at most `width` wide."""
+def _narrowed(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """The rows with models, then names of steps, shortened until the table is at most 100 columns wide."""
     narrowed = [list(row) for row in rows]
     for column, least in ((1, 10), (0, 12)):
         widths = [max(len(row[i]) for row in [head, *narrowed]) for i in range(len(head))]
-        room = widths[column] - max(0, sum(widths) + 2 * (len(widths) - 1) - width)
+        room = widths[column] - max(0, sum(widths) + 2 * (len(widths) - 1) - 100)
         for row in narrowed:
             row[column] = _shortened(row[column], max(least, room))
     return narrowed

@@ -288,8 +288,8 @@ def _shared_outputs(steps: list[Step]) -> list[str]:
     return problems
 
 
-def _near(word: str, known: Collection[str], cutoff: float = 0.6, prefix: str = "") -> str:
-    near = difflib.get_close_matches(str(word), [*dict.fromkeys(known)], n=2, cutoff=cutoff)
+def _near(word: str, known: Collection[str], prefix: str = "") -> str:
+    near = difflib.get_close_matches(str(word), [*dict.fromkeys(known)], n=2)
     return f" (did you mean {' or '.join(prefix + one for one in near)}?)" if near else ""
 
 

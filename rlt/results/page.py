@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from rlt.config import ReportConfig, ViewConfig
 from rlt.errors import ConfigError
 from rlt.recipe import Recipe, recipe_of_run
-from rlt.results.intervals import mean_with_interval
-from rlt.results.summary import Arm, BandSeed, Results, collect_results
+from rlt.results.summary import Arm, BandSeed, Results, collect_results, solve_rate
 from rlt.results.view.live import serve_page
 from rlt.results.view.page import scores_data, write_page
 from rlt.results.view.run import run_data
@@ -40,14 +39,11 @@ def _marks(arms: Sequence[Arm]) -> list[JsonRow]:
         for solved in ([one.sampled for one in arm.seeds], [one.greedy for one in arm.seeds if one.greedy is not None]):
             if not solved:
                 continue
-            rates = [one.rate for one in solved]
-            estimate = mean_with_interval(rates)
-            low, high = (
-                (estimate.low, estimate.high) if estimate.half is not None else solved[0].interval or (None, None)
-            )
+            mean, bounds = solve_rate(solved)
+            low, high = bounds or (None, None)
             marks.append({
-                "arm": arm.name, "label": solved[0].decoding, "mean": estimate.mean, "values": rates,
-                "low": None if low is None else max(0.0, low), "high": None if high is None else min(1.0, high),
+                "arm": arm.name, "label": solved[0].decoding, "mean": mean, "values": [one.rate for one in solved],
+                "low": low, "high": high,
             })  # fmt: skip
     return marks
 

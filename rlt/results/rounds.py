@@ -11,7 +11,7 @@ from typing import cast
 
 from rlt.config import ScoreConfig
 from rlt.data.rows import read_rows
-from rlt.outputs import read_state
+from rlt.outputs import complete_state
 from rlt.recipe import Recipe, Step
 from rlt.results.benchmarks import evaluation
 from rlt.rounds import Decision
@@ -19,7 +19,8 @@ from rlt.tasks import load_task
 from rlt.types import JsonMap, JsonRow
 
 NGRAMS = (2, 4)
-_SHARES = {"leaks": "leak_rate", "complete": "every_step_right"}
+# What a task's `inspect` finds -> the name of its share in a report; others keep theirs.
+_SHARES = {"leaks": "leak_rate", "complete": "every_step_right", "correct": "fully_correct"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +42,8 @@ def rounds_of(recipe: Recipe, seeds: Sequence[int], task: str | None) -> tuple[R
     found: dict[tuple[int, int], list[tuple[Step, JsonRow]]] = {}
     for step in recipe.steps:
         if step.seed is not None and step.seed in seeds and step.round is not None:
-            state = read_state(step.config.output) or {}
-            if state.get("complete"):
+            state = complete_state(step.config.output)
+            if state is not None:
                 found.setdefault((step.seed, step.round), []).append((step, state["metrics"]))
     return tuple(_round(seed, number, steps, task) for (seed, number), steps in sorted(found.items()))
 
@@ -84,10 +85,17 @@ def measured(rows: Sequence[JsonMap], task: str | None) -> dict[str, float]:
     numbers["copying"] = fmean(
         _copied(text, str(row["solution"]).split()) for text, row in zip(texts, rows, strict=True)
     )
-    if task is not None and hasattr(module := load_task(task), "inspect"):
-        seen = [module.inspect(row["explanation"], row["question"]) for row in rows]
-        numbers |= {share: fmean(one[name] for one in seen) for name, share in _SHARES.items() if name in seen[0]}
-    return numbers
+    shares = inspected(rows, task)
+    return numbers | {name: shares[name] for name in ("leak_rate", "every_step_right") if name in shares}
+
+
+def inspected(rows: Sequence[JsonMap], task: str | None) -> dict[str, float]:
+    """Shares of the explanations with each property that the task's `inspect` finds; empty without such a task."""
+    inspect = None if task is None else getattr(load_task(task), "inspect", None)
+    if inspect is None or not rows:
+        return {}
+    seen = [inspect(row["explanation"], row["question"]) for row in rows]
+    return {_SHARES.get(name, name): fmean(one[name] for one in seen) for name in seen[0]}
 
 
 def _ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:

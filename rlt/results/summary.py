@@ -10,14 +10,13 @@ from statistics import fmean
 
 from rlt.config import CollectConfig, ReportConfig
 from rlt.data.rows import read_rows
-from rlt.outputs import State, read_state, versions
+from rlt.outputs import State, complete_state, versions
 from rlt.recipe import Recipe, Step
 from rlt.results.benchmarks import evaluation
 from rlt.results.intervals import MeanEstimate, mean_with_interval, spearman
 from rlt.results.rankings import Ranking, rankings_of
-from rlt.results.rounds import Round, rounds_of
+from rlt.results.rounds import Round, inspected, rounds_of
 from rlt.results.sweep import Reached, Sweep, reached_of, sweep_of
-from rlt.tasks import load_task
 from rlt.types import JsonMap, JsonRow
 
 PARTS = ("reward", "r_ss", "r_kl", "lift_over_empty", "lift_over_shuffled")
@@ -25,8 +24,6 @@ PARTS = ("reward", "r_ss", "r_kl", "lift_over_empty", "lift_over_shuffled")
 _OF_TEACHER = (
     "reward", "r_ss", "r_kl", "explanation_kl_mean", "explanation_tokens", "lift_over_empty", "lift_over_shuffled",
 )  # fmt: skip
-# What a task's `inspect` finds -> the name of its share in a report; others keep theirs.
-_SHARES = {"leaks": "leak_rate", "complete": "every_step_right", "correct": "fully_correct"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +238,13 @@ def _decoding(temperature: float, top_p: float | None) -> str:
     return f"temperature {temperature:g}" + ("" if top_p is None else f", top-p {top_p:g}")
 
 
+def solve_rate(seeds: Sequence[Solved]) -> tuple[float, tuple[float, float] | None]:
+    """The mean over seeds and its interval, cut to [0, 1]; a single seed has the interval over problems, if known."""
+    estimate = mean_with_interval([one.rate for one in seeds])
+    bounds = seeds[0].interval if estimate.half is None else (estimate.low or 0.0, estimate.high or 0.0)
+    return estimate.mean, None if bounds is None else (max(0.0, bounds[0]), min(1.0, bounds[1]))
+
+
 def differences(arms: Sequence[Arm], ours: Arm) -> list[Difference]:
     """`ours` against each other arm that was decoded alike and shares a seed, in the arms' order."""
     found = []
@@ -261,8 +265,8 @@ class _Done:
         self.seeds = [seed for seed in recipe.head.seeds if only is None or seed == only]
         self.steps: dict[tuple[int | None, str], tuple[Step, State]] = {}
         for step in recipe.steps:
-            state = None if step.stage == "report" or step.seed not in self.seeds else read_state(step.config.output)
-            if state is not None and state.get("complete"):
+            counts = step.stage != "report" and step.seed in self.seeds
+            if counts and (state := complete_state(step.config.output)) is not None:
                 self.steps[step.seed, step.name] = step, state
 
     def incomplete(self) -> tuple[str, ...]:
@@ -356,11 +360,7 @@ class _Done:
         explained = self.rows(seed, f"{self.config.explained}/{variant}") if scores else []
         if explained:
             measures["unclosed_rate"] = fmean(not row.get("closed", True) for row in explained)
-        if explained and self.config.task:
-            inspect = load_task(self.config.task).inspect  # type: ignore[attr-defined]
-            seen = [inspect(row["explanation"], row["question"]) for row in explained]
-            measures |= {_SHARES.get(name, name): fmean(one[name] for one in seen) for name in seen[0]}
-        return measures
+        return measures | inspected(explained, self.config.task)
 
     # -- scored variants -----------------------------------------------------------------------------------------------
 

@@ -55,9 +55,9 @@ def _wrapped(cell: str, width: int) -> list[str]:
     return textwrap.wrap(cell, width, break_on_hyphens=False) if len(cell) > width else [cell]
 
 
-def split_tables(head: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None) -> str:
-    """One table below another, each with the first column and as many of the others as fit `width` (the report's)."""
-    width = report_width() if width is None else width
+def split_tables(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Tables below each other, each with the first column and as many of the others as fit the report's width."""
+    width = report_width()
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     blocks: list[list[int]] = [[0]]
     for i in range(1, len(head)):

@@ -10,7 +10,7 @@ from rlt.config import ReportConfig
 from rlt.results.intervals import MeanEstimate, mean_with_interval
 from rlt.results.rankings import Ranking
 from rlt.results.rounds import Round
-from rlt.results.summary import PARTS, Arm, Difference, Results, Scores, Solved, differences
+from rlt.results.summary import PARTS, Arm, Difference, Results, Scores, Solved, differences, solve_rate
 from rlt.results.sweep import Reached, Sweep, labelled
 from rlt.results.tables import KEEP, legend, paragraph, report_width, split_tables, text_table
 
@@ -411,15 +411,10 @@ def _of_variants(scores: Scores) -> list[str]:
 
 
 def _rate(solved: Sequence[Solved]) -> str:
-    """Mean over seeds with its interval, cut to [0, 1]; one seed's has the interval over problems, where known."""
     if not solved:
         return "-"
-    estimate = mean_with_interval([one.rate for one in solved])
-    bounds = solved[0].interval if estimate.half is None else (estimate.low or 0.0, estimate.high or 0.0)
-    if bounds is None:
-        return f"{estimate.mean:.3f}"
-    low, high = max(0.0, bounds[0]), min(1.0, bounds[1])
-    return f"{estimate.mean:.3f}{KEEP}[{low:.2f},{KEEP}{high:.2f}]"
+    mean, bounds = solve_rate(solved)
+    return f"{mean:.3f}" + ("" if bounds is None else f"{KEEP}[{bounds[0]:.2f},{KEEP}{bounds[1]:.2f}]")
 
 
 def _bounds(estimate: MeanEstimate) -> str:

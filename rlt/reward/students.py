@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol, Self, TypedDict, cast
 import torch
 from torch import nn
 
-from rlt.config import ModelOptions, RewardOptions, StudentOptions
+from rlt.config import ModelOptions, RewardOptions, StudentOptions, is_url
 from rlt.engines.client import PROBE, Client, check_tokenizer, served_model
 from rlt.errors import ConfigError, RltError, ScoringError, ServerError
 from rlt.models import loading, logprobs
@@ -298,11 +298,6 @@ class ServedStudent:
         self._pool.shutdown(cancel_futures=True)
         if self._engine is not None:
             self._engine.close()
-
-
-def is_url(student: str) -> bool:
-    """Whether a student is given as a server's address."""
-    return student.startswith(("http://", "https://"))
 
 
 def checked_tokenizer(path: str, fmt: Format, options: ModelOptions) -> PreTrainedTokenizerBase:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rlt.config import BestConfig
 from rlt.errors import RunError
-from rlt.outputs import Result, begin, read_state
+from rlt.outputs import Result, begin, complete_state
 from rlt.rounds import decision_of
 
 MODEL = "model"
@@ -25,7 +25,7 @@ def run(config: BestConfig) -> Result:
     decided = [decision for output in config.decisions if (decision := decision_of(output)) is not None]
     best = decided[-1]["best"] if decided else 0
     source = Path(config.models[best])
-    if not (read_state(source) or {}).get("complete"):
+    if not complete_state(source):
         raise RunError(f"{source}: the model of round {best} is not complete.")
     target = folder.path / MODEL
     shutil.rmtree(target, ignore_errors=True)  # half a copy of a start that was killed

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
@@ -22,6 +21,7 @@ from rlt.engines.build import build_engine
 from rlt.errors import DataError, RltError, RunError
 from rlt.models.loading import context_length, load_config, load_tokenizer
 from rlt.outputs import Result, StageFolder, begin
+from rlt.terminal import quiet
 from rlt.text.formats import Format, check_template, load_format, teacher_prompt
 from rlt.types import Explanation, JsonRow, Problem
 
@@ -145,7 +145,7 @@ def _collect(
     )
     with tqdm(
         total=(shards.problems - len(shards.left_out)) * config.samples, initial=shards.written(), desc="collect",
-        unit=" explanations", dynamic_ncols=True, leave=False, disable=os.environ.get("RLT_QUIET") == "1",
+        unit=" explanations", dynamic_ncols=True, leave=False, disable=quiet(),
         file=sys.stderr,
     ) as bar:  # fmt: skip
         for completion in engine.generate(requests, sampling):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -47,6 +46,7 @@ from rlt.tasks.benchmarks import (
     load_questions,
 )
 from rlt.tasks.grading import Graders
+from rlt.terminal import quiet
 from rlt.text.formats import Format, check_template, load_format, student_prompt
 from rlt.types import Problem
 
@@ -79,7 +79,7 @@ def run(config: EvaluateConfig) -> Result:
     """The folder with `responses.jsonl` and `results.json`; metrics: `benchmarks` (name -> `numbers`) and the sampling."""
     folder = begin("evaluate", config)
     if folder.result:
-        if not _quiet():
+        if not quiet():
             print(table(evaluation(folder.result.metrics)))
         return folder.result
     try:
@@ -102,13 +102,9 @@ def run(config: EvaluateConfig) -> Result:
     results = _results(config, asked, metrics)
     write_text(folder.path / RESULTS, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     write_logs(folder.path / LOGS, list(done.values()), results, _shown_prompts(asked))
-    if not _quiet():
+    if not quiet():
         print(table(metrics))
     return folder.finish(metrics)
-
-
-def _quiet() -> bool:
-    return os.environ.get("RLT_QUIET") == "1"
 
 
 # -- what is asked, checked before a model is loaded -------------------------------------------------------------------
@@ -299,7 +295,7 @@ def _generate(asked: _Asked, rows: dict[str, ResponseRow | None], engine: Engine
             if not missing:
                 continue
             total = len(part.questions) * asked.samples
-            if not _quiet():
+            if not quiet():
                 print(f"evaluate: {part.benchmark.name}, {_how(asked, part)}", flush=True)
             pending = {key: (position, sample) for key, _, position, sample in missing}
             requests = (
@@ -307,7 +303,7 @@ def _generate(asked: _Asked, rows: dict[str, ResponseRow | None], engine: Engine
                 for key, _, position, sample in missing
             )
             with tqdm(
-                total=total, initial=total - len(missing), unit=" responses", desc=part.benchmark.name, disable=_quiet()
+                total=total, initial=total - len(missing), unit=" responses", desc=part.benchmark.name, disable=quiet()
             ) as bar:
                 for completion in engine.generate(requests, asked.sampling):
                     position, sample = pending.pop(completion.key)
@@ -369,7 +365,7 @@ def _grade(config: EvaluateConfig, asked: _Asked, rows: Rows) -> Rows:
         desc = f"grading {part.benchmark.name}"
         with (
             Graders(config.grade_workers, config.grade_timeout) as graders,
-            tqdm(total=len(items), unit=" responses", desc=desc, disable=_quiet()) as bar,
+            tqdm(total=len(items), unit=" responses", desc=desc, disable=quiet()) as bar,
         ):
             verdicts = graders.grade(tasks, items, asked.format, progress=bar.update)
         for (key, row), verdict in zip(mine.items(), verdicts, strict=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import NotRequired, TypedDict, cast
 
 from tqdm.auto import tqdm
@@ -13,6 +12,7 @@ from rlt.errors import ConfigError, DataError
 from rlt.outputs import Result, begin
 from rlt.tasks import Verdict, load_grader
 from rlt.tasks.grading import Graders
+from rlt.terminal import quiet
 from rlt.text.formats import load_format
 from rlt.types import JsonMap, JsonRow
 
@@ -42,9 +42,8 @@ def run(config: GradeConfig) -> Result:
     if not rows:
         raise DataError(f"{config.data}: has no rows.")
     folder = begin("grade", config)
-    quiet = os.environ.get("RLT_QUIET") == "1"
     if folder.result:
-        if not quiet:
+        if not quiet():
             before = _summary(cast(GradeNumbers, folder.result.metrics), config)
             print(f"{before} (graded before; choose another --output to grade again)")
         return folder.result
@@ -52,14 +51,14 @@ def run(config: GradeConfig) -> Result:
     items = [(str(row["response"]), str(row["answer"]), str(row.get("question") or "")) for _, row in rows]
     with (
         Graders(config.workers, config.timeout) as graders,
-        tqdm(total=len(rows), unit=" responses", desc="grade", disable=quiet) as bar,
+        tqdm(total=len(rows), unit=" responses", desc="grade", disable=quiet()) as bar,
     ):
         verdicts = graders.grade(tasks, items, fmt, progress=bar.update)
     done = [_row(row, verdict) for (_, row), verdict in zip(rows, verdicts, strict=True)]
     columns = dict.fromkeys(key for row in done for key in row)  # Parquet takes its columns from the first row
     write_rows(config.output, ({key: row.get(key) for key in columns} for row in done))
     metrics = _metrics(done)
-    if not quiet:
+    if not quiet():
         print(_summary(metrics, config))
     return folder.finish(dict(metrics))
 

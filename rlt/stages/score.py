@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,13 +13,14 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from rlt.config import DataConfig, ScoreConfig, StudentOptions
+from rlt.config import DataConfig, ScoreConfig, StudentOptions, is_url
 from rlt.data.explanations import explanation_of
 from rlt.data.problems import load_problems
 from rlt.data.rows import JsonlWriter, read_rows, write_rows, write_text
 from rlt.errors import DataError, RunError
 from rlt.outputs import Result, StageFolder, State, begin, read_state
 from rlt.results.tables import text_table
+from rlt.terminal import quiet
 from rlt.text.formats import Format, load_format
 from rlt.types import AnyRow, Explanation, JsonRow, RewardParts
 
@@ -208,7 +208,6 @@ def _chunks(rows: Iterator[InputRow], done: int, config: ScoreConfig) -> Iterato
     """
     from rlt.models.loading import default_device
     from rlt.models.logprobs import DEFAULT_BATCH_TOKENS
-    from rlt.reward.students import is_url
 
     place = "cuda" if any(map(is_url, config.student)) else default_device().type
     room = CHUNK_BATCHES * (config.batch_tokens or DEFAULT_BATCH_TOKENS[place]) * CHARACTERS_A_TOKEN
@@ -340,7 +339,7 @@ class _Bar:
 
     def __init__(self, total: int, done: int) -> None:
         self._bar = tqdm(
-            total=total, initial=done, unit=" rows", desc="score", disable=os.environ.get("RLT_QUIET") == "1",
+            total=total, initial=done, unit=" rows", desc="score", disable=quiet(),
             dynamic_ncols=True,
         )  # fmt: skip
         self.passes = 1

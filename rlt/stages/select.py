@@ -6,7 +6,6 @@ Where a problem has several explanations, the method keeps one that fits the stu
 
 from __future__ import annotations
 
-import os
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,7 @@ from rlt.errors import DataError, ModelError
 from rlt.models.loading import context_length, load_config, load_tokenizer
 from rlt.outputs import Result, StageFolder, begin, complete_before
 from rlt.results.benchmarks import ResponseRow
+from rlt.terminal import quiet
 from rlt.text.formats import Format, check_template, load_format, render_student
 from rlt.text.tokens import tokenize
 from rlt.types import Explanation, JsonRow, Problem
@@ -45,8 +45,7 @@ def run(config: SelectConfig) -> Result:
         return done
     fmt = load_format(config.format)
     fits = Fits(fmt, _students(config, fmt))
-    quiet = os.environ.get("RLT_QUIET") == "1"
-    rows = tqdm(_read(config, fmt), desc="select", unit=" rows", leave=False, disable=quiet)
+    rows = tqdm(_read(config, fmt), desc="select", unit=" rows", leave=False, disable=quiet())
     candidates = [_candidate(config, fits, *row) for row in rows]
     places, metrics = choose(config, candidates)
     dropped = [row for row, place in zip(candidates, places, strict=True) if place is None]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from rlt.config import DistillConfig, ModelOptions, StageConfig, WarmupConfig
 from rlt.errors import ConfigError, ProblemsFound
+from rlt.terminal import quiet
 from rlt.training.batches import save_problem
 from rlt.training.cards import UPLOAD
 from rlt.training.lora import peft_config
@@ -37,7 +37,7 @@ def trainer_arguments(
     if wrong:
         raise ProblemsFound(stage, wrong)
     ours: JsonRow = {
-        "seed": config.seed, "report_to": "none", "disable_tqdm": os.environ.get("RLT_QUIET") == "1",
+        "seed": config.seed, "report_to": "none", "disable_tqdm": quiet(),
         "save_total_limit": 2, "logging_nan_inf_filter": False, **defaults,
     }  # fmt: skip
     if not torch.cuda.is_available():

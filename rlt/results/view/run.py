@@ -38,7 +38,7 @@ class RunData(TypedDict):
     recipe: str
 
 
-def run_data(recipe: Recipe, limit: int, seed: int = 0) -> RunData:
+def run_data(recipe: Recipe, limit: int) -> RunData:
     """What the run's steps have left so far; the report's own numbers are added by who calls this.
 
     `limit` rows of scores and as many samples of training are taken at most, over all their files.
@@ -55,7 +55,7 @@ def run_data(recipe: Recipe, limit: int, seed: int = 0) -> RunData:
         else:
             some, total = [], 0
         if not some:
-            some, total = sampled(source, share, seed=seed)
+            some, total = sampled(source, share)
         keys.setdefault(step.seed, set()).update(match_key(row) for row in some)
         rows += [page_row(row, len(sources), source.control) for row in some]
         sources.append(source_of(source, len(some), total))
