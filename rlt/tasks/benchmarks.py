@@ -16,13 +16,17 @@ from pydantic import Field, model_validator
 
 from rlt.config import Config, DataConfig, validate
 from rlt.data.problems import problem_of, rows_of
-from rlt.data.rows import ROW_FILES
+from rlt.data.rows import ROW_FILES, read_rows
 from rlt.errors import ConfigError, DataError
 from rlt.tasks import load_task
 from rlt.tasks.choices import Choices, laid_out
 from rlt.types import JsonMap, JsonRow, Problem
 
 SHIPPED_BENCHMARKS = resources.files("rlt") / "shipped" / "benchmarks"
+
+# What shows that a file has GPQA's questions, laid out or not: its name, a column of GPQA's own files, or ids as GPQA's.
+_GPQA_COLUMNS = {"Record ID", "Canary String"}
+_GPQA_ID = re.compile(r"rec[A-Za-z0-9]{14}")
 
 
 class Hub(Config):
@@ -126,7 +130,7 @@ class Benchmark(Config):
     place: Literal["before", "after"] = "before"
     """Where the instruction stands: before the question in the same paragraph, or after it in one of its own."""
     private: bool = False
-    """Never write a question into a file."""
+    """Never write a question into a file. Of a file of questions: see `_is_private`."""
     by_row: bool = False
     """Rows of a file name their task in a column `task`; `task` is for the others."""
     source: str
@@ -184,12 +188,29 @@ def load_benchmark(name_or_path: str, task: str | None = None) -> tuple[Benchmar
             title=path.name,
             task=task or "math",
             by_row=task is None,
+            private=_is_private(path),
             source=f"the file {path.name}",
         )
         return made, str(path)
     near = difflib.get_close_matches(name_or_path, shipped_benchmarks(), n=2, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(shipped_benchmarks())}."
     raise ConfigError(f"benchmark {name_or_path!r}: neither a benchmark nor a {', '.join(ROW_FILES)} file; {hint}")
+
+
+def _is_private(path: Path) -> bool:
+    """Whether no question of this file may be written: a row says so (`private: true`), or looks like one of GPQA.
+
+    GPQA's authors ask that its questions appear in no file in plain text. A file whose rows were laid out by somebody keeps
+    GPQA's ids, which are `rec` and 14 letters or digits.
+    """
+    if "gpqa" in path.name.casefold():
+        return True
+    return any(
+        row.get("private") in (True, "true")
+        or not _GPQA_COLUMNS.isdisjoint(row)
+        or _GPQA_ID.fullmatch(str(row.get("id")).rpartition("/")[2]) is not None
+        for _, row in read_rows(path)
+    )
 
 
 def _sliced(benchmark: Benchmark, choices: list[str]) -> Benchmark:
