@@ -72,7 +72,8 @@ def export(config: ExportConfig) -> str:
         write_rows(config.output / "questions.jsonl", [_doc(benchmark, question) for question in questions])
         source = _files("json", config.output / "questions.jsonl")
     spec = {
-        "benchmark": str(Path(path).resolve()) if path else benchmark.name, "private": benchmark.private, "solution_open": fmt.tags.solution.open,
+        "benchmark": str(Path(path).resolve()) if path else benchmark.name, "private": benchmark.private,
+        "solution_open": fmt.tags.solution.open,
         "solution_close": fmt.tags.solution.close, "thought_close": fmt.tags.thought.close,
     }  # fmt: skip
     write_text(config.output / "spec.json", json.dumps(spec, indent=1) + "\n")
