@@ -78,6 +78,8 @@ def main(calls: int) -> NoReturn:
             os.close(calls)
         os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 0xFF)
     _call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    # Programs of an ordinary user may signal this process, PID 1. The kernel drops what has no handler; Python's has one.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     _enter_root(user)
     _reply({"ready": True, "uid": user})
     for line in sys.stdin.buffer:
