@@ -1,4 +1,4 @@
-"""YAML as people write it: `1e-6` is a number, a key stands once, aliases cannot explode; mistakes in one line."""
+"""YAML as people write it: `1e-6` is a number, `no` a word, a key stands once, aliases cannot explode."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ MOST_NODES = 100_000  # of a YAML text with its aliases expanded
 
 
 class _Yaml(yaml.SafeLoader):
-    """YAML as people write it: 1e-6 is a number (YAML 1.1 reads text), a key is written once, aliases cannot explode."""
+    """YAML 1.1 with what people mean: 1e-6 is a number, and `no` a word (`save_strategy: no`), as in YAML 1.2."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, regexp) for tag, regexp in resolvers if first in "tTfF" or tag != "tag:yaml.org,2002:bool"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def get_single_data(self) -> object:
         node = self.get_single_node()
