@@ -4,28 +4,53 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from typing import Protocol
 
 from rlt.integrations.service import RewardService, ServiceError, labelled, whole_distribution
 from rlt.types import JsonRow
 
+Reward = float | dict[str, float]
 
-async def reward(args: Any, sample: Any, **others: object) -> Any:
-    """The reward of a slime `Sample`, or of each of a list: a number, or with `--reward-key` an object with its parts.
 
-    The sample's `label` is JSON with `question` and `solution`. r_kl comes from the rollout's log-probs. Raises ServiceError
-    for a label without a solution, for several turns, and for a reward that cannot be had.
+class Arguments(Protocol):
+    """The options of slime that are read here."""
+
+    reward_key: str | None
+    rollout_temperature: float
+    rollout_top_p: float
+    rollout_top_k: int
+
+
+class Sample(Protocol):
+    """The fields of slime's `Sample` that are read here."""
+
+    label: object
+    tokens: Sequence[int]
+    response_length: int
+    loss_mask: Sequence[int] | None
+    rollout_log_probs: Sequence[float] | None
+
+
+async def reward(args: Arguments, sample: Sample | Sequence[Sample], **others: object) -> Reward | list[Reward]:
+    """The reward of a slime `Sample`, or of each in a list: a number, or with `--reward-key` an object with its parts.
+
+    The sample's `label` is JSON with `question` and `solution`. r_kl is computed from the rollout's log-probs. Raises
+    ServiceError for a label without a solution, for several turns, and for a sample without a reward.
     """
     if isinstance(sample, Sequence):
-        return list(await asyncio.gather(*(reward(args, one) for one in sample)))
+        return list(await asyncio.gather(*(_reward(args, one) for one in sample)))
+    return await _reward(args, sample)
+
+
+async def _reward(args: Arguments, sample: Sample) -> Reward:
     value, parts = await RewardService.from_environment().reward(_row(args, sample))
     return {args.reward_key: value, **parts} if args.reward_key else value
 
 
-def _row(args: Any, sample: Any) -> JsonRow:
+def _row(args: Arguments, sample: Sample) -> JsonRow:
     row, length = labelled(sample.label), sample.response_length
     if sample.loss_mask is not None and not all(sample.loss_mask):
-        raise ServiceError("slime: the response has tokens that the policy did not sample; the reward is of one turn")
+        raise ServiceError("slime: the response has tokens that the policy did not sample; the reward is for one turn")
     row["token_ids"] = list(sample.tokens[len(sample.tokens) - length :])
     if sample.rollout_log_probs is not None:
         whole_distribution("slime", args.rollout_top_p, args.rollout_top_k)
