@@ -8,20 +8,15 @@ docs/integrations/openrlhf.md.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from openrlhf.utils.agent import SingleTurnAgentExecutor
 
 from rlt.integrations.service import RewardService, labelled, whole_distribution
 from rlt.types import JsonRow
 
-
-class SamplingParams(Protocol):
-    """What is read of vLLM's sampling parameters."""
-
-    temperature: float
-    top_p: float
-    top_k: int
+if TYPE_CHECKING:
+    from vllm import SamplingParams
 
 
 class AgentExecutor(SingleTurnAgentExecutor):

@@ -3,35 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from argparse import Namespace
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from rlt.integrations.service import RewardService, ServiceError, labelled, whole_distribution
 from rlt.types import JsonRow
 
+if TYPE_CHECKING:
+    from slime.utils.types import Sample
+
 Reward = float | dict[str, float]
 
 
-class Arguments(Protocol):
-    """The options of slime that are read here."""
-
-    reward_key: str | None
-    rollout_temperature: float
-    rollout_top_p: float
-    rollout_top_k: int
-
-
-class Sample(Protocol):
-    """The fields of slime's `Sample` that are read here."""
-
-    label: object
-    tokens: Sequence[int]
-    response_length: int
-    loss_mask: Sequence[int] | None
-    rollout_log_probs: Sequence[float] | None
-
-
-async def reward(args: Arguments, sample: Sample | Sequence[Sample], **others: object) -> Reward | list[Reward]:
+async def reward(args: Namespace, sample: Sample | Sequence[Sample], **others: object) -> Reward | list[Reward]:
     """The reward of a slime `Sample`, or of each in a list: a number, or with `--reward-key` an object with its parts.
 
     The sample's `label` is JSON with `question` and `solution`. r_kl is computed from the rollout's log-probs. Raises
@@ -42,12 +27,12 @@ async def reward(args: Arguments, sample: Sample | Sequence[Sample], **others: o
     return await _reward(args, sample)
 
 
-async def _reward(args: Arguments, sample: Sample) -> Reward:
+async def _reward(args: Namespace, sample: Sample) -> Reward:
     value, parts = await RewardService.from_environment().reward(_row(args, sample))
     return {args.reward_key: value, **parts} if args.reward_key else value
 
 
-def _row(args: Arguments, sample: Sample) -> JsonRow:
+def _row(args: Namespace, sample: Sample) -> JsonRow:
     row, length = labelled(sample.label), sample.response_length
     if sample.loss_mask is not None and not all(sample.loss_mask):
         raise ServiceError("slime: the response has tokens that the policy did not sample; the reward is for one turn")

@@ -8,50 +8,17 @@ See docs/integrations/verifiers.md.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from itertools import compress
 from pathlib import Path
-from typing import Protocol
 
 import verifiers.v1 as vf
+from verifiers.v1.trace import Trace
 
 from rlt.integrations.service import RewardService, ServiceError, labelled, whole_distribution
 from rlt.types import JsonRow
 
 __all__ = ["TeacherTaskset", "rlt"]
-
-
-class Branch(Protocol):
-    """What is read of a branch of a trace: its tokens, and which of them the policy sampled."""
-
-    trainable: bool
-    token_ids: Sequence[int]
-    logprobs: Sequence[float]
-    sampled_mask: Sequence[bool]
-
-
-class SamplingParams(Protocol):
-    """What is read of a call's sampling parameters; clients differ in `top_k`."""
-
-    temperature: float | None
-    top_p: float | None
-
-
-class Call(Protocol):
-    """What is read of a model call."""
-
-    node: object
-    sampling: SamplingParams | None
-
-
-class Trace(Protocol):
-    """What is read of verifiers' trace of one rollout."""
-
-    branches: Sequence[Branch]
-    calls: Sequence[Call]
-    last_reply: str
-
-    def record_metrics(self, metrics: Mapping[str, float]) -> None: ...
 
 
 async def rlt(task: object, trace: Trace) -> float:
