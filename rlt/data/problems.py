@@ -1,4 +1,4 @@
-"""Datasets to problems: from the hub or files, by known schemas, with errors that name file, row and column."""
+"""Datasets to problems: known schemas, and errors that name file, row and column."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""`rlt export lm-eval`: a benchmark as a task of lm-evaluation-harness, so that the harness's grader scores a student.
+"""`rlt export lm-eval`: a benchmark as a task of lm-evaluation-harness.
 
-Why not lighteval: the harness's tasks are YAML files found by `--include_path`, and it installs next to rlt. lighteval's
+The harness's grader then scores a student. Why not lighteval: the harness's tasks are YAML files found by `--include_path`, and it installs next to rlt. lighteval's
 tasks are Python modules, and lighteval 0.13 pins a latex2sympy2_extended that conflicts with math-verify's.
 """
 

@@ -1,6 +1,6 @@
-"""rlt's reward in NeMo Gym: a resources server that calls a running `rlt serve`. See docs/integrations/nemo_gym.md.
+"""rlt's reward in NeMo Gym: a resources server that calls a running `rlt serve`.
 
-Its environment needs only NeMo Gym and this package (`pip install --no-deps rlt`).
+See docs/integrations/nemo_gym.md. Its environment needs only NeMo Gym and this package (`pip install --no-deps rlt`).
 """
 
 from __future__ import annotations

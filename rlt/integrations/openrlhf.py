@@ -1,8 +1,8 @@
-"""rlt's reward in OpenRLHF: an agent that samples as OpenRLHF does and gets the reward from a running `rlt serve`.
+"""rlt's reward in OpenRLHF: an agent that gets the reward from a running `rlt serve`.
 
     RLT_URL=http://127.0.0.1:8100 python -m openrlhf.cli.train_ppo_ray --train.agent_func_path .../openrlhf.py ...
 
-With OpenRLHF's own `--reward.remote_url`, a failed request becomes a missing reward; here it raises. See
+It samples as OpenRLHF does. With OpenRLHF's own `--reward.remote_url`, a failed request becomes a missing reward; here it raises. See
 docs/integrations/openrlhf.md.
 """
 

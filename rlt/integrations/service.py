@@ -1,7 +1,7 @@
-"""Client of a running `rlt serve`. Uses only the standard library, so it can be copied into another environment.
+"""Client of a running `rlt serve`, with only the standard library.
 
 Engines pin other versions of transformers than rlt, so the reward is computed in another process. This file is all that
-an engine's environment needs.
+an engine's environment needs; it also works as a copy.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""rlt's reward in slime: a function for `--custom-rm-path rlt.integrations.slime.reward`. See docs/integrations/slime.md."""
+"""rlt's reward in slime: `--custom-rm-path rlt.integrations.slime.reward`. See docs/integrations/slime.md."""
 
 from __future__ import annotations
 

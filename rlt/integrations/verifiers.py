@@ -1,4 +1,4 @@
-"""rlt's reward in verifiers and prime-rl: a reward function, and a taskset of problems in rlt's format.
+"""rlt's reward in verifiers and prime-rl: a reward function and a taskset.
 
     --env.taskset.task.rewards.rlt.fn rlt.integrations.verifiers:rlt
 

@@ -1,4 +1,4 @@
-"""rlt's reward in verl: an agent loop that samples from rlt's own prompt, and a `compute_score` for r_ss.
+"""rlt's reward in verl: an agent loop with rlt's own prompt, and a `compute_score` for r_ss.
 
     actor_rollout_ref.rollout.agent.agent_loop_config_path=recipes/verl/agent-loop.yaml
     reward.custom_reward_function.path=pkg://rlt.integrations.verl

@@ -1,4 +1,4 @@
-"""Small models from scratch: a word-level tokenizer with a chat template, and a randomly initialised Llama."""
+"""Small models from scratch: a word-level tokenizer and a randomly initialised Llama."""
 
 from __future__ import annotations
 

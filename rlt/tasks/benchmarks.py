@@ -1,4 +1,4 @@
-"""Benchmarks: data plus a grader, each a YAML file in `rlt/shipped/benchmarks`, or any file of questions and answers."""
+"""Benchmarks: data plus a grader, from a shipped YAML file or any file of questions and answers."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Simulated experts for tasks that are chains of steps: they write like solvers whose final answer was right.
+"""Simulated experts for tasks that are chains of steps.
 
-They are synthetic and leak on purpose; results on them must say so.
+They write like solvers whose final answer was right. They are synthetic and leak on purpose; results on them must say so.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Grading many responses in processes that can be killed, so that no response hangs or crashes the run.
+"""Grading in processes that can be killed, so that no response hangs or crashes the run.
 
 A grader's process (`python -m rlt.tasks.grading TASK SECONDS`) reads one JSON line per response and answers with one. It
 imports no torch, may use 4 GiB, and ends itself if its parent is gone. Tasks that are `CHEAP` are graded in this process.

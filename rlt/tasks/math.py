@@ -1,4 +1,4 @@
-"""Mathematics: the last answer of a solution, compared with the reference by `rlt.tasks.math_answers`.
+"""Mathematics: the last answer of a solution, compared by `rlt.tasks.math_answers`.
 
 The first of these that is found counts, right or wrong:
 

@@ -1,4 +1,4 @@
-"""One spelling for mathematical answers: LaTeX and plain notations of the same thing become the same text."""
+"""One spelling for mathematical answers in LaTeX and plain notations."""
 
 from __future__ import annotations
 

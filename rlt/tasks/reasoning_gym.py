@@ -1,7 +1,8 @@
-"""reasoning-gym: each of its generators is a task, `reasoning_gym/NAME`, with problems and its own scorer.
+"""reasoning-gym: each of its generators is a task, `reasoning_gym/NAME`.
 
-The `answer` of a problem is JSON, `{"answer", "metadata"}`, as its scorer needs it. The solution is the answer; if the
-metadata has a worked solution, it is that one, followed by the answer in `<answer>` tags.
+A task generates problems and grades with the generator's own scorer. The `answer` of a problem is JSON, `{"answer",
+"metadata"}`, as the scorer needs it. The solution is the answer; if the metadata has a worked solution, it is that one,
+followed by the answer in `<answer>` tags.
 
 The first of these found in a response is scored: the last `<answer>...</answer>`, the last `\\boxed{...}`, the whole
 solution. A score of 1 is correct; every score is recorded.

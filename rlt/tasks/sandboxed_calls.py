@@ -1,4 +1,4 @@
-"""Calls between two sandboxes: the solution serves its functions, the tests call them, one line each way.
+"""Calls between two sandboxes: the solution serves its functions, the tests call them.
 
 Part of the script `sandboxed.py`: standard library only, no import of rlt. Values that JSON cannot represent are tagged
 lists. Other objects stay where they are, and the other side gets a reference, which can be called and has attributes. A
