@@ -1,4 +1,4 @@
-"""Files of rows: JSONL, JSON, Parquet and CSV, read lazily; JSONL files are valid at every moment of writing."""
+"""Files of rows: JSONL, JSON, Parquet and CSV, read lazily and written crash-safe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scorers, which give the log-probs of chosen tokens: a model in this process, or a student served by vLLM."""
+"""Scorers of chosen tokens: a model in this process, or a student served by vLLM."""
 
 from __future__ import annotations
 
