@@ -19,6 +19,7 @@ from rlt.config.data import (
     WholeData,
 )
 from rlt.config.engines import EngineOptions, FormatOptions, ModelOptions, RayOptions, SamplingOptions
+from rlt.config.evolve import Arm, EvolveOptions, Range, Setting
 from rlt.config.explanations import CollectConfig, SelectConfig
 from rlt.config.results import (
     AcceptanceOptions,

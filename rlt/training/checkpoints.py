@@ -31,7 +31,7 @@ class WholeCheckpoints(_Trainer):
     _running: AnyRow | None = None
     _metrics: AnyRow  # TRL's
 
-    def _save_checkpoint(self, model: torch.nn.Module, trial: object) -> None:
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
         try:

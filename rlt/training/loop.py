@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from rlt.config import DistillConfig, WarmupConfig
 from rlt.data.mixtures import Mixture
 from rlt.data.rows import JsonlWriter, read_rows, write_rows
-from rlt.errors import RunError
+from rlt.errors import DivergedError
 from rlt.models.loading import check_finite
 from rlt.outputs import StageFolder, writing
 from rlt.training.cards import open_repository
@@ -143,7 +143,7 @@ class _MixtureSampler:
 
 
 class MetricsFile(TrainerCallback):
-    """Writes what the trainer logs to `metrics.jsonl`, one row per log, with the step; raises RunError for a NaN loss.
+    """Writes what the trainer logs to `metrics.jsonl`, one row per log, with the step; raises DivergedError for a NaN loss.
 
     A run that resumes from a checkpoint first drops the rows of later steps, also from the files named in `also`, so that
     the files equal those of an uninterrupted run.
@@ -173,7 +173,7 @@ class MetricsFile(TrainerCallback):
         **kwargs: object,
     ) -> None:
         if logs and not math.isfinite(logs.get("loss", 0.0)):
-            raise RunError(
+            raise DivergedError(
                 f"step {state.global_step}: the loss is {logs['loss']}; from here on the weights are lost. Lower "
                 "`trainer.learning_rate`, or set `dtype: float32`."
             )
