@@ -28,14 +28,14 @@ class Archive:
     """
 
     def __init__(self, storage: JournalStorage, arm: str, seed: int, options: EvolveOptions) -> None:
-        self.arm, self.seed = arm, seed
+        self.arm, self.seed, self.children = arm, seed, options.children
         self.space = {key: distribution(space) for key, space in options.search.items()}
         self.study = optuna.create_study(
             storage=storage, study_name=f"{arm}, seed {seed}", direction="maximize", load_if_exists=True
         )
 
     def teachers(self) -> dict[int, Teacher]:
-        """Number -> teacher, for all that are made, in order."""
+        """Number -> teacher, for all that are made, in order; without those beyond the number of children."""
         found = {}
         for trial in self.study.get_trials(deepcopy=False):
             about = trial.user_attrs
@@ -43,7 +43,7 @@ class Archive:
                 about["number"], about["parent"], about["parent_id"], trial.params, tuple(about["mutated"]), about["id"]
             )
             found[made.number] = Teacher(made, trial.values[0], about["stage"], about["screen"], about["seconds"])
-        return dict(sorted(found.items()))
+        return {number: found[number] for number in sorted(found) if number <= self.children}
 
     def add(self, teacher: Teacher) -> None:
         made = teacher.draft

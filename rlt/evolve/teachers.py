@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from rlt.types import AnyRow, JsonRow
 
 SHARED, TEACHERS = "shared", "teachers"
 CHILD_SEED = 10_000
+EACH = "__each__"
 
 
 class Measured(NamedTuple):
@@ -93,7 +95,7 @@ class Repeat:
         steps = [name for name in self.plan.phases[phase] if name in values]
         return self._built(self._head(draft.id), {name: self._with_shared(values[name], first) for name in steps})
 
-    def _with_shared(self, keys: JsonRow, first: str | None) -> JsonRow:
+    def _with_shared(self, keys: AnyRow, first: str | None) -> JsonRow:
         """A step's keys with the places of shared steps, and of the first teacher's model, instead of their names."""
 
         def place(name: str, part: str | None) -> str:
@@ -107,11 +109,15 @@ class Repeat:
             return f"{found}/{part}" if part else found
 
         each = keys.get("each")
-        if isinstance(each, str) and each.removeprefix("@") in self.plan.shared:
-            keys = {**keys, "each": [step.name.partition("/")[2] for step in self._of(each.removeprefix("@"))]}
-        elif isinstance(each, str):
-            return {**with_references({**keys, "each": None}, place), "each": each}
-        return with_references(filled(keys, {"seed": self.seed}), place)
+        variants_of = each.removeprefix("@") if isinstance(each, str) else None
+        if variants_of in self.plan.shared:
+            each = [step.name.partition("/")[2] for step in self._of(f"{variants_of}")]
+        if variants_of is not None:  # a step's name that is no reference
+            keys = {key: value for key, value in keys.items() if key != "each"}
+        # "@step/{each}" is a reference only once it has a word for `{each}`.
+        placed = with_references(filled(keys, {"seed": self.seed, "each": EACH}), place)
+        back: JsonRow = json.loads(json.dumps(placed).replace(EACH, "{each}"))
+        return back if variants_of is None else {"each": each, **back}
 
     def _shared(self) -> Recipe:
         return self._built(self._head(SHARED), {name: self._values(name) for name in self.plan.shared})

@@ -52,7 +52,12 @@ def test_a_diverged_teacher_has_no_weights_to_inherit():
 
 
 def test_baselines_take_the_best_the_first_or_the_last():
-    archive = {0: teacher(0, None, 0.2), 1: teacher(1, 0, 0.6), 2: teacher(2, 1, 0.6), 3: teacher(3, 1, 0.9, "screened")}
+    archive = {
+        0: teacher(0, None, 0.2),
+        1: teacher(1, 0, 0.6),
+        2: teacher(2, 1, 0.6),
+        3: teacher(3, 1, 0.9, "screened"),
+    }
     parents = {arm: parent_of(arm, archive, random.Random(0)) for arm in ("best", "first", "random", "continue")}
     # Of equals the earlier one; a screening score, of a shorter student, does not compete.
     assert parents == {"best": 1, "first": 0, "random": 0, "continue": 3}
