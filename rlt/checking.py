@@ -251,12 +251,12 @@ class _Check:
             for source in data.sources:
                 self._try(self._problems, config, source, data.on_invalid, need)
         elif isinstance(data, Path) and not self._made(data):
-            if step.stage == "score":  # rows that cannot be scored get an error each, and the others are scored
-                self._try(self._rows, data, _needs_of_score, LOOKED_AT)
-            else:
+            if step.stage == "grade":
                 self._try(self._rows, data, _needs_of_grade)
-        for path in getattr(config, "exclude", []):
-            if not self._made(path):
+            else:  # `score`: rows that cannot be scored get an error each, and the others are scored
+                self._try(self._rows, data, _needs_of_score, LOOKED_AT)
+        for path in (*getattr(config, "exclude", []), getattr(config, "heldout", None)):
+            if path is not None and not self._made(path):
                 self._try(self._rows, path, _column("question"))
         scores = getattr(config, "scores", None)
         if scores is not None and not self._made(scores):
