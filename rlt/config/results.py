@@ -89,6 +89,33 @@ class BestConfig(StageConfig):
     """Outputs of `accept` for rounds 1, 2, ...; those after the end of the loop need not exist."""
 
 
+class GainConfig(StageConfig, ModelOptions, FormatOptions):
+    """Measure what a few steps of learning from explanations change in a student, next to the reward that they earned."""
+
+    writes: ClassVar[Literal["folder", "file"]] = "file"
+
+    model: str
+    """Folder or hub name of the student; it is copied, not changed."""
+    data: Path
+    """Explanations: JSONL or Parquet file or the output of `rlt collect`."""
+    scores: Path
+    """Output of `rlt score` for the same explanations."""
+    by: str = "reward"
+    """Column of `scores` to compare with."""
+    heldout: Path
+    """File of problems whose solutions should become more likely, without any explanation."""
+    heldout_limit: int = Field(64, ge=1)
+    """Use only the first N of these problems."""
+    count: int = Field(64, ge=1)
+    """Explanations to draw."""
+    group: int = Field(8, ge=1)
+    """Explanations that the student learns from together: neighbours by score."""
+    steps: int = Field(4, ge=1)
+    """Optimizer steps per group, each on the whole group."""
+    learning_rate: float = Field(1e-4, gt=0)
+    """Learning rate of AdamW. Too small, and the gains drown in rounding: use `dtype: float32`."""
+
+
 class GradeConfig(StageConfig, FormatOptions):
     """Grade a file of responses, without a model."""
 

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from rlt.config import DistillConfig, WarmupConfig
 from rlt.data.mixtures import Mixture
 from rlt.data.rows import JsonlWriter, read_rows, write_rows
-from rlt.errors import RunError
+from rlt.errors import DivergedError
 from rlt.models.loading import check_finite
 from rlt.outputs import StageFolder, writing
 from rlt.training.cards import open_repository
@@ -162,7 +162,7 @@ class _MixtureSampler(Sampler[int]):
 
 
 class MetricsFile(TrainerCallback):
-    """Writes the trainer's logs to `metrics.jsonl`, one row per log, with the step; raises RunError for a NaN loss.
+    """Writes the trainer's logs to `metrics.jsonl`, one row per log, with the step; raises DivergedError for a NaN loss.
 
     A run that resumes from a checkpoint first drops the rows of later steps, also from the files in `also`: the files then
     equal those of an uninterrupted run.
@@ -192,7 +192,7 @@ class MetricsFile(TrainerCallback):
         **kwargs: object,
     ) -> None:
         if logs and not math.isfinite(logs.get("loss", 0.0)):
-            raise RunError(
+            raise DivergedError(
                 f"step {state.global_step}: the loss is {logs['loss']}, so the weights are no longer usable. Lower "
                 "`trainer.learning_rate`, or set `dtype: float32`."
             )
