@@ -1,7 +1,8 @@
 """`rlt export lm-eval`: a benchmark as a task of lm-evaluation-harness.
 
-The harness's grader then scores a student. Why not lighteval: the harness's tasks are YAML files found by `--include_path`, and it installs next to rlt. lighteval's
-tasks are Python modules, and lighteval 0.13 pins a latex2sympy2_extended that conflicts with math-verify's.
+The harness's grader then scores a student. Why not lighteval: the harness's tasks are YAML files found by
+`--include_path`, and it installs next to rlt. lighteval's tasks are Python modules, and lighteval 0.13 pins a
+latex2sympy2_extended that conflicts with math-verify's.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     RLT_URL=http://127.0.0.1:8100 python -m openrlhf.cli.train_ppo_ray --train.agent_func_path .../openrlhf.py ...
 
-It samples as OpenRLHF does. With OpenRLHF's own `--reward.remote_url`, a failed request becomes a missing reward; here it raises. See
-docs/integrations/openrlhf.md.
+It samples as OpenRLHF does. With OpenRLHF's own `--reward.remote_url`, a failed request becomes a missing reward; here it
+raises. See docs/integrations/openrlhf.md.
 """
 
 from __future__ import annotations
