@@ -186,7 +186,7 @@ def labelled(label: object) -> JsonRow:
     return {name: values[name] for name in ("question", "solution", "answer", "system") if values.get(name) is not None}
 
 
-def whole_distribution(where: str, top_p: float | None, top_k: int | None) -> None:
+def whole_distribution(where: str, top_p: float | None, top_k: float | None) -> None:
     """Raise ServiceError if an engine's log-probs are from a distribution truncated by top-p or top-k."""
     if (top_p is not None and top_p < 1) or (top_k is not None and top_k > 0):
         raise ServiceError(

@@ -11,20 +11,12 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping
-from typing import TypedDict, cast
+from typing import cast
 from uuid import uuid4
 
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput
 
 from rlt.integrations.service import LOGGED, JsonRow, RewardService, ServiceError, labelled, whole_distribution
-
-
-class SamplingParams(TypedDict, total=False):
-    """verl's sampling parameters, as far as they are read here."""
-
-    temperature: float
-    top_p: float
-    top_k: int
 
 
 class TeacherAgentLoop(AgentLoopBase):
@@ -38,7 +30,7 @@ class TeacherAgentLoop(AgentLoopBase):
         super().__init__(*arguments, **more)
         self.service = service(url, retry_for)
 
-    async def run(self, sampling_params: SamplingParams, **row: object) -> AgentLoopOutput:
+    async def run(self, sampling_params: Mapping[str, float], **row: object) -> AgentLoopOutput:
         """The explanation of one row, with its reward and the parts that are logged.
 
         Raises ServiceError for a prompt that does not fit, log-probs that r_kl cannot use, and a row without a reward.
@@ -71,7 +63,7 @@ class TeacherAgentLoop(AgentLoopBase):
             raise ServiceError(f"verl: a prompt has {len(ids)} tokens; increase data.max_prompt_length ({room}).")
         return ids
 
-    def _sampled(self, ids: list[int], logprobs: list[float] | None, sampling: SamplingParams) -> JsonRow:
+    def _sampled(self, ids: list[int], logprobs: list[float] | None, sampling: Mapping[str, float]) -> JsonRow:
         if not sampling["temperature"]:
             return {"token_ids": ids}  # greedy, in validation: its log-probs belong to no temperature
         if logprobs is None:

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Literal, Protocol, cast
+from types import ModuleType
+from typing import Literal, cast
 
 import yaml
 from pydantic import Field, model_validator
@@ -314,24 +315,15 @@ def _task_of(benchmark: Benchmark, problem: Problem) -> str:
     return problem.task if benchmark.by_row and problem.task is not None else benchmark.task
 
 
-class _RowReader(Protocol):
-    """A module that knows the columns of its task's datasets."""
-
-    def answer_of(self, row: JsonMap) -> str | None: ...
-
-    def question_of(self, row: JsonMap) -> str | None: ...
-
-
 def _as_task_has_it(task: str, row: JsonRow, where: str) -> JsonRow:
     """The row with question and answer from the columns of datasets that its task knows (code's tests, OlympiadBench)."""
     from rlt.data import code_rows
 
-    module = code_rows if task == "code" else load_task(task)
+    module = code_rows if task == "code" else cast(ModuleType, load_task(task))
     if not hasattr(module, "answer_of"):
         return row
-    reader = cast(_RowReader, module)
     try:
-        answer, question = reader.answer_of(row), reader.question_of(row)
+        answer, question = module.answer_of(row), module.question_of(row)
     except ValueError as error:
         raise DataError(f"{where}: {error}. Fix or remove the row.") from error
     # Solutions that come with tests (APPS: a list of programs as JSON) are not compared.

@@ -48,7 +48,7 @@ def answer_part(response: str, fmt: Format) -> str:
     return response
 
 
-class GraderPool:
+class GraderPool(contextlib.AbstractContextManager["GraderPool"]):
     """Grades responses of one task in `workers` processes; a response gets `timeout` seconds, then counts as wrong.
 
     Processes start with the first call that needs them and run until `close`. A process that exceeds its time, dies, or
@@ -91,9 +91,6 @@ class GraderPool:
         for process in self._processes:
             process.end()
         self._processes.clear()
-
-    def __enter__(self) -> GraderPool:
-        return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
@@ -155,7 +152,7 @@ class GraderPool:
         selector.register(new.output, selectors.EVENT_READ, new)
 
 
-class Graders:
+class Graders(contextlib.AbstractContextManager["Graders"]):
     """A GraderPool per task, started with its first response, for grading rows of several tasks together."""
 
     def __init__(self, workers: int = 2, timeout: float = 10.0) -> None:
@@ -191,9 +188,6 @@ class Graders:
         """End the processes."""
         for pool in self.pools.values():
             pool.close()
-
-    def __enter__(self) -> Graders:
-        return self
 
     def __exit__(self, *error: object) -> None:
         self.close()

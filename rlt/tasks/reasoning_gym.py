@@ -21,11 +21,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, Field, dataclass, fields
 from importlib import import_module, util
 from types import ModuleType
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 from rlt.errors import ConfigError, DependencyError
 from rlt.tasks import Verdict, experts
 from rlt.types import JsonMap, JsonRow, Problem
+
+if TYPE_CHECKING:
+    from reasoning_gym.dataset import ProceduralDataset
 
 PREFIX = "reasoning_gym/"
 BLOCK = 1_000_000
@@ -57,14 +60,6 @@ _PARSING = ("simple_integration", "intermediate_integration", "polynomial_multip
 _MATHEMATICS = re.compile(
     r"(?:\b(?:[A-Za-z]|sin|cos|tan|asin|acos|atan|sinh|cosh|tanh|exp|log|ln|sqrt|pi|Abs)\b|[\d\s+\-*/^(),]|\d\.|\.\d)+"
 )
-
-
-class _Dataset(Protocol):
-    """What is used of a data set of reasoning-gym."""
-
-    def __getitem__(self, index: int) -> JsonRow: ...
-
-    def score_answer(self, answer: str, entry: JsonRow) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -138,10 +133,10 @@ class ReasoningGym:
     # -- the package -----------------------------------------------------------------------------------------------------
 
     @functools.cached_property
-    def _scorer(self) -> _Dataset:
+    def _scorer(self) -> ProceduralDataset:
         return self._dataset({}, seed=0, size=1)
 
-    def _dataset(self, options: JsonRow, seed: int, size: int) -> _Dataset:
+    def _dataset(self, options: JsonRow, seed: int, size: int) -> ProceduralDataset:
         kind, settings = package().DATASETS[self.generator]
         known = {field.name: field for field in fields(settings) if field.name not in ("seed", "size")}
         for name in options:
@@ -153,7 +148,7 @@ class ReasoningGym:
             config = settings(**values, seed=seed, size=size)
             if hasattr(config, "validate"):
                 config.validate()
-            return cast(_Dataset, kind(config=config))
+            return kind(config=config)
         except (AssertionError, TypeError, ValueError, KeyError) as error:
             raise ConfigError(f"{self.name}: options {options}: {error or type(error).__name__}.") from error
 

@@ -26,7 +26,7 @@ START_LIMIT = 20.0  # seconds for a new box to be ready, and for a reply in addi
 LONGEST_REPLY = 4 * LONGEST  # bytes of one value returned by a function, as JSON
 
 
-class Box:
+class Box(contextlib.AbstractContextManager["Box"]):
     """A sandboxed Python that runs jobs one after another; with `calls`, its end of a socket, one job.
 
     Raises DependencyError if this machine cannot create one. Everything in it ends with `close`, or with the process that
@@ -97,9 +97,6 @@ class Box:
             with contextlib.suppress(BrokenPipeError):
                 pipe.close()  # type: ignore[union-attr]
 
-    def __enter__(self) -> Box:
-        return self
-
     def __exit__(self, *error: object) -> None:
         self.close()
 
@@ -137,7 +134,7 @@ class CallFailed(Exception):
     """A call raised, ended its process, took too long, or returned too much."""
 
 
-class Functions:
+class Functions(contextlib.AbstractContextManager["Functions"]):
     """The functions of a solution in their own box, called from here with plain data."""
 
     def __init__(self, solution: str, seconds: float) -> None:
@@ -174,9 +171,6 @@ class Functions:
         """End the solution's process."""
         self._box.close()
         self._socket.close()
-
-    def __enter__(self) -> Functions:
-        return self
 
     def __exit__(self, *error: object) -> None:
         self.close()

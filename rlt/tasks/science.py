@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CHEAP", "answer_of", "check_answer", "check_machine", "grade", "prepare", "question_of", "same"]
 
+same = math.same
 CHEAP = False  # anything but a number is compared by `rlt.tasks.math_answers`, which may never return
 TOLERANCE = Fraction(1, 100)  # share of a plain reference
 SIX_DIGITS = Fraction(2, 10**6)  # for one without a stated tolerance, as in mathematics
@@ -74,11 +75,6 @@ def check_machine() -> None:
         import pint  # noqa: F401
     except ImportError as error:
         raise DependencyError("task science needs pint for units: pip install 'rlt[science]'") from error
-
-
-def same(given: str, other: str) -> bool:
-    """Whether two extracted answers are votes for the same thing."""
-    return math.same(given, other)
 
 
 _PHRASE = re.compile(r"\banswer\s*(?:is|:)\s*:?\s*(?:approximately|about|roughly|around)?([^\n]+)", re.IGNORECASE)

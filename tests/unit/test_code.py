@@ -268,7 +268,7 @@ def test_a_machine_that_cannot_grade_a_task_says_so_when_it_is_loaded(monkeypatc
     def missing() -> None:
         raise DependencyError("no namespaces")
 
-    monkeypatch.setattr("rlt.tasks.code.check_available", missing)
+    monkeypatch.setattr("rlt.tasks.code.check_machine", missing)
     with pytest.raises(DependencyError, match="no namespaces"):
         load_grader("code")
     assert all(load_grader(name) for name in GRADERS if name not in ("code", "programs"))
