@@ -1,4 +1,4 @@
-"""YAML as people write it: `1e-6` is a number; repeated keys and exploding aliases are refused, in one line."""
+"""YAML as people write it: `1e-6` is a number; repeated keys and exploding aliases are refused."""
 
 from __future__ import annotations
 
