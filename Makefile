@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RLT := $(VENV)/bin/rlt
 
-.PHONY: quickstart laptop test test-processors browser-tests screenshots docs release-check test-oldest harness install check format vllm-server engines gpu-check clean
+.PHONY: quickstart laptop test test-processors test-unprivileged browser-tests screenshots docs release-check test-oldest harness install check format vllm-server engines gpu-check clean
 
 quickstart: $(VENV)/installed  ## the whole method on two CPU cores, in minutes
 	$(RLT) run quickstart
@@ -28,6 +28,9 @@ test-processors: $(VENV)/installed-dev  ## tests of numbers as an SSE and an AVX
 	env $(SSE) OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile $(NUMERIC) tests/unit/test_real_tokenizers.py
 	env $(SSE) OMP_NUM_THREADS=2 $(VENV)/bin/python -m pytest $(SHORT)
 	! grep -q avx512f /proc/cpuinfo || env $(AVX2) OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile $(NUMERIC)
+
+test-unprivileged: $(VENV)/installed-dev  ## tests of the sandbox as the user `nobody`, where root runs this
+	bash scripts/test_unprivileged.sh
 
 browser-tests: $(VENV)/installed-browser  ## the pages of `rlt view` in Chromium
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 tests/browser

@@ -266,8 +266,8 @@ class _Check:
                 self._try(one_passes, data, needs_of_score, LOOKED_AT)
             else:
                 self._try(one_passes, data, needs_of_grade)
-        for path in getattr(config, "exclude", []):
-            if not self._made(path):
+        for path in (*getattr(config, "exclude", []), getattr(config, "heldout", None)):
+            if path is not None and not self._made(path):
                 self._try(one_passes, path, has_column("question"))
         if isinstance(config, SelectConfig) and config.scores is not None and not self._made(config.scores):
             self._try(one_passes, config.scores, has_column(config.by))

@@ -83,6 +83,16 @@ def _run(words: list[str]) -> int:
     return run_recipe(recipe, restart=restart, only=None if only is None else str(only))
 
 
+def _evolve(words: list[str]) -> int:
+    names, flags = parse_flags(words, recipe=True)
+    if len(names) != 1:
+        raise ConfigError("usage: rlt evolve RECIPE [--KEY VALUE ...] [--evolve.KEY VALUE ...] [--STEP.KEY VALUE ...]")
+    from rlt.evolve.run import evolve
+    from rlt.recipe import load_recipe
+
+    return evolve(load_recipe(recipe_path(names[0]), flags))
+
+
 def _check(words: list[str]) -> int:
     name, flags = _one_name("check", words, recipe=True)
     from rlt.checking import check_steps, table
@@ -304,6 +314,7 @@ def _put(flags: JsonRow, path: list[str], value: object) -> None:
 
 COMMANDS = {
     "run": _run,
+    "evolve": _evolve,
     "check": _check,
     "plan": _plan,
     "recipes": _recipes,

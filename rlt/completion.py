@@ -11,7 +11,7 @@ from rlt.catalog import shipped_recipes
 from rlt.config import STAGES
 from rlt.helptext import SUMMARIES, describe, keys
 
-TAKE_RECIPES = ("run", "check", "plan")
+TAKE_RECIPES = ("run", "evolve", "check", "plan")
 
 
 def script(shell: str) -> str:

@@ -36,6 +36,10 @@ class RunError(RltError, RuntimeError):
     """A run cannot proceed: its folder belongs to another recipe, an input is missing, a process failed."""
 
 
+class DivergedError(RunError):
+    """Training made the loss NaN or infinite; the weights are lost."""
+
+
 class ModelError(RltError, ValueError):
     """A model or tokenizer cannot be used: not a model folder, no chat template, a template that drops text."""
 

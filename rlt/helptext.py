@@ -18,6 +18,7 @@ from rlt.terminal import terminal_width
 
 SUMMARIES = {
     "run": "Run all steps of a recipe; complete steps are skipped, interrupted ones resume",
+    "evolve": "Grow an archive of teachers: mutate a recipe, train on from a parent's weights, keep every child with its score",
     "check": "Check all steps of a recipe without running it: options, data, models, extras",
     "plan": "Estimate what a recipe needs on given GPUs: memory, hours, money, disk",
     "recipes": "List the recipes that come with rlt, or copy one to edit",
@@ -68,6 +69,11 @@ def describe(name: str) -> Command:
         }
         usage = "rlt run RECIPE [--restart] [--only STEP] [--KEY VALUE ...] [--STEP.KEY VALUE ...]"
         return Command([usage], switches | OVERRIDES, RecipeHead, RECIPE)
+    if name == "evolve":
+        from rlt.recipe import RecipeHead
+
+        usage = "rlt evolve RECIPE [--KEY VALUE ...] [--evolve.KEY VALUE ...] [--STEP.KEY VALUE ...]"
+        return Command([usage], OVERRIDES, RecipeHead, RECIPE)
     if name == "plan":
         from rlt.planning import PlanConfig
 

@@ -16,6 +16,10 @@ except ImportError:  # Windows: outputs are not locked there
     fcntl = None  # type: ignore[assignment]
 
 
+class BusyError(RunError):
+    """Another process writes the output."""
+
+
 def hold(path: Path, output: Path) -> IO[str] | None:
     """The lock file `path` of an output, locked until it is released or this process ends.
 
@@ -35,7 +39,7 @@ def hold(path: Path, output: Path) -> IO[str] | None:
             holder = file.read().strip() or "unknown"
             file.close()
             if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise RunError(
+                raise BusyError(
                     f"{output}: process {holder} is writing it. Wait for it or stop it, then run this again."
                 ) from None
             return None  # a file system without locks

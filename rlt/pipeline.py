@@ -267,7 +267,7 @@ class _SideBySide:
     def run(self, done: Callable[[Step, Result | None], None]) -> None:
         jobs = self.recipe.head.jobs
         context = multiprocessing.get_context("spawn")
-        with _set_environment(), ProcessPoolExecutor(jobs, context, initializer=_prepare_worker) as pool:
+        with worker_environment(), ProcessPoolExecutor(jobs, context, initializer=prepare_worker) as pool:
             while self.running or (self.waiting and self.failed is None):
                 self._start(pool, jobs - len(self.running), done)
                 if not self.running:
@@ -320,8 +320,8 @@ class _SideBySide:
 
 
 @contextmanager
-def _set_environment() -> Iterator[None]:
-    """Gives new processes one thread each: two processes of two threads starve each other (docs/experiments.md)."""
+def worker_environment() -> Iterator[None]:
+    """Give new processes one thread each: two processes of two threads starve each other (docs/experiments.md)."""
     environment = {
         "OMP_NUM_THREADS": "1",
         "OMP_WAIT_POLICY": "PASSIVE",
@@ -346,7 +346,8 @@ def log_of(recipe: Recipe, step: Step) -> Path:
     return recipe.folder / "logs" / (step.key.replace(" ", "-").replace("/", "-") + ".log")
 
 
-def _prepare_worker() -> None:
+def prepare_worker() -> None:
+    """Make this process a worker: one thread, no bars of its own, and it ends when the process that started it is gone."""
     import datasets
     import torch
     import transformers

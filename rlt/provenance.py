@@ -44,7 +44,7 @@ def format_for(stage: str, config: Config) -> str:
     """The stage's format: the given one, else the one its models were trained with, else DEFAULT_FORMAT.
 
     Raises ConfigError if these differ, except in the stages that teach a format (`warmup`, `distill`). A student's format
-    may differ in the parts that only teachers read.
+    may differ in the parts that only teachers read, and RL may word its teacher's prompt differently: it trains with it.
     """
     teachers = [getattr(config, "model", None), getattr(config, "teacher", None)]
     students = getattr(config, "student", None) or []
@@ -53,7 +53,10 @@ def format_for(stage: str, config: Config) -> str:
     given: str | None = getattr(config, "format", None)
     name = given or next(iter(trained.values()), DEFAULT_FORMAT)
     for model, other in trained.items():
-        if not _same_format(other, name, model not in teachers) and not (given and stage in ("warmup", "distill")):
+        rephrased = bool(given) and stage == "train"
+        if not _same_format(other, name, model not in teachers, rephrased) and not (
+            given and stage in ("warmup", "distill")
+        ):
             fix = f"Leave `format` out, or set it to `{other}`" if given else "Use models of one format"
             raise ConfigError(
                 f"{stage}: {model} was trained with the format `{other}`, not `{name}`, so its text could not be read. {fix}."
@@ -61,10 +64,13 @@ def format_for(stage: str, config: Config) -> str:
     return name
 
 
-def _same_format(one: str, other: str, for_students: bool) -> bool:
+def _same_format(one: str, other: str, for_students: bool, rephrased: bool) -> bool:
     try:
         formats = load_format(one), load_format(other)
     except ConfigError:
         return one == other
-    ours, theirs = (fmt.for_students() if for_students else fmt for fmt in formats)
-    return ours == theirs
+    if for_students:
+        return formats[0].for_students() == formats[1].for_students()
+    if rephrased:
+        formats = formats[0], formats[1].model_copy(update={"teacher_system_prompt": formats[0].teacher_system_prompt})
+    return formats[0] == formats[1]

@@ -1,8 +1,9 @@
-"""Another process that holds an output, for the tests of locks."""
+"""Processes that are forked from the tests' own: they begin at once, with everything imported, and may be killed."""
 
 import os
 import signal
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,3 +30,24 @@ def another_process_writing(output: Path) -> Iterator[int]:
         os.close(reading)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+
+
+def status_of_fork(work: Callable[[], object]) -> int:
+    """How a fork that does `work` ends: its exit status, or minus the signal that ended it.
+
+    PyTorch's threads do not survive a fork, so the fork has one: a test that compares numbers runs with one thread itself.
+    """
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            import torch
+
+            torch.set_num_threads(1)
+            work()
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -19,14 +19,18 @@ from rlt.config.data import (
     WholeData,
 )
 from rlt.config.engines import EngineOptions, FormatOptions, ModelOptions, RayOptions, SamplingOptions
+from rlt.config.evolve import Arm, EvolveOptions, Range, Setting
 from rlt.config.explanations import CollectConfig, SelectConfig
 from rlt.config.results import (
     AcceptanceOptions,
     AcceptConfig,
     BestConfig,
     EvaluateConfig,
+    GainConfig,
     GradeConfig,
+    ReachesConfig,
     ReportConfig,
+    SweepConfig,
     ViewConfig,
 )
 from rlt.config.reward import PRESETS, SELF, AccuracyConfig, RewardOptions, ScoreConfig, ServeConfig, StudentOptions
@@ -53,6 +57,7 @@ STAGES: dict[str, type[StageConfig]] = {
     "coldstart": ColdstartConfig,
     "evaluate": EvaluateConfig,
     "score": ScoreConfig,
+    "gain": GainConfig,
     "grade": GradeConfig,
     "accept": AcceptConfig,
     "best": BestConfig,

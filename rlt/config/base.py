@@ -88,7 +88,7 @@ def _has_bool(value: object) -> bool:
     return isinstance(value, bool) or (isinstance(value, list | tuple) and any(isinstance(one, bool) for one in value))
 
 
-def _as_list(value: object) -> object:
+def as_list(value: object) -> object:
     """A list from one value, or from several separated by commas."""
     if isinstance(value, int | float):
         return [value]
@@ -97,12 +97,12 @@ def _as_list(value: object) -> object:
     return value
 
 
-Names = Annotated[list[str], BeforeValidator(_as_list)]
+Names = Annotated[list[str], BeforeValidator(as_list)]
 
 
 def _as_described(value: object) -> object:
     """A mapping of names to descriptions from such a mapping, a list of names, or one name."""
-    value = _as_list(value)
+    value = as_list(value)
     return dict.fromkeys(value) if isinstance(value, list) else value
 
 

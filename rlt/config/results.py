@@ -89,6 +89,33 @@ class BestConfig(StageConfig):
     """Outputs of `accept` for rounds 1, 2, ...; those after the end of the loop need not exist."""
 
 
+class GainConfig(StageConfig, ModelOptions, FormatOptions):
+    """Measure what a few steps of learning from explanations change in a student, next to the reward that they earned."""
+
+    writes: ClassVar[Literal["folder", "file"]] = "file"
+
+    model: str
+    """Folder or hub name of the student; it is copied, not changed."""
+    data: Path
+    """Explanations: JSONL or Parquet file or the output of `rlt collect`."""
+    scores: Path
+    """Output of `rlt score` for the same explanations."""
+    by: str = "reward"
+    """Column of `scores` to compare with."""
+    heldout: Path
+    """File of problems whose solutions should become more likely, without any explanation."""
+    heldout_limit: int = Field(64, ge=1)
+    """Use only the first N of these problems."""
+    count: int = Field(64, ge=1)
+    """Explanations to draw."""
+    group: int = Field(8, ge=1)
+    """Explanations that the student learns from together: neighbours by score."""
+    steps: int = Field(4, ge=1)
+    """Optimizer steps per group, each on the whole group."""
+    learning_rate: float = Field(1e-4, gt=0)
+    """Learning rate of AdamW. Too small, and the gains drown in rounding: use `dtype: float32`."""
+
+
 class GradeConfig(StageConfig, FormatOptions):
     """Grade a file of responses, without a model."""
 
@@ -102,6 +129,28 @@ class GradeConfig(StageConfig, FormatOptions):
     """Time limit per response, in seconds; a response that exceeds it counts as wrong."""
     workers: int = Field(2, ge=1)
     """Number of grader processes."""
+
+
+class SweepConfig(Config):
+    """One setting over several arms: a table and a figure of solve rate and explanations over its values."""
+
+    setting: str
+    """Name of the setting, such as `kl_coef`."""
+    arms: dict[str, float | str] = Field(min_length=2)
+    """Variants of the `sampled` step, each with its value of the setting, in the order of table and figure."""
+    explained: str | None = None
+    """Collect step whose variants of the same names are what the teachers wrote."""
+
+
+class ReachesConfig(Config):
+    """How many steps of RL each variant needs until its metric reaches a level."""
+
+    step: str
+    """Step whose variants are compared, such as a `coldstart`."""
+    level: float
+    """Level that the mean of five logged steps must reach."""
+    metric: str = "correct"
+    """Metric in `metrics.jsonl` of the step."""
 
 
 class ReportConfig(StageConfig):
@@ -133,6 +182,12 @@ class ReportConfig(StageConfig):
     """Train step whose curves are drawn."""
     task: str | None = None
     """Task whose `inspect` finds explanations that leak the answer or are fully correct."""
+    rankings: dict[str, list[str]] = {}
+    """Rankings to compare: name -> variants whose students learned from its bands, lowest first."""
+    sweep: SweepConfig | None = None
+    """Compare arms over the values of one setting, with a figure; null is off."""
+    reaches: ReachesConfig | None = None
+    """Compare how fast variants of an RL step reach a level; null is off."""
     headline: list[str] = []
     """Two arms whose difference is stated in words: ours, then the one to compare with."""
 

@@ -112,7 +112,8 @@ class ScoreConfig(StageConfig, ModelOptions, FormatOptions, StudentOptions, Rewa
     placebos: bool = False
     """Also score an empty explanation and another question's, and report the lift over both."""
     tokens: bool = False
-    """Also write the text and numbers of every token, for `rlt view`; the file becomes ten times as large."""
+    """Also write the text and numbers of every token, for `rlt view`, and two columns to rank explanations by
+    (`explanation_log_prob`, `rank_surprisal`); the file becomes ten times as large."""
     solutions: Path | None = None
     """File of problems whose solutions replace the rows' own, matched by question. With explanations of `wrong` solutions
     it shows what a wrong explanation earns for the right solution."""

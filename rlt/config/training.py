@@ -43,6 +43,8 @@ class PretrainConfig(StageConfig, FormatOptions, TrainerOptions):
     """Task that supplies the problems and the vocabulary."""
     exclude: list[Path] = []
     """Files of held-out problems; their questions are not trained on."""
+    tokenizer: Literal["words", "bpe"] = "words"
+    """`words`: one token per word of the task. `bpe`: byte-level, as in GPT-2's family, for a student of another family."""
     model: JsonRow = {}
     """Shape of the model: arguments of transformers' LlamaConfig."""
     phases: list[JsonRow] = []

@@ -1,4 +1,4 @@
-"""YAML as people write it: `1e-6` is a number; repeated keys and exploding aliases are refused."""
+"""YAML as people write it: `1e-6` is a number, `no` a word; no repeated keys or exploding aliases."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ MOST_NODES = 100_000  # of a YAML text with its aliases expanded
 
 
 class _Yaml(yaml.SafeLoader):
-    """SafeLoader that reads 1e-6 as a number (YAML 1.1 reads text) and checks keys and aliases."""
+    """SafeLoader that reads 1e-6 as a number and `no` as a word, as YAML 1.2 does, and checks keys and aliases."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, regexp) for tag, regexp in resolvers if first in "tTfF" or tag != "tag:yaml.org,2002:bool"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def get_single_data(self) -> object:
         node = self.get_single_node()

@@ -1,4 +1,4 @@
-"""Rows of datasets of programs (APPS, TACO, HumanEval, MBPP, LiveCodeBench) as questions, solutions and tests."""
+"""Rows of code datasets (APPS, TACO, HumanEval, MBPP, LiveCodeBench): question, solution, tests."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import io
 import json
 import pickle
 import zlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable
+from typing import Never, cast
 
 from rlt.errors import DataError
-from rlt.types import JsonRow
+from rlt.types import JsonMap, JsonRow
 
 
 def code_row(row: JsonRow, where: str) -> JsonRow:
-    """The row with `question`, `solution` (a block of Python) and `answer` (the tests), where its dataset has them elsewhere.
+    """The row with `question`, `solution` (a Python code block) and `answer` (the tests), filled from its dataset's columns.
 
-    Raises DataError for tests or solutions that cannot be read.
+    Raises DataError for tests or solutions that cannot be parsed.
     """
     try:
         texts = {"question": question_of(row), "answer": answer_of(row), "solution": solution_of(row)}
@@ -26,14 +26,14 @@ def code_row(row: JsonRow, where: str) -> JsonRow:
     return {**row, **{column: text for column, text in texts.items() if text is not None}}
 
 
-def solution_of(row: Mapping[str, Any]) -> str | None:
-    """The row's reference program as a block of Python: the first of APPS's, HumanEval's with its prompt, MBPP's; or None."""
+def solution_of(row: JsonMap) -> str | None:
+    """The row's reference program as a Python code block (the first of APPS's; HumanEval's with its prompt), or None."""
     if row.get("canonical_solution") is not None and row.get("prompt") is not None:
         code = str(row["prompt"]) + str(row["canonical_solution"])
     elif row.get("test_list") is not None and row.get("code") is not None:
         code = str(row["code"])
-    elif row.get("solutions"):
-        programs = json.loads(row["solutions"]) if isinstance(row["solutions"], str) else list(row["solutions"])
+    elif given := row.get("solutions"):
+        programs = json.loads(given) if isinstance(given, str) else list(cast(Iterable[object], given))
         code = str(programs[0]) if programs else ""
     else:
         return None
@@ -41,8 +41,8 @@ def solution_of(row: Mapping[str, Any]) -> str | None:
     return f"```python\n{lines}\n```" if lines.strip() else None
 
 
-def answer_of(row: Mapping[str, Any]) -> str | None:
-    """The tests in a row of APPS, TACO, HumanEval, MBPP or LiveCodeBench as an answer, or None where there are none."""
+def answer_of(row: JsonMap) -> str | None:
+    """The tests in a row of APPS, TACO, HumanEval, MBPP or LiveCodeBench as an answer, or None if it has none."""
     if row.get("input_output"):
         return str(row["input_output"])
     if row.get("test_list") is not None:
@@ -52,17 +52,17 @@ def answer_of(row: Mapping[str, Any]) -> str | None:
         return json.dumps({key: row.get(key) for key in ("prompt", "test", "entry_point")})
     if row.get("public_test_cases") is not None or row.get("private_test_cases") is not None:
         metadata = row.get("metadata") or {}
-        metadata = json.loads(metadata) if isinstance(metadata, str) else metadata
+        metadata = json.loads(metadata) if isinstance(metadata, str) else cast(JsonRow, metadata)
         cases = [*_cases(row.get("public_test_cases")), *_cases(row.get("private_test_cases"))]
         return json.dumps({"tests": cases, "fn_name": metadata.get("func_name")})
     return None
 
 
-def question_of(row: Mapping[str, Any]) -> str | None:
-    """What a row asks, where its dataset asks in several columns (MBPP, LiveCodeBench), or None."""
+def question_of(row: JsonMap) -> str | None:
+    """The question that a dataset spreads over several columns (MBPP, HumanEval, LiveCodeBench), or None."""
     if row.get("test_list") is not None and (row.get("text") or row.get("prompt")):
-        # The function's name and arguments stand in the tests only (Austin et al. 2021 show them too).
-        tests = "\n".join(row["test_list"])
+        # Only the tests have the function's name and arguments; Austin et al. 2021 show them too.
+        tests = "\n".join(cast(Iterable[str], row["test_list"]))
         return f"{row.get('text') or row.get('prompt')}\n\nYour code must pass these tests:\n\n{tests}"
     if row.get("entry_point") is not None and row.get("prompt") is not None and row.get("question") is None:
         return f"Complete this function:\n\n```python\n{str(row['prompt']).strip()}\n```"
@@ -76,20 +76,20 @@ def question_of(row: Mapping[str, Any]) -> str | None:
 
 
 class _OnlyText(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        raise ValueError(f"hidden tests name {module}.{name}; only text is read")
+    def find_class(self, module: str, name: str) -> Never:
+        raise ValueError(f"hidden tests refer to {module}.{name}; only text is unpickled")
 
 
-def _cases(packed: Any) -> list[Any]:
-    """LiveCodeBench's test cases: JSON, or that as a pickled text, compressed, in base 64."""
+def _cases(packed: object) -> list[object]:
+    """LiveCodeBench's test cases: JSON, or JSON pickled as text, compressed, in base 64."""
     if not packed:
         return []
     if not isinstance(packed, str):
-        return list(packed)
+        return list(cast(Iterable[object], packed))
     try:
         cases = json.loads(packed)
     except ValueError:
-        # A pickle may run any code; one of a single text needs no class.
+        # A pickle can run any code; a pickled text needs no class.
         try:
             cases = _OnlyText(io.BytesIO(zlib.decompress(base64.b64decode(packed)))).load()
         except (ValueError, zlib.error, pickle.UnpicklingError, EOFError) as error:

@@ -1,8 +1,8 @@
-"""Explanations on disk: rows in shards of whole problems, each complete or absent, with a card that opens the folder.
+"""Explanations on disk: shards of whole problems, each complete or absent, and a dataset card.
 
-While a shard's problems are being explained, its rows stand in an append-only journal under `state/`. When its last
-row is there, the shard is written whole, in the order of the data, and the journal is removed. A process can be killed
-between any two writes: what is visible is always valid, and a resumed run leaves the files of an uninterrupted one.
+A shard's rows first go to an append-only journal under `state/`. With its last row, the shard is written as a whole, in
+the order of the data, and the journal is removed. A process can be killed between any two writes: visible files are
+always valid, and a resumed run leaves the same files as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rlt.types import Explanation, ExplanationRow, JsonRow
 if TYPE_CHECKING:
     import pyarrow
 
-# Rows in a shard, about; a shard is sorted in memory.
+# Approximate number of rows in a shard; a shard is sorted in memory.
 SHARD_ROWS = 1000
 
 COLUMNS = {
@@ -39,8 +39,8 @@ def explanation_of(
 ) -> Explanation:
     """The explanation in one row of any file: its `completion`, or else its `explanation`, which is finished text.
 
-    Raises DataError, naming the row and the column, for a row without either, for an `explanation` that contains the
-    closing tag, and for whatever `problem_of` and `check_problem` refuse.
+    Raises DataError, naming the row and the column, if the row has neither, if the `explanation` contains the closing tag,
+    and as `problem_of` and `check_problem` do.
     """
     problem, tag = problem_of(row, where, default_id, columns), fmt.tags.explanation.close
     check_problem(fmt, problem, where)
@@ -51,19 +51,19 @@ def explanation_of(
     if completion is not None:
         return replace(fmt.completed(problem, completion), id=problem.id)
     if problem.explanation is None:
-        raise DataError(f"{where}: has neither `explanation` nor `completion`. Give one of these columns.")
+        raise DataError(f"{where}: has neither `explanation` nor `completion`. Add one of these columns.")
     if tag in problem.explanation:
         raise DataError(
-            f"{where}: column `explanation` contains the tag {tag}. Give the text before it, or name the column "
+            f"{where}: column `explanation` contains the tag {tag}. Keep only the text before it, or rename the column to "
             "`completion`."
         )
     return replace(fmt.finished(problem, problem.explanation), id=problem.id)
 
 
 class Shards:
-    """The explanations of one folder: `add` them in any order; whole shards appear as they are complete.
+    """The explanations of one folder: `add` them in any order; each shard is written when it is complete.
 
-    `problems` of them, numbered by their place in the data, have `samples` rows each, except those `left_out`, which have
+    There are `problems` problems, numbered by their place in the data, with `samples` rows each; those `left_out` have
     none.
     """
 
@@ -85,22 +85,22 @@ class Shards:
 
     @property
     def count(self) -> int:
-        """Number of shards when all is done."""
+        """Total number of shards."""
         return math.ceil(self.problems / self.per_shard)
 
     def path(self, shard: int) -> Path:
         return self.folder / f"explanations-{shard:05d}.{self.file_format}"
 
     def written(self) -> int:
-        """Rows that are on disk, in shards and journals."""
+        """Number of rows on disk, in shards and journals."""
         whole = sum(self._size(shard) for shard in range(self.count) if self.path(shard).exists())
         return whole + sum(len(self._journal(shard)[1]) for shard in self._journals())
 
     def missing(self) -> Iterator[tuple[int, int]]:
-        """`(position, sample)` of each row that is not on disk, in the order of the data."""
+        """`(position, sample)` of each row not yet on disk, in the order of the data."""
         for shard in range(self.count):
             if self.path(shard).exists():
-                # The process died after the shard was complete and before its journal was gone.
+                # The process may have died between completing the shard and removing its journal.
                 self._journal_path(shard).unlink(missing_ok=True)
                 continue
             done = set(self._journal(shard)[1]) if self._journal_path(shard).exists() else set()
@@ -111,7 +111,7 @@ class Shards:
                 yield from ((position, sample) for sample in range(self.samples) if (position, sample) not in done)
 
     def add(self, position: int, explanation: Explanation) -> None:
-        """Write one explanation of the problem at this position. Raises DataError for a full disk; the rows before stay."""
+        """Write one explanation of the problem at this position. On a full disk, raises DataError; earlier rows are kept."""
         shard = position // self.per_shard
         journal, done = self._journal(shard)
         journal.write([{"position": position, "row": explanation.to_row(self._padding, self._tag)}])
@@ -120,7 +120,7 @@ class Shards:
             self._seal(shard)
 
     def explanations(self) -> Iterator[Explanation]:
-        """All explanations of the complete shards, in the order of the data, never all at once."""
+        """All explanations of the complete shards, in the order of the data, read lazily."""
         for shard in range(self.count):
             yield from (
                 Explanation.from_row(cast(ExplanationRow, row), self._tag) for _, row in read_rows(self.path(shard))
@@ -148,7 +148,7 @@ class Shards:
     def _journal(self, shard: int) -> tuple[JsonlWriter, set[tuple[int, int]]]:
         if shard not in self._open:
             path = self._journal_path(shard)
-            writer = JsonlWriter(path)  # cuts off a line that was being written
+            writer = JsonlWriter(path)  # cuts off a half-written line
             self._open[shard] = (writer, {key for key, _ in _noted(path)})
         return self._open[shard]
 
@@ -167,7 +167,7 @@ class Shards:
 
 
 def schema(more: dict[str, str] | None = None) -> pyarrow.Schema:
-    """The Parquet schema of explanation rows, with the columns `more`: fixed, so that all shards have the same."""
+    """The Parquet schema of explanation rows, plus the columns `more`; fixed, so that it is the same for all shards."""
     import pyarrow
 
     kinds = {
@@ -180,9 +180,9 @@ def schema(more: dict[str, str] | None = None) -> pyarrow.Schema:
 
 
 def write_card(folder: Path, files: dict[str, str], text: str, more: dict[str, str] | None = None) -> None:
-    """A README.md with which `datasets.load_dataset(folder)` opens the rows.
+    """Write a README.md with which `datasets.load_dataset(folder)` opens the rows.
 
-    `files`: name -> pattern of its files; the first is the default. `more`: further columns.
+    `files`: configuration name -> pattern of its files; the first is the default. `more`: further columns.
     """
     lines = ["---", "configs:"]
     for number, (name, pattern) in enumerate(files.items()):

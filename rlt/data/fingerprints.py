@@ -1,4 +1,4 @@
-"""Fingerprints of input files: cheap where nothing changed, by content where the modification time differs."""
+"""Fingerprints of input files, by content if the modification time differs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rlt.data.rows import ROW_FILES
 
-# Files of a model or data folder whose content decides what is made from it.
+# Files of a model or data folder whose content affects results.
 DECISIVE = (*ROW_FILES, ".safetensors", ".jinja", ".model", ".txt")
 WHOLE = 256 * 2**20  # larger files are fingerprinted by BLOCKS blocks
 BLOCK, BLOCKS = 2**16, 256
@@ -17,12 +17,12 @@ Fingerprint = dict[str, list[int | str]]
 
 
 def fingerprint(path: Path) -> Fingerprint:
-    """The fingerprint of a file, or of the rows, weights and tokenizer files in a folder; empty where it has none."""
+    """The fingerprint of a file, or of the row, weight and tokenizer files in a folder; empty if it has none."""
     return {file.name: [file.stat().st_size, file.stat().st_mtime_ns, _digest(file)] for file in _decisive(path)}
 
 
 def unchanged(path: Path, known: Fingerprint) -> bool:
-    """Whether a file or folder is still what it was; a file is read only if its size is the same and its time is not."""
+    """Whether a file or folder is unchanged; a file is read only if its time differs but its size does not."""
     files = _decisive(path)
     return {file.name for file in files} == known.keys() and all(_same(file, *known[file.name]) for file in files)
 
@@ -40,7 +40,7 @@ def _same(file: Path, size: int | str, modified: int | str, digest: int | str) -
 
 
 def _digest(file: Path) -> str:
-    """SHA-256 of a file; of one larger than WHOLE, of BLOCKS blocks evenly spaced in it, the first and the last included."""
+    """SHA-256 of a file; above WHOLE bytes, of BLOCKS evenly spaced blocks, including the first and the last."""
     sha, size = hashlib.sha256(), file.stat().st_size
     with file.open("rb") as content:
         if size <= WHOLE:

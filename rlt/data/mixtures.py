@@ -1,4 +1,4 @@
-"""Mixtures: in which order training draws from several sources."""
+"""Mixtures: the order in which training draws from several sources."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rlt.config import AnyData, MixtureConfig
 
 
 class OfSource(Protocol):
-    """A problem, or an example made of one."""
+    """A problem, or an example made from one."""
 
     @property
     def source(self) -> str | None:
@@ -19,9 +19,9 @@ class OfSource(Protocol):
 
 
 def shares(sizes: Sequence[int], weights: Sequence[float], temperature: float) -> list[float]:
-    """The share of each source in what is drawn: p_i = w_i n_i^(1/T) / sum_j w_j n_j^(1/T).
+    """The share of each source in the draws: p_i = w_i n_i^(1/T) / sum_j w_j n_j^(1/T).
 
-    With T = 1 and equal weights every row is drawn equally often; a large T gives every source the same share (Devlin et
+    With T = 1 and equal weights, all rows are drawn equally often; a large T gives every source the same share (Devlin et
     al., multilingual BERT; Raffel et al. 2020, section 3.5.2).
     """
     parts = [weight * size ** (1 / temperature) for weight, size in zip(weights, sizes, strict=True)]
@@ -29,11 +29,10 @@ def shares(sizes: Sequence[int], weights: Sequence[float], temperature: float) -
 
 
 class Mixture:
-    """The order of one epoch's draws from rows of several sources, a function of seed and epoch alone.
+    """The order of an epoch's draws from rows of several sources. It depends only on the seed and the epoch.
 
-    An epoch has as many draws as there are rows. Each source gets its share, rounded so that the sum fits, and its rows come
-    in turn: it goes through all of them, in an order of its own for every pass, before one comes again, also from one epoch
-    to the next.
+    An epoch has as many draws as there are rows. Each source gets its share, rounded so that the sum is right. A source
+    runs through all its rows, shuffled for each pass, before it repeats one, even across epochs.
 
     Example: of sources with 4 and 2 rows and shares 1/2 and 1/2, an epoch has 3 draws of each: the fourth row of the first
     is drawn in the next epoch.
@@ -44,7 +43,7 @@ class Mixture:
         self.draws = _rounded(shares, sum(map(len, places)))
 
     def order(self, epoch: int) -> list[int]:
-        """The rows that are drawn in this epoch, in order."""
+        """The rows drawn in this epoch, in order."""
         drawn = [
             place
             for number, (source, draws) in enumerate(zip(self.places, self.draws, strict=True))
@@ -54,7 +53,7 @@ class Mixture:
         return drawn
 
     def _turns(self, number: int, source: list[int], start: int, draws: int) -> list[int]:
-        """`draws` rows of one source from its draw number `start` on."""
+        """`draws` rows of one source, from its draw number `start`."""
         drawn: list[int] = []
         while len(drawn) < draws:
             turn, done = divmod(start + len(drawn), len(source))
@@ -64,7 +63,7 @@ class Mixture:
 
 
 def mixture_of(data: AnyData, problems: Sequence[OfSource], seed: int) -> Mixture | None:
-    """The order of draws from these problems of `data`; None for one data set."""
+    """The order of draws from these problems of `data`; None for a single data set."""
     if not isinstance(data, MixtureConfig):
         return None
     places: dict[str, list[int]] = {source.label: [] for source in data.sources}
@@ -76,7 +75,7 @@ def mixture_of(data: AnyData, problems: Sequence[OfSource], seed: int) -> Mixtur
 
 
 def _rounded(shares: Sequence[float], total: int) -> list[int]:
-    """Whole numbers with this sum, as near to the shares as can be: the largest remainders are rounded up."""
+    """Whole numbers with this sum, as close to the shares as possible: the largest remainders are rounded up."""
     exact = [share * total for share in shares]
     whole = [int(number) for number in exact]
     by_remainder = sorted(range(len(exact)), key=lambda i: (whole[i] - exact[i], i))

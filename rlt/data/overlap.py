@@ -1,4 +1,4 @@
-"""Questions that training and held-out data share: a solve rate on them would mislead."""
+"""Questions that training and held-out data share, on which a solve rate would mislead."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from rlt.errors import DataError
 from rlt.types import JsonRow
 
 MadeBy = Callable[[str], JsonRow | None]
-"""Path of a stage's output -> that stage's configuration, as JSON; None for a path that no stage made."""
+"""Path of a stage's output -> that stage's configuration, as JSON; None if no stage made this path."""
 
 
 def overlap(training: AnyData, held_out: DataConfig) -> list[tuple[str, str]]:
     """`(where it is held out, where it is trained on)` of each question in both; [] unless both are local files.
 
-    Questions are the same if their texts are, but for blanks around them. `skip` and `limit` of both count.
+    Questions are compared as text without surrounding blanks. `skip` and `limit` of both apply.
     """
     if not (all(Path(source.path).exists() for source in training.sources) and Path(held_out.path).exists()):
         return []
@@ -54,7 +54,7 @@ def _question(source: DataConfig, row: JsonRow) -> object:
 
 
 def training_data(model: str, made_by: MadeBy) -> Iterator[DataConfig]:
-    """The local data that a model learned from: of the stage that made it, and of those that made its starting model."""
+    """The local data a model was trained on, by the stage that made it and those that made its starting model."""
     seen: set[str] = set()
     while model not in seen:
         seen.add(model)
@@ -64,7 +64,7 @@ def training_data(model: str, made_by: MadeBy) -> Iterator[DataConfig]:
 
 
 def _made_from(data: object, made_by: MadeBy) -> Iterator[DataConfig]:
-    """The files that this configuration of data comes from: they, or what they will be made from."""
+    """The files of this data configuration, or, if they do not exist yet, those they will be made from."""
     if not isinstance(data, dict):
         return
     if "sources" in data:
@@ -74,15 +74,15 @@ def _made_from(data: object, made_by: MadeBy) -> Iterator[DataConfig]:
         known = {key: value for key, value in data.items() if key in DataConfig.model_fields}
         yield DataConfig.model_validate(known)
     else:
-        # Not made yet: its questions are those of the data that it will be made from.
+        # Not made yet: its questions will be those of the data it is made from.
         maker = made_by(data["path"]) or made_by(str(Path(data["path"]).parent)) or {}
         yield from _made_from(maker.get("data"), made_by)
 
 
 def leaks(configs: Sequence[StageConfig]) -> Iterator[str]:
-    """A line for each file that an evaluate step of a recipe holds out, of which a model's training data has questions.
+    """A line for each file of an evaluate step in a recipe that shares questions with the model's training data.
 
-    Reads the files that exist; evaluation itself checks again what was made since.
+    Reads only files that exist; evaluation checks again.
     """
     made = {str(config.output): config.model_dump(mode="json") for config in configs}
     seen: set[str] = set()
@@ -98,7 +98,7 @@ def leaks(configs: Sequence[StageConfig]) -> Iterator[str]:
 
 
 def refuse(both: Sequence[tuple[str, str]], name: str, data: DataConfig) -> None:
-    """Raise DataError where there is an overlap."""
+    """Raise DataError if there is an overlap."""
     if both:
         raise DataError(said(both, name, data))
 
@@ -107,6 +107,7 @@ def said(both: Sequence[tuple[str, str]], name: str, data: DataConfig) -> str:
     """One line about an overlap, with its first question and the fix."""
     here, there = both[0]
     return (
-        f"{name}: {len(both)} of its questions are in the training data {data.path}, the first at {here} and {there}. Hold "
-        "out other questions (`data.skip`, `data.limit`, or `exclude` of the stage `problems`), or set `allow_overlap: true`."
+        f"{name}: {len(both)} of its questions are in the training data {data.path}, the first at {here} and {there}. "
+        "Evaluate on other questions (`data.skip`, `data.limit`, or `exclude` of the stage `problems`), or set "
+        "`allow_overlap: true`."
     )

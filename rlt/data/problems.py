@@ -1,4 +1,4 @@
-"""Datasets to problems: the hub and files of rows; known schemas; validation that names file, row and column."""
+"""Datasets to problems: known schemas, and errors that name file, row and column."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rlt.text.formats import Format, check_problem
 from rlt.types import JsonRow, Problem
 
 COLUMNS = ("id", "question", "solution", "answer", "explanation", "system")
-LABELS = ("task", "source")  # columns that other data sets use for other things: only text counts
+LABELS = ("task", "source")  # other data sets use these names for other things: only text counts
 
 
 class Problems(Sequence[Problem]):
@@ -41,7 +41,7 @@ class Problems(Sequence[Problem]):
         return self._problems[index]
 
     def summary(self) -> str:
-        """One line: how many problems, how many rows dropped and for which reasons."""
+        """One line: the number of problems, and of dropped rows with their reasons."""
         if not self.dropped:
             return f"{len(self)} problems"
         reasons = Counter(line.partition(": ")[2] for line in self.dropped)
@@ -50,7 +50,7 @@ class Problems(Sequence[Problem]):
 
 
 class Dropped(list[str]):
-    """Takes the place of a list of dropped rows, and keeps their number and the first."""
+    """In place of a list of dropped rows: keeps only their number and the first."""
 
     number = 0
     first = "there are none"
@@ -63,18 +63,18 @@ class Dropped(list[str]):
 def load_problems(data: AnyData, fmt: Format | None = None, *, need: tuple[str, ...] = ()) -> Problems:
     """All valid problems of `data`, in order. `need` names optional columns that every row must have.
 
-    With `fmt`, questions and solutions that contain one of its tags are invalid. Raises DataError with file, row, column
-    and the fix at the first invalid row, or drops it and says so in `.dropped` where `data.on_invalid` is `skip`.
+    With `fmt`, questions and solutions that contain one of its tags are invalid. At the first invalid row, raises DataError
+    with file, row, column and the fix; with `data.on_invalid: skip`, drops the row and records it in `.dropped`.
     """
     dropped: list[str] = []
     problems = list(iter_problems(data, fmt, need=need, dropped=dropped))
     if not problems:
-        reason = f" All {len(dropped)} rows were invalid; the first: {dropped[0]}" if dropped else " It has no rows."
+        reason = f" All {len(dropped)} rows are invalid; the first: {dropped[0]}" if dropped else " It has no rows."
         raise DataError(f"{data.path}: no problem left.{reason}")
     duplicates = [key for key, count in Counter(problem.id for problem in problems).items() if count > 1]
     if duplicates:
         raise DataError(
-            f"{data.path}: column `id` repeats ({duplicates[0]!r} and {len(duplicates) - 1} more). Every problem needs its own."
+            f"{data.path}: column `id` has duplicates ({duplicates[0]!r} and {len(duplicates) - 1} more). Ids must be unique."
         )
     return Problems(problems, dropped)
 
@@ -82,9 +82,9 @@ def load_problems(data: AnyData, fmt: Format | None = None, *, need: tuple[str, 
 def iter_problems(
     data: AnyData, fmt: Format | None = None, *, need: tuple[str, ...] = (), dropped: list[str] | None = None
 ) -> Iterator[Problem]:
-    """The problems of `data` one at a time, for files larger than memory; invalid rows as `load_problems` treats them.
+    """The problems of `data`, read lazily, for files larger than memory; invalid rows are treated as in `load_problems`.
 
-    `skip` and `limit` both count rows of the file, so that two parts of one file never overlap. Of several sources each
+    `skip` and `limit` both count rows of the file, so two parts of a file never overlap. With several sources, each
     problem has its `source`, and `SOURCE/ID` as id.
     """
     for source in data.sources:
@@ -113,20 +113,20 @@ def _problems_of(
 
 
 def numbered_rows(source: DataConfig) -> Iterator[tuple[int, str, JsonRow]]:
-    """`(number in the file, where, row)` of the rows of one data set between `skip` and `limit`."""
+    """`(number in the file, where, row)` of the rows that `skip` and `limit` leave of one data set."""
     stop = None if source.limit is None else source.skip + source.limit
     for number, (where, row) in islice(enumerate(rows_of(source)), source.skip, stop):
         yield number, where, row
 
 
 def problem_in(source: DataConfig, row: JsonRow, where: str, default_id: str) -> Problem:
-    """The problem in a row of this source, with the source's task and name; rows of programs as `code_row` reads them."""
+    """The problem in a row of this source, with the source's task and name; rows of code go through `code_row`."""
     row = code_row(row, where) if source.task == "code" else row
     return labelled(problem_of(row, where, default_id, source.columns), source)
 
 
 def labelled(problem: Problem, source: DataConfig) -> Problem:
-    """The problem with the source's task and, where it is one of several, name."""
+    """The problem with the source's task and, if there are several sources, its name."""
     problem = replace(problem, task=source.task or problem.task)
     if isinstance(source, SourceConfig):
         problem = replace(problem, id=f"{source.label}/{problem.id}", source=source.label)
@@ -137,11 +137,11 @@ def labelled(problem: Problem, source: DataConfig) -> Problem:
 
 
 def problem_of(row: JsonRow, where: str, default_id: str, columns: dict[str, str] | None = None) -> Problem:
-    """The problem in one row: by the mapping `columns` (ours -> the file's), else by the schema that the row has.
+    """The problem in one row: by the mapping `columns` (ours -> the file's), else by a known schema.
 
     Known without a mapping: question/solution (+ answer, explanation, system, id), Bespoke-Stratos (`system`,
-    `conversations`), GSM8K (`question`, `answer` with `####`), MATH (`problem`, `solution`). Texts are taken as they
-    are; an `answer` or a `solution` may be a number. Raises DataError, naming the column, for any other value.
+    `conversations`), GSM8K (`question`, `answer` with `####`), MATH (`problem`, `solution`). Texts are not changed; an
+    `answer` or `solution` may be a number. Raises DataError, naming the column, for any other value.
     """
     values = _mapped(row, where, columns) if columns else _known_schema(row, where)
     for column in ("question", "solution"):
@@ -150,7 +150,7 @@ def problem_of(row: JsonRow, where: str, default_id: str, columns: dict[str, str
             state = "missing" if text is None else "empty"
             raise DataError(f"{where}: column `{column}` is {state}; every problem needs a {column}. Drop the row.")
     key = values.get("id", row.get("id"))
-    for column in ("answer", "solution"):  # an answer takes the place of a solution where there is none
+    for column in ("answer", "solution"):  # `columns` may map an answer to `solution`
         value = values.get(column)
         if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
             values[column] = str(value)
@@ -160,21 +160,20 @@ def problem_of(row: JsonRow, where: str, default_id: str, columns: dict[str, str
 
 
 def text_of(value: object, where: str, column: str) -> str | None:
-    """The text in a column, or None; raises DataError for a value that is not text, or not all of it."""
+    """The text in a column, or None; raises DataError for other types and for lone surrogates."""
     if value is None:
         return None
     if not isinstance(value, str):
         raise DataError(f"{where}: column `{column}` is a {type(value).__name__}, not text. Fix or drop the row.")
     if half := re.search("[\ud800-\udfff]", value):
         raise DataError(
-            f"{where}: column `{column}` has half a character (a lone surrogate, {half[0]!a}) at position "
-            f"{half.start()}. Fix or drop the row."
+            f"{where}: column `{column}` has a lone surrogate ({half[0]!a}) at position {half.start()}. Fix or drop the row."
         )
     return value
 
 
 def _columns(row: JsonRow) -> str:
-    # A name may hold a lone surrogate too, which no terminal could show.
+    # Names may contain lone surrogates too, which cannot be printed.
     return ", ".join(sorted(row)).encode("utf-8", "backslashreplace").decode()
 
 
@@ -196,7 +195,7 @@ def _known_schema(row: JsonRow, where: str) -> JsonRow:
         row = {**row, "question": row["problem"]}
     if "question" not in row:
         raise DataError(
-            f"{where}: column `question` is missing; the row has {_columns(row)}. Name the right one with "
+            f"{where}: column `question` is missing; the row has {_columns(row)}. Map its columns with "
             "`columns: {question: THEIRS, solution: THEIRS}`."
         )
     answer = row.get("answer")
@@ -206,7 +205,7 @@ def _known_schema(row: JsonRow, where: str) -> JsonRow:
 
 
 def _gsm8k(row: JsonRow, worked: str) -> JsonRow:
-    # The worked answer carries calculator marks (<<2+3=5>>), which a person would not write.
+    # The worked answer contains calculator marks (<<2+3=5>>), which a person would not write.
     steps, _, answer = worked.rpartition("####")
     answer = answer.strip().replace(",", "")
     steps = re.sub(r"<<[^>]*>>", "", steps).strip()
@@ -238,7 +237,7 @@ def _stratos(row: JsonRow, where: str) -> JsonRow:
             f"{where}: column `conversations`: the assistant's turn has no complete thought and solution tags. "
             "Drop the row."
         )
-    # The format writes padding around an explanation, but none around a solution: that stays as it is, to the letter.
+    # The format adds padding around an explanation, but not around a solution, which is kept exactly.
     values = {"question": texts["user"], "solution": match["solution"], "explanation": match["thought"].strip("\n")}
     return values | ({"system": row["system"]} if row.get("system") else {})
 
@@ -247,13 +246,13 @@ def _stratos(row: JsonRow, where: str) -> JsonRow:
 
 
 def names_a_file(path: str) -> bool:
-    """Whether the path of data is that of a file or folder; otherwise it is the name of a dataset on the hub."""
+    """Whether `path` is that of a file or folder, rather than the name of a dataset on the hub."""
     there = Path(path).expanduser()
     return there.exists() or there.suffix in ROW_FILES or path.startswith((".", "/", "~"))
 
 
 def rows_of(data: DataConfig) -> Iterable[tuple[str, JsonRow]]:
-    """`(where, row)` of each row that `data` names: of a file, a folder or a hub dataset; raises DataError."""
+    """`(where, row)` of each row of a file, a folder or a hub dataset; raises DataError if it cannot be loaded."""
     path = Path(data.path).expanduser()
     if names_a_file(data.path):
         split = path / data.split
@@ -270,8 +269,8 @@ def _hub_rows(data: DataConfig) -> Iterator[tuple[str, JsonRow]]:
         offline = os.environ.get("HF_HUB_OFFLINE") == "1" or isinstance(error, ConnectionError)
         reason = "the hub cannot be reached" if offline else str(error).strip().splitlines()[0]
         raise DataError(
-            f"{data.path}: neither a file nor a dataset that could be loaded ({reason}). Give a local file as "
-            "`data`, or check the name."
+            f"{data.path}: no such file, and cannot be loaded from the hub ({reason}). Use a local file as `data`, or check "
+            "the name."
         ) from error
     for number, row in enumerate(rows, 1):
         yield f"{data.path} ({data.split}) row {number}", dict(row)

@@ -1,4 +1,4 @@
-"""The prompts that a teacher is given: one for every problem of a data set, and what the context leaves behind them."""
+"""The teacher's prompts for a data set, and the room that the context leaves after them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Survey:
-    """A data set: its valid problems, its invalid rows, a digest, and places of problems without a prompt."""
+    """A data set: the numbers of valid problems and invalid rows, a digest, and places of problems without a prompt."""
 
     problems: int
     dropped: int
@@ -29,10 +29,10 @@ class Survey:
 
 
 def survey(data: AnyData, fmt: Format, tokenizer: PreTrainedTokenizerBase) -> Survey:
-    """The Survey after one pass over all rows, which keeps none of them.
+    """The Survey after one pass over all rows, none of which is kept in memory.
 
-    Raises DataError for an invalid row or a problem that the chat template rewrites (or counts them, where
-    `data.on_invalid` is `skip`), for an id that repeats, and where no problem is left.
+    Raises DataError for an invalid row or a problem that the chat template rewrites (with `data.on_invalid: skip`, counts
+    them), for a duplicate id, and if no problem is left.
     """
     import numpy as np
 
@@ -54,15 +54,15 @@ def survey(data: AnyData, fmt: Format, tokenizer: PreTrainedTokenizerBase) -> Su
         first = dropped.first if dropped.number else rewritten.first
         raise DataError(f"{data.path}: no problem left; {dropped.number + len(places)} are invalid. The first: {first}")
     if len(np.unique(np.frombuffer(ids, dtype=np.uint64))) < len(ids):
-        raise DataError(f"{data.path}: column `id` repeats. Every problem needs its own, or leave the column out.")
+        raise DataError(f"{data.path}: column `id` has duplicates. Make ids unique, or remove the column.")
     if places:
-        print(f"{len(places)} of {len(ids)} problems left out; the first: {rewritten.first}", flush=True)
+        print(f"{len(places)} of {len(ids)} problems skipped; the first: {rewritten.first}", flush=True)
     return Survey(len(ids), dropped.number, digest.hexdigest(), frozenset(places))
 
 
 @dataclass(frozen=True)
 class Room:
-    """Places of problems whose prompt fills the context, and how many problems have room for less than was asked."""
+    """Places of problems whose prompt fills the context, and the number with room for fewer tokens than requested."""
 
     left_out: frozenset[int] = frozenset()
     short: int = 0
@@ -76,9 +76,9 @@ def room(
     context: int | None,
     max_tokens: int,
 ) -> Room:
-    """The Room that a context of so many tokens leaves for explanations; says what is left out and what is short.
+    """The Room that a context of so many tokens leaves for explanations; prints how many problems are affected.
 
-    Raises DataError for a prompt that fills the context, unless `data.on_invalid` is `skip`, and where all do.
+    Raises DataError for a prompt that fills the context, unless `data.on_invalid` is `skip`, and if all prompts do.
     """
     if context is None:
         return Room()
@@ -94,8 +94,8 @@ def room(
             rooms += [context - tokens] if context - tokens < max_tokens else []
             continue
         line = (
-            f"{data.path}: problem {problem.id}: its prompt has {tokens} tokens and fills the context of {context}; there is "
-            "no room for an explanation"
+            f"{data.path}: problem {problem.id}: its prompt of {tokens} tokens fills the context of {context}, with no room "
+            "for an explanation"
         )
         if data.on_invalid == "error":
             raise DataError(f"{line}. Remove it, set `data.on_invalid: skip`, or use a longer context.")
@@ -104,10 +104,10 @@ def room(
     if left_out and len(left_out) + len(surveyed.without_prompt) == surveyed.problems:
         raise DataError(f"{first}. None of {surveyed.problems} problems has room for one.")
     if left_out:
-        print(f"{len(left_out)} of {surveyed.problems} problems left out; the first: {first}", flush=True)
+        print(f"{len(left_out)} of {surveyed.problems} problems skipped; the first: {first}", flush=True)
     if rooms:
         print(
-            f"{len(rooms)} of {surveyed.problems} problems have room for fewer tokens than `max_tokens` {max_tokens} in the "
+            f"{len(rooms)} of {surveyed.problems} problems have room for fewer than `max_tokens` {max_tokens} tokens in the "
             f"context of {context}; the smallest room is {min(rooms)}",
             flush=True,
         )

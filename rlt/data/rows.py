@@ -1,4 +1,4 @@
-"""Files of rows: JSONL, JSON, Parquet and CSV, read lazily; JSONL written so that it is valid at every moment."""
+"""Files of rows: JSONL, JSON, Parquet and CSV, read lazily and written crash-safe."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import csv
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rlt.errors import DataError, RltError
@@ -21,10 +21,10 @@ ROW_FILES = (".jsonl", ".json", ".parquet", ".csv")
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, JsonRow]]:
-    """`(where, row)` of each row of a file, or of the row files of a folder in order of name; never the whole file.
+    """`(where, row)` of each row of a file, or of a folder's row files by name, read lazily.
 
-    `where` reads `train.jsonl line 12` or `train.parquet row 12`, counted from 1. Raises DataError for a missing file,
-    an unknown ending, or a line that is not a JSON object.
+    `where` is such as `train.jsonl line 12` or `train.parquet row 12`, counted from 1. Raises DataError for a missing
+    file, an unknown extension, or a line that is not a JSON object.
     """
     path = Path(path)
     if path.is_dir():
@@ -47,7 +47,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, JsonRow]]:
     elif path.suffix == ".csv":
         yield from _csv_rows(path)
     else:
-        raise DataError(f"{path}: unknown ending; rows are read from {', '.join(ROW_FILES)}.")
+        raise DataError(f"{path}: unknown file extension; expected one of {', '.join(ROW_FILES)}.")
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[str, JsonRow]]:
@@ -69,21 +69,19 @@ def _json_rows(path: Path) -> Iterator[tuple[str, JsonRow]]:
     except ValueError as error:
         raise DataError(f"{path.name}: not JSON ({error}).") from error
     if not isinstance(rows, list):
-        raise DataError(f"{path.name}: a JSON file must hold a list of objects; use .jsonl for one object per line.")
+        raise DataError(f"{path.name}: a JSON file must be a list of objects; use .jsonl for one object per line.")
     for number, row in enumerate(rows, 1):
         yield f"{path.name} row {number}", _object(row, f"{path.name} row {number}")
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, JsonRow]]:
-    """Rows under a line of column names. Every value is text; an empty one is none."""
+    """Rows below a line of column names. Values are text, or None if empty."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             for number, row in enumerate(csv.DictReader(file, strict=True), 1):
                 where = f"{path.name} row {number}"
                 if None in row or None in row.values():
-                    raise DataError(
-                        f"{where}: not as many values as there are columns. Quote texts that contain commas."
-                    )
+                    raise DataError(f"{where}: the number of values differs from the columns. Quote texts with commas.")
                 yield where, {column: value or None for column, value in row.items()}
     except (csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"{path.name}: not a CSV file in UTF-8 ({error}).") from error
@@ -111,11 +109,11 @@ def _object(row: object, where: str) -> JsonRow:
     return row
 
 
-class JsonlWriter:
-    """Appends rows to a JSONL file; what `read_rows` sees is whole rows at every moment, also after `kill -9`.
+class JsonlWriter(AbstractContextManager["JsonlWriter"]):
+    """Appends rows to a JSONL file; `read_rows` sees whole rows at every moment, even after `kill -9`.
 
-    Opening cuts off a last line that was being written when the process died. A full disk or an unwritable folder
-    raises DataError, and the rows before stay.
+    Opening cuts off a half-written last line. Raises DataError on a full disk or in an unwritable folder; earlier rows are
+    kept.
     """
 
     def __init__(self, path: Path) -> None:
@@ -125,9 +123,7 @@ class JsonlWriter:
             self._file = open(self.path, "ab+", buffering=0)  # noqa: SIM115
             self._cut_half_line()
         except OSError as error:
-            raise DataError(
-                f"{self.path}: cannot be written ({error.strerror}). What was written before is kept."
-            ) from error
+            raise DataError(f"{self.path}: cannot be written ({error.strerror}). Earlier rows are kept.") from error
 
     def _cut_half_line(self) -> None:
         size = end = self._file.seek(0, os.SEEK_END)
@@ -143,7 +139,7 @@ class JsonlWriter:
             self._file.truncate(end)
 
     def write(self, rows: Iterable[JsonMap]) -> None:
-        """Append the rows in one write, so that they arrive together or the file is cut back to before them."""
+        """Append the rows in one write: all of them, or on failure none."""
         data = b"".join(_line(row) for row in rows)
         position = self._file.seek(0, os.SEEK_END)
         try:
@@ -152,27 +148,20 @@ class JsonlWriter:
                 written += self._file.write(data[written:])
         except OSError as error:
             self._file.truncate(position)
-            raise DataError(
-                f"{self.path}: cannot be written ({error.strerror}). What was written before is kept."
-            ) from error
+            raise DataError(f"{self.path}: cannot be written ({error.strerror}). Earlier rows are kept.") from error
 
     def close(self) -> None:
         self._file.close()
 
-    def __enter__(self) -> JsonlWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
 def write_rows(path: Path, rows: Iterable[JsonMap], schema: pyarrow.Schema | None = None) -> int:
-    """The number of rows written to a JSONL or Parquet file, which replaces `path` only when it is complete.
+    """The number of rows written to a JSONL or Parquet file, which replaces `path` only when complete.
 
-    `schema` is for Parquet, whose rows are then written a thousand at a time; without one it follows from all rows.
-    Raises DataError for a full disk or a folder that cannot be written; nothing half-written stays.
+    With a `schema`, Parquet rows are written a thousand at a time; otherwise the schema is inferred from all rows. Raises
+    DataError on a full disk or in an unwritable folder; no partial file remains.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
@@ -187,18 +176,16 @@ def write_rows(path: Path, rows: Iterable[JsonMap], schema: pyarrow.Schema | Non
             partial.unlink(missing_ok=True)
             raise
     except OSError as error:
-        if isinstance(error, RltError):  # raised by whoever makes the rows; a ServerError is an OSError too
+        if isinstance(error, RltError):  # raised while making the rows; a ServerError is an OSError too
             raise
-        raise DataError(
-            f"{path}: cannot be written ({error.strerror or error}). What was written before is kept."
-        ) from error
+        raise DataError(f"{path}: cannot be written ({error.strerror or error}). Earlier rows are kept.") from error
     return count
 
 
 def _line(row: JsonMap) -> bytes:
     try:
         return json.dumps(row, ensure_ascii=False).encode() + b"\n"
-    except UnicodeEncodeError:  # a lone surrogate, which JSON has only as an escape
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can only escape
         return json.dumps(row).encode() + b"\n"
 
 
@@ -227,12 +214,12 @@ def _write_parquet(path: Path, rows: Iterable[JsonMap], schema: pyarrow.Schema |
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file's text so that at every moment the old or the new one is there, whole."""
+    """Replace a file's text atomically."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace a file's content, as `write_text`."""
+    """Replace a file's content atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with partial.open("wb") as file:

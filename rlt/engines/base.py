@@ -1,4 +1,4 @@
-"""The interface of every engine (transformers, vLLM, an OpenAI-compatible server, Ray), and what they share."""
+"""The interface of all engines (transformers, vLLM, servers, Ray), and code they share."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How prompts are continued. Temperature 0 is greedy; `top_k` None is off.
+    """How to sample completions. Temperature 0 is greedy; `top_k` None is off.
 
-    Nothing else shapes the distribution: a checkpoint's own sampling defaults, such as a repetition penalty, are ignored.
+    Nothing else shapes the distribution: a checkpoint's sampling defaults, such as a repetition penalty, are ignored.
     """
 
     max_tokens: int
@@ -31,7 +31,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt to continue. Its completion has the same `key`; `seed` makes it repeatable, on engines that can."""
+    """One prompt to continue. Its completion has the same `key`; `seed` makes it repeatable if the engine uses seeds."""
 
     key: str
     prompt: str
@@ -43,10 +43,10 @@ class Completion:
     """What an engine wrote for a request.
 
     `text` includes the stop string that ended it but not the end-of-turn token; `token_ids` has every sampled token.
-    `logprob_sum` is in nats under the model itself (temperature 1, no truncation), as servers report it, so that it
-    means the same with every engine. Both are None if a server returns only text. `finish_reason` is `stop` (a stop
-    string or the end of the turn) or `length` (`max_tokens`, or what the context leaves; a prompt that fills the context
-    has 0 completion tokens). `seed` is the request's if it was used: None for greedy decoding and engines without seeds.
+    `logprob_sum`, in nats, is under the model itself (temperature 1, no truncation), as servers report it, so engines are
+    comparable. Both are None if a server returns only text. `finish_reason` is `stop` (a stop string or the end of the
+    turn) or `length` (`max_tokens` or the context length; a prompt that fills the context has 0 completion tokens).
+    `seed` is the request's if it was used: None for greedy decoding and engines without seeds.
 
     Example: Completion("3/0", "five</explanation>", "stop", 12, 2, (7, 9), -0.81, seed=1234)
     """
@@ -65,25 +65,25 @@ class Engine(Protocol):
     """Anything that continues prompts."""
 
     context_length: int | None
-    """Most tokens of prompt and completion together; None if unknown."""
+    """Maximum tokens of prompt and completion together; None if unknown."""
 
     name: str
-    """Engine and version, and a server's model: recorded in the rows it writes."""
+    """Engine and version, or a server's model, as recorded in rows."""
 
     window: int
-    """Most requests drawn before the first completion is returned."""
+    """Maximum requests drawn before the first completion is returned."""
 
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
-        """Completions as they finish, in any order. Requests are drawn lazily, so millions cost no memory."""
+        """Completions as they finish, in any order. Requests are drawn lazily, so millions take no memory."""
         ...
 
     def close(self) -> None:
-        """Free what the engine holds."""
+        """Free the engine's resources."""
         ...
 
 
 def request_seed(seed: int, *parts: str | int) -> int:
-    """A seed in [0, 2**31) that depends only on its arguments, not on order, batch or number of workers.
+    """A seed in [0, 2**31) that depends only on the arguments, not on order, batch or number of workers.
 
     Example: request_seed(0, problem.id, sample)
     """
@@ -92,7 +92,7 @@ def request_seed(seed: int, *parts: str | int) -> int:
 
 
 def budget(prompt_tokens: int, sampling: Sampling, context_length: int | None) -> int:
-    """Tokens to generate after a prompt: `max_tokens`, or what the context leaves, at least 0."""
+    """Tokens to generate after a prompt: `max_tokens`, or what fits the context, at least 0."""
     if context_length is None:
         return sampling.max_tokens
     return max(0, min(sampling.max_tokens, context_length - prompt_tokens))
@@ -106,10 +106,10 @@ def empty(request: Request, prompt_tokens: int, ids: bool = True) -> Completion:
 def cut(
     tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stop: Sequence[str], end_ids: Collection[int]
 ) -> tuple[list[int], str, bool]:
-    """`(ids, text, stopped)` of sampled ids up to their end: the first end token or stop string.
+    """`(ids, text, stopped)` of sampled ids up to the first end token or stop string.
 
-    An end token stays in the ids but not in the text. The token that completes a stop string is the last one kept; the
-    text ends exactly with the stop string.
+    An end token is kept in the ids but not in the text. The token that completes a stop string is the last one kept; the
+    text ends with the stop string.
     """
     end = next((i for i, token in enumerate(ids) if token in end_ids), None)
     kept = list(ids if end is None else ids[: end + 1])
@@ -119,7 +119,7 @@ def cut(
     if not found:
         return kept, text, end is not None
     position, tag = min(found)
-    # Bisect for the shortest prefix of the ids whose text has the tag; usually it is all of them.
+    # Bisect for the shortest prefix of ids whose text has the tag; usually it is all of them.
     low, high = 0, len(body)
     if tag not in decode(tokenizer, body[:-1]):
         low = high - 1
@@ -129,36 +129,36 @@ def cut(
     return body[:high], text[: position + len(tag)], True
 
 
-# -- engines that schedule by themselves -------------------------------------------------------------------------------
+# -- engines with their own scheduler ----------------------------------------------------------------------------------
 
 Ticket = TypeVar("Ticket", bound=Hashable)
 Answer = TypeVar("Answer")
 
 
 class InFlight(ABC, Generic[Ticket, Answer]):
-    """The requests of one `generate` call that a scheduler elsewhere works on: `window` of them, refilled as they end."""
+    """The requests of one `generate` call at an external scheduler: up to `window` of them, refilled as they finish."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, context_length: int | None, window: int, ids: bool) -> None:
         self.tokenizer, self.context_length, self.window, self.ids = tokenizer, context_length, window, ids
 
     @abstractmethod
     def start(self, request: Request, ids: list[int], room: int) -> Ticket:
-        """Hand in a request for at most `room` tokens after its prompt `ids`. Raises RltError if it is refused."""
+        """Submit a request for at most `room` tokens after its prompt `ids`. Raises RltError if it is rejected."""
 
     @abstractmethod
     def ended(self) -> Iterable[tuple[Ticket, Answer]]:
-        """Wait, and return what has ended. Raises RltError if the scheduler itself is gone."""
+        """Wait for finished requests and return them. Raises RltError if the scheduler itself died."""
 
     @abstractmethod
     def completion(self, request: Request, prompt_tokens: int, answer: Answer) -> Completion:
-        """What an answer says. Raises RltError if its request failed."""
+        """The completion in an answer. Raises RltError if its request failed."""
 
     @abstractmethod
     def abandon(self, tickets: Iterable[Ticket]) -> None:
-        """Stop working on requests whose completions nobody waits for."""
+        """Cancel requests whose completions are no longer needed."""
 
     def completions(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
-        """See `Engine.generate`. When a request fails, those in flight still complete before its error is raised."""
+        """See `Engine.generate`. If a request fails, those in flight complete before its error is raised."""
         source = iter(requests)
         flying: dict[Ticket, tuple[Request, int]] = {}
         failure: RltError | None = None

@@ -1,4 +1,4 @@
-"""Builds the engine that a configuration names."""
+"""Builds the configured engine."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from rlt.errors import ConfigError
 
 
 def build_engine(options: EngineOptions, model: str, *, dtype: str = "auto", trust_remote_code: bool = False) -> Engine:
-    """The engine that `options` names, for a model's folder or hub name (with a server: its tokenizer's).
+    """The engine selected by `options`, for a model's folder or hub name (with a server: its tokenizer's).
 
-    Raises ConfigError for options that exclude each other, ServerError for a server that is absent, refuses or serves
-    another model, DependencyError with the install line of a missing extra, ModelError if `model` is not a model.
+    Raises ConfigError for conflicting options, ServerError for a server that cannot be reached, rejects requests or
+    serves another model, DependencyError with the install line of a missing extra, ModelError for an unusable model.
     """
     conflict = options.conflict()
     if conflict is not None:

@@ -7,20 +7,25 @@ import os
 import queue
 import sys
 import threading
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from types import ModuleType
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from rlt.errors import ConfigError, DependencyError, RltError, RunError
 from rlt.text.clock import pin_date, pinned_date
 from rlt.types import JsonRow
 
+if TYPE_CHECKING:
+    from ray import ObjectRefGenerator
+    from ray.actor import ActorHandle
+
 Job = TypeVar("Job")
 Answer = TypeVar("Answer")
 # Jobs queued at an actor while it works on one, so that it never waits for the driver.
 QUEUED = 1
-# Deaths of actors in a row, with no job done in between, after which the run gives up.
+# The run fails after more than this many deaths of actors in a row, with no job done in between.
 DEATHS = 4
 
 
@@ -35,16 +40,17 @@ def spread(
     """`(number, answer)` of each job as it is done, in any order; jobs are drawn as actors become free.
 
     Each of `workers` actors calls `make()` once, then the function it returns once per job. An actor asks for `gpus` GPUs
-    if the cluster has any. When an actor dies, another replaces it and redoes its unanswered jobs; every job is answered
-    once. `address` is a cluster's, or `local`: a cluster on this machine that ends with the work and listens on 127.0.0.1.
-    Raises DependencyError without Ray, RunError when actors keep dying without doing a job, and what a job raises, after
-    the jobs in flight.
+    if the cluster has any. A dead actor is replaced, and its unanswered jobs are redone; every job is answered once.
+    `address` is a cluster's, or `local`: a cluster on this machine that ends with the work and listens on 127.0.0.1.
+    Raises DependencyError without Ray, RunError if actors keep dying without doing a job, and whatever a job raises, once
+    the jobs in flight are done.
     """
     ray = import_ray()
     with cluster(ray, address, workers):
         pool = Pool(ray, partial(_one_by_one, make), workers, gpus)
         try:
-            yield from pool.run(([(number, job)] for number, job in enumerate(jobs)), 1, QUEUED)
+            answers = pool.run(([(number, job)] for number, job in enumerate(jobs)), 1, QUEUED)
+            yield from cast(Iterator[tuple[int, Answer]], answers)
         finally:
             pool.close()
 
@@ -55,7 +61,7 @@ def _one_by_one(make: Callable[[], Callable[[Job], Answer]]) -> _Work:
 
 
 def in_order(answers: Iterable[tuple[int, Answer]]) -> Iterator[Answer]:
-    """The answers of `spread` in the order of their jobs; early ones wait."""
+    """The answers of `spread` in the order of their jobs; early ones are held back."""
     early: dict[int, Answer] = {}
     due = 0
     for number, answer in answers:
@@ -67,18 +73,16 @@ def in_order(answers: Iterable[tuple[int, Answer]]) -> Iterator[Answer]:
 
 # -- actors ------------------------------------------------------------------------------------------------------------
 
-# Ray has no types for actors and references.
-Ray = Any
-Item = tuple[Any, Any]  # a key, and a job or its answer
+Item = tuple[Hashable, object]  # a key, and a job or its answer
 # From an iterator of items, drawn as needed, and further arguments to answers with the same keys, in any order.
 _Work = Callable[..., Iterator[Item]]
 
 
 class _Worker:
-    """What lives in an actor of two threads: one works in `run`, the other takes new items meanwhile."""
+    """The code of an actor with two threads: one works in `run`, the other takes new items."""
 
     def __init__(self, make: Callable[[], _Work], day: str) -> None:
-        pin_date(day)  # a cluster that runs for days has no environment of this run
+        pin_date(day)  # the cluster may be older than this run, without its environment
         self.make, self.work, self.making = make, None, threading.Lock()
         self.given: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
 
@@ -88,14 +92,14 @@ class _Worker:
             self.given.put(item)
 
     def end(self) -> None:
-        """Take back the items that were not begun."""
+        """Drop the items not yet started."""
         with contextlib.suppress(queue.Empty):
             while True:
                 self.given.get_nowait()
         self.given.put(None)
 
-    def about(self) -> Any:
-        """The work's `about`, once the work is made; or the error that prevented it."""
+    def about(self) -> object:
+        """The work's `about`, once `make` is done, or the error it raised."""
         try:
             return self._made().about  # type: ignore[attr-defined]
         except RltError as error:
@@ -108,38 +112,38 @@ class _Worker:
             for answer in self._made()(iter(self.given.get, None), *arguments):  # noqa: UP028
                 yield answer
         except RltError as error:
-            yield error  # raised by Ray it would come back with a traceback for a message
+            yield error  # raised through Ray, its message would be a traceback
 
     def _made(self) -> _Work:
-        with self.making:  # both threads may ask, and a model must not be loaded twice
+        with self.making:  # both threads may ask; the model must be loaded once
             self.work = self.work or self.make()  # type: ignore[assignment]
         return self.work  # type: ignore[return-value]
 
 
 @dataclass(eq=False)
 class _Member:
-    """One actor, its stream of answers, and the items it was given and has not answered."""
+    """One actor, its stream of answers, and its unanswered items."""
 
-    actor: Ray
-    stream: Ray
+    actor: ActorHandle
+    stream: ObjectRefGenerator
     held: dict[Hashable, object] = field(default_factory=dict)
     ended: bool = False
 
 
 class Pool:
-    """Actors that keep what they loaded across runs, until `close`."""
+    """Actors that stay loaded across runs, until `close`."""
 
-    def __init__(self, ray: Ray, make: Callable[[], _Work], workers: int, gpus: float) -> None:
+    def __init__(self, ray: ModuleType, make: Callable[[], _Work], workers: int, gpus: float) -> None:
         self.ray, self.workers, self.deaths = ray, workers, 0
         share, warning = resources(ray.cluster_resources(), workers, gpus)
         if warning:
             print(warning, file=sys.stderr)
         actor_of = ray.remote(num_cpus=1, num_gpus=share, max_restarts=0, max_concurrency=2)(_Worker)
         self._start = lambda: actor_of.remote(make, pinned_date())
-        self.actors: list[Ray] = []
+        self.actors: list[ActorHandle] = []
 
-    def about(self) -> Any:
-        """The `about` of the first actor that is ready; raises what kept its work from being made."""
+    def about(self) -> object:
+        """The `about` of the first actor that is ready; raises the error of its `make`."""
         self._fill()
         asked = {actor.about.remote(): actor for actor in self.actors}
         while True:
@@ -155,11 +159,11 @@ class Pool:
                 raise answer
             return answer
 
-    def run(self, groups: Iterator[list[Item]], drawn: int, reserve: int, *arguments: object) -> Iterator[Item]:
+    def run(self, groups: Iterator[Sequence[Item]], drawn: int, reserve: int, *arguments: object) -> Iterator[Item]:
         """`(key, answer)` of every item. The items of a group go to one actor.
 
-        An actor holds up to `drawn` items, which its work may draw before its first answer, and a `reserve`, so that it
-        does not wait for the driver. After a run that failed, the next one starts new actors.
+        An actor holds up to `drawn` items, which its work may draw before its first answer, plus a `reserve`, so that it
+        does not wait for the driver. After a failed run, the next one starts new actors.
         """
         self._fill()
         members = [self._member(actor, arguments) for actor in self.actors]
@@ -177,7 +181,7 @@ class Pool:
                 except StopIteration:
                     if member.held and failure is None:
                         raise RunError(
-                            f"Ray: a worker left {len(member.held)} items out; run the command again."
+                            f"Ray: a worker skipped {len(member.held)} items. Run the command again."
                         ) from None
                     continue
                 except (self.ray.exceptions.RayActorError, self.ray.exceptions.ObjectLostError) as error:
@@ -187,7 +191,7 @@ class Pool:
                     continue
                 except self.ray.exceptions.RayTaskError as error:
                     answer = error
-                members.append(member)  # behind the others, which `ray.wait` would otherwise keep waiting
+                members.append(member)  # last, so that `ray.wait` does not starve the others
                 if isinstance(answer, Exception):
                     failure = failure or answer
                     for other in members:
@@ -211,16 +215,16 @@ class Pool:
     def _fill(self) -> None:
         self.actors += [self._start() for _ in range(self.workers - len(self.actors))]
 
-    def _member(self, actor: Ray, arguments: tuple[object, ...]) -> _Member:
+    def _member(self, actor: ActorHandle, arguments: tuple[object, ...]) -> _Member:
         return _Member(actor, actor.run.options(num_returns="streaming").remote(*arguments))
 
-    def _replace(self, actor: Ray, error: Exception) -> Ray:
-        """Another actor in the place of a dead one."""
+    def _replace(self, actor: ActorHandle, error: Exception) -> ActorHandle:
+        """A new actor in place of a dead one."""
         self.deaths += 1
         if self.deaths > DEATHS:
             reason = " ".join(str(error).split())[:300]
-            raise RunError(f"Ray: {self.deaths} workers died one after another: {reason}") from error
-        self.ray.kill(actor)  # where only an answer was lost with another machine
+            raise RunError(f"Ray: {self.deaths} workers died in a row: {reason}") from error
+        self.ray.kill(actor)  # it may be alive: perhaps only its answer was lost with another machine
         other = self._start()
         self.actors[self.actors.index(actor)] = other
         return other
@@ -228,12 +232,12 @@ class Pool:
 
 def _deal(
     members: list[_Member],
-    groups: Iterator[list[Item]],
+    groups: Iterator[Sequence[Item]],
     again: list[list[Item]],
     drawn: int,
     reserve: int,
 ) -> None:
-    """Refill the actors that have used half of their reserve, in turns, so that each gets its share of what is left."""
+    """Refill the actors that have used half of their reserve, in turns, so that each gets a share of the rest."""
     hungry = [m for m in members if not m.ended and 2 * (len(m.held) - drawn) <= reserve]
     new: dict[_Member, list[Item | None]] = {member: [] for member in hungry}
     while hungry:
@@ -268,7 +272,7 @@ def resources(cluster: Mapping[str, float], workers: int, gpus: float) -> tuple[
 # -- an engine on a cluster --------------------------------------------------------------------------------------------
 
 
-def import_ray() -> Ray:
+def import_ray() -> ModuleType:
     try:
         import ray
     except ImportError as error:
@@ -277,11 +281,11 @@ def import_ray() -> Ray:
 
 
 @contextlib.contextmanager
-def _on_loopback(ray: Ray) -> Iterator[None]:
-    """While open, a cluster that is started takes 127.0.0.1 as its address and listens on no other.
+def _on_loopback(ray: ModuleType) -> Iterator[None]:
+    """A context in which a new cluster listens only on 127.0.0.1.
 
-    Ray has no option for that on Linux: `_node_ip_address="127.0.0.1"` is replaced by the outer address. It does so on
-    desktop systems, where clusters of several machines are off.
+    Ray has no option for that on Linux: `_node_ip_address="127.0.0.1"` is replaced by the outer address. Ray does so on
+    desktop systems, where clusters of several machines are disabled.
     """
     constants = ray._private.ray_constants
     name, before = constants.ENABLE_RAY_CLUSTERS_ENV_VAR, constants.ENABLE_RAY_CLUSTER
@@ -295,12 +299,12 @@ def _on_loopback(ray: Ray) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def cluster(ray: Ray, address: str, workers: int) -> Iterator[None]:
-    """A connection to the cluster while open; `local` starts one with room for the workers, and ends it."""
+def cluster(ray: ModuleType, address: str, workers: int) -> Iterator[None]:
+    """A context with a connection to the cluster; `local` starts one for `workers` actors and ends it afterwards."""
     if address.startswith("ray://"):
         raise ConfigError(
-            f"`ray`: {address!r} is for Ray's client, which cannot stream. Run the command on a machine of the cluster with "
-            "`ray: auto`, or submit it with `ray job submit`."
+            f"`ray`: {address!r} is an address for Ray's client, which cannot stream. Run the command on a machine of the "
+            "cluster with `ray: auto`, or submit it with `ray job submit`."
         )
     if ray.is_initialized():
         yield
@@ -315,7 +319,9 @@ def cluster(ray: Ray, address: str, workers: int) -> Iterator[None]:
             ray.init(**options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"`ray`: no cluster at {address!r} ({reason}). `ray: local` starts one here.") from error
+        raise ConfigError(
+            f"`ray`: no cluster at {address!r} ({reason}). Use `ray: local` to start one here."
+        ) from error
     try:
         yield
     finally:

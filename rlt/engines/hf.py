@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import transformers
@@ -25,7 +25,7 @@ from rlt.text.tokens import decode
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Requests are sorted by length within so many batches: enough for little padding, few enough to be drawn lazily.
+# Requests are sorted by length within this many batches: enough for little padding, few enough to draw lazily.
 SORTED_BATCHES = 8
 # Steps between searches of the text for stop strings.
 LOOK_EVERY = 16
@@ -41,10 +41,10 @@ class _Prompt:
 class HfEngine:
     """Continues prompts with a transformers model.
 
-    The random numbers of a request depend on its seed and the position alone. So its completion is the same whatever it
-    is batched with, as far as the model's logits are (on a CPU in float32: to the last bits).
+    A request's random numbers depend only on its seed and the position. Its completion therefore does not depend on the
+    rest of its batch, as far as the model's logits do not (in float32 on a CPU: up to the last bits).
 
-    `engine_options` go to `from_pretrained`.
+    `engine_options` are passed to `from_pretrained`.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class HfEngine:
 
     @classmethod
     def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 64) -> HfEngine:
-        """An engine for a model that is already loaded."""
+        """An engine for a loaded model."""
         engine = cls.__new__(cls)
         engine._init(model, tokenizer, batch_size)
         return engine
@@ -71,7 +71,7 @@ class HfEngine:
         self.end_ids = end_ids(model, tokenizer)
 
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
-        """See `rlt.engines.base.Engine`; completions come batch by batch."""
+        """See `rlt.engines.base.Engine`; completions are returned batch by batch."""
         source = iter(requests)
         while window := list(islice(source, self.window)):
             encoded = self.tokenizer([r.prompt for r in window], add_special_tokens=False, verbose=False)["input_ids"]
@@ -80,7 +80,7 @@ class HfEngine:
                 for request, ids in zip(window, encoded, strict=True)
             ]
             yield from (empty(p.request, len(p.ids)) for p in prompts if p.room == 0)
-            # Longest first, so that what does not fit in memory fails at the beginning.
+            # Longest first, so that a batch that does not fit in memory fails at the start.
             ready = sorted((p for p in prompts if p.room > 0), key=lambda p: -len(p.ids))
             for start in range(0, len(ready), self.batch_size):
                 yield from self._write(ready[start : start + self.batch_size], sampling)
@@ -108,7 +108,7 @@ class HfEngine:
                 if sampling.stop and (step + 1) % LOOK_EVERY == 0:
                     stopped = self._stopped(tokens[rows.numbers, : step + 1], rows.live, sampling.stop)
                     rows.live = rows.live & ~stopped
-                # On a GPU each look at the rows waits for all that was queued.
+                # On a GPU, each check synchronizes with all queued work.
                 look = device.type == "cpu" or (step + 1) % LOOK_EVERY == 0
                 if step + 1 == steps or (look and not rows.any_left()):
                     break
@@ -117,13 +117,13 @@ class HfEngine:
         return [self._completion(p, ids[:n], values[:n], sampling) for p, ids, values, n in rows_of]
 
     def _ends(self, sampling: Sampling) -> set[int]:
-        """Tokens that finish a row: the ends of a turn, and stop strings that are one token."""
+        """Tokens that finish a row: end-of-turn tokens, and stop strings of one token."""
         singles = (self.tokenizer.encode(tag, add_special_tokens=False) for tag in sampling.stop)
         return self.end_ids | {ids[0] for ids in singles if len(ids) == 1}
 
     def _stopped(self, tokens: torch.Tensor, live: torch.Tensor, stop: Sequence[str]) -> torch.Tensor:
-        """`(B,)`: which live rows have a stop string in what was written since the last search."""
-        # A token has at least one byte of text, or one character; so a tag spans at most as many tokens as it has bytes.
+        """`(B,)`: which live rows wrote a stop string since the last search."""
+        # A token has at least one byte of text, so a tag spans at most as many tokens as it has bytes.
         tail = tokens[:, -(LOOK_EVERY + max(len(tag.encode()) for tag in stop)) :].tolist()
         texts = (decode(self.tokenizer, ids) if on else "" for ids, on in zip(tail, live.tolist(), strict=True))
         return torch.tensor([any(tag in text for tag in stop) for text in texts], device=tokens.device)
@@ -136,10 +136,10 @@ class HfEngine:
 
 
 class _Rows:
-    """The rows of a batch that are still being written, and the logits `(B, V)` of their next tokens.
+    """The unfinished rows of a batch and the logits `(B, V)` of their next tokens.
 
-    Prompts are padded on the left. `numbers` `(B,)` are the rows' places in the batch; `live` says which of them are not
-    finished. A prompt that several requests share is read once.
+    Prompts are left-padded. `numbers` `(B,)` are the rows' places in the batch; `live` marks those not finished. A prompt
+    shared by several requests is read once.
     """
 
     logits: torch.Tensor
@@ -165,13 +165,13 @@ class _Rows:
             self.logits, self.mask, self.positions = self.logits[owners], self.mask[owners], self.positions[owners]
 
     def forward(self, chosen: torch.Tensor) -> None:
-        """Add a token `(B,)` to each row."""
+        """Append the tokens `(B,)` to the rows."""
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(chosen), 1)], 1)
         self.positions = self.positions[:, -1:] + 1
         self._read(chosen[:, None])
 
     def any_left(self) -> bool:
-        """Whether any row is unfinished. Once half of them are not, the finished ones are dropped."""
+        """Whether any row is unfinished. Drops the finished rows once they are half of the batch."""
         left = int(self.live.sum())
         if self.selectable and 0 < 2 * left <= len(self.live):
             keep = self.live.nonzero()[:, 0]
@@ -189,7 +189,7 @@ class _Rows:
 
 
 def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Ids that end a turn: the model's generation configuration's, and the tokenizer's."""
+    """Ids that end a turn: those of the model's generation configuration and of the tokenizer."""
     configured = model.generation_config.eos_token_id if model.generation_config is not None else None
     ids = configured if isinstance(configured, list) else [configured]
     return {token for token in [*ids, tokenizer.eos_token_id] if token is not None}
@@ -199,7 +199,7 @@ def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[i
 
 
 class _GrowingLayer(DynamicLayer):
-    """A DynamicLayer with spare room; transformers' own copies all keys and values at every token."""
+    """A DynamicLayer with spare room; transformers' own layer copies all keys and values at every token."""
 
     keys: torch.Tensor
     values: torch.Tensor
@@ -250,17 +250,17 @@ def _grouped(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
-    **options: Any,
+    **options: object,
 ) -> tuple[torch.Tensor, None]:
-    """`(B, 1, H, D)` attention of one new token per row, without a copy of its keys and values for every query head.
+    """`(B, 1, H, D)` attention of one new token per row, without copying keys and values for every query head.
 
-    Under a mask, transformers repeats the cached keys and values `(B, K, T, D)` for the H / K queries that share them, at
-    every token. Here those queries stand where a sequence's positions do: `(B, K, H / K, D)`.
+    With a mask, transformers repeats the cached keys and values `(B, K, T, D)` for the H / K queries that share them, at
+    every token. Here, those queries take the place of a sequence's positions: `(B, K, H / K, D)`.
     """
     batch, heads, length, size = query.shape
     kv = key.shape[1]
     if length != 1 or kv == heads or attention_mask is None or options.get("position_bias") is not None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)  # type: ignore[arg-type]
     mixed = torch.nn.functional.scaled_dot_product_attention(
         query.reshape(batch, kv, heads // kv, size), key, value, attn_mask=attention_mask, scale=scaling
     )
@@ -273,7 +273,7 @@ AttentionMaskInterface.register(GROUPED, sdpa_mask)
 
 @contextlib.contextmanager
 def _grouped_attention(model: PreTrainedModel) -> Iterator[None]:
-    """While open, a text model that uses transformers' `sdpa` attention uses `_grouped`."""
+    """A context in which a text model with transformers' `sdpa` attention uses `_grouped`."""
     config = model.config
     if config._attn_implementation != "sdpa" or config.sub_configs:
         yield

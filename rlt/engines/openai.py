@@ -1,4 +1,4 @@
-"""The `openai` engine: any server with OpenAI's completions interface, many requests in flight."""
+"""The `openai` engine: any server with OpenAI's completions API, many requests in flight."""
 
 from __future__ import annotations
 
@@ -9,28 +9,29 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from rlt.config import EngineOptions
 from rlt.engines.base import Completion, InFlight, Request, Sampling, cut
-from rlt.engines.client import PROBE, Client, Json, check_tokenizer, served_model
+from rlt.engines.client import PROBE, Client, check_tokenizer, served_model
 from rlt.errors import ServerError
 from rlt.models.loading import load_tokenizer
 from rlt.text.tokens import encode
+from rlt.types import JsonRow
 
-# Tokens per second of the slowest sequence on a full server. A server that dies breaks the connection; the time-out is for
-# one that hangs.
+# Tokens per second of the slowest sequence on a busy server. The time-out is for a server that hangs: one that dies breaks
+# the connection.
 SLOWEST = 4.0
 
 
 class OpenAIEngine:
     """Continues prompts at a server.
 
-    A vLLM server receives token ids and returns token ids and log-probs. Any other server receives and returns text: its
-    completions have neither, and are cut at stop strings here, because such servers leave the stop string out.
+    A vLLM server receives token ids and returns token ids and log-probs. Other servers receive and return text. Their
+    completions have no ids or log-probs and are cut at stop strings here, because such servers omit the stop string.
 
-    Raises ServerError if the server is absent, serves another model than `model` (unless `served_model` names it), or has
-    another tokenizer.
+    Raises ServerError if the server cannot be reached, serves a model other than `model` (unless `served_model` names
+    it), or has another tokenizer.
     """
 
     def __init__(self, options: EngineOptions, model: str, *, trust_remote_code: bool = False) -> None:
@@ -57,15 +58,15 @@ class OpenAIEngine:
         eos = self.tokenizer.eos_token_id
         self.end_ids = set() if eos is None else {eos}
         if not self.ids:
-            self._say("returns text without token ids: rows say `text_only` and have no `logprob_sum`.")
+            self._say("returns text without token ids: rows are marked `text_only` and have no `logprob_sum`.")
 
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
-        """See `rlt.engines.base.Engine`. When a request fails for good, those in flight complete before its error."""
+        """See `rlt.engines.base.Engine`. If a request finally fails, those in flight complete before its error."""
         return _AtServer(self, sampling).completions(requests, sampling)
 
-    def body(self, request: Request, ids: list[int], room: int, sampling: Sampling) -> Json:
-        """The JSON of one request."""
-        body: Json = {
+    def body(self, request: Request, ids: list[int], room: int, sampling: Sampling) -> JsonRow:
+        """The JSON body of one request."""
+        body: JsonRow = {
             "model": self.model, "prompt": ids if self.ids else request.prompt, "max_tokens": room,
             "temperature": sampling.temperature, "top_p": sampling.top_p,
         }  # fmt: skip
@@ -75,7 +76,7 @@ class OpenAIEngine:
             body["top_k"] = sampling.top_k
         if not self.ids:
             return body
-        # A model's generation_config.json would otherwise add its own top_k and repetition penalty.
+        # Otherwise the model's generation_config.json would add its own top_k and repetition penalty.
         neutral = {"top_k": sampling.top_k or 0, "repetition_penalty": 1.0, "min_p": 0.0}
         ours = {"logprobs": 0, "return_token_ids": True, "skip_special_tokens": False, "add_special_tokens": False}
         stop = {"stop": list(sampling.stop), "include_stop_str_in_output": True} if sampling.stop else {}
@@ -85,31 +86,31 @@ class OpenAIEngine:
         """Close the connections."""
         self.client.close()
 
-    def completion(self, request: Request, prompt_tokens: int, answer: Json, sampling: Sampling) -> Completion:
-        """What a server's answer says; raises ServerError if it is not a completion of this request."""
+    def completion(self, request: Request, prompt_tokens: int, answer: JsonRow, sampling: Sampling) -> Completion:
+        """The completion in a server's answer; raises ServerError if the answer is not one for this request."""
         try:
             written = _written(answer, self.ids)
         except ValueError as error:
             raise ServerError(
-                f"{self.client.url}: the answer is not a completion ({error}). Is this address an OpenAI interface?"
+                f"{self.client.url}: the answer is not a completion ({error}). Is this an OpenAI-compatible API?"
             ) from error
-        # A server may put a beginning-of-text token before a text, and count it.
+        # A server may add a beginning-of-text token and count it.
         counts = (prompt_tokens,) if self.ids else (prompt_tokens, prompt_tokens + 1)
         if written.prompt_tokens is not None and written.prompt_tokens not in counts:
             raise ServerError(
-                f"{self.client.url}: counts {written.prompt_tokens} tokens in a prompt of {prompt_tokens}, so it serves "
-                "another model than the tokenizer's. Give the served model's folder as `model`."
+                f"{self.client.url}: counts {written.prompt_tokens} tokens in a prompt of {prompt_tokens}, so its model has "
+                "another tokenizer. Set `model` to the served model's folder."
             )
         if written.reason not in ("stop", "length"):
             reason = self.client.clean(written.reason)
-            raise ServerError(f"{self.client.url}: ended a completion with '{reason}'; run the command again.")
+            raise ServerError(f"{self.client.url}: ended a completion with '{reason}'. Run the command again.")
         seed = request.seed if self.seeded and sampling.temperature > 0 else None
         text, reason = written.text, written.reason
         if written.ids is None:
             ends = [text.find(tag) + len(tag) for tag in sampling.stop if tag in text]
             text, reason = (text[: min(ends)], "stop") if ends else (text, reason)
             return Completion(request.key, text, reason, prompt_tokens, written.completion_tokens, seed=seed)
-        # The server may know more end tokens than the tokenizer; then its reason is `stop`, and its last token is one.
+        # The server may know more end tokens than the tokenizer: after reason `stop`, the last token is one.
         ended = (reason == "stop" and written.stop_reason is None) or isinstance(written.stop_reason, int)
         ends_here = {*self.end_ids, *(written.ids[-1:] if ended else ())}
         kept, text, stopped = cut(self.tokenizer, written.ids, sampling.stop, ends_here)
@@ -117,20 +118,20 @@ class OpenAIEngine:
         return Completion(request.key, text, reason, prompt_tokens, len(kept), tuple(kept), total, seed)
 
     def _check_model(self, model: str, root: str | None) -> None:
-        """Raise ServerError if the server says that it was started with another model than `model`.
+        """Raise ServerError if the server reports a model other than `model`.
 
-        A server of an earlier step that still holds the port has the same tokenizer, so no other check would notice.
+        An earlier step's server that still holds the port has the same tokenizer, so no other check would notice.
         """
         if root is None or any(same_model(model, name) for name in (root, self.model)):
             return
         root = self.client.clean(root)
         raise ServerError(
-            f"{self.client.url}: serves {root}, not {model}. Start a server with that model; if this is that model under "
-            f"another name, set `served_model: {self.client.clean(self.model)}`."
+            f"{self.client.url}: serves {root}, not {model}. Start a server with that model, or, if it is the same model "
+            f"under another name, set `served_model: {self.client.clean(self.model)}`."
         )
 
     def _seeded(self, wanted: bool | None) -> bool:
-        """Whether requests carry seeds: see `send_seeds`, and rlt.engines for vLLM on a CPU."""
+        """Whether requests carry seeds: see `send_seeds`, and `rlt.engines` for vLLM on a CPU."""
         if wanted is not None:
             return wanted
         if self.ids and self._on_cpu():
@@ -139,7 +140,7 @@ class OpenAIEngine:
         return True
 
     def _on_cpu(self) -> bool:
-        """Whether the vLLM server runs on a CPU. It does not say; only there does a block have 128 tokens by default."""
+        """Whether the vLLM server runs on a CPU. Inferred: only there do blocks have 128 tokens by default."""
         metrics = self.client.text(f"{self.client.url.removesuffix('/v1')}/metrics")
         info = next((line for line in metrics.splitlines() if line.startswith("vllm:cache_config_info{")), "")
         return 'block_size="128"' in info and 'user_specified_block_size="False"' in info
@@ -148,36 +149,36 @@ class OpenAIEngine:
         print(f"{self.client.url} {text}", file=sys.stderr)
 
 
-class _AtServer(InFlight[Future[Json], Future[Json]]):
+class _AtServer(InFlight[Future[JsonRow], Future[JsonRow]]):
     """Requests in flight at a server, each a future."""
 
     def __init__(self, engine: OpenAIEngine, sampling: Sampling) -> None:
         super().__init__(engine.tokenizer, engine.context_length, engine.window, engine.ids)
         self.engine, self.sampling = engine, sampling
-        self.done: queue.SimpleQueue[Future[Json]] = queue.SimpleQueue()
+        self.done: queue.SimpleQueue[Future[JsonRow]] = queue.SimpleQueue()
 
-    def start(self, request: Request, ids: list[int], room: int) -> Future[Json]:
+    def start(self, request: Request, ids: list[int], room: int) -> Future[JsonRow]:
         body, limit = self.engine.body(request, ids, room, self.sampling), self.engine.timeout + room / SLOWEST
         future = self.engine.client.submit("POST", "completions", body, timeout=limit)
         future.add_done_callback(self.done.put)
         return future
 
-    def ended(self) -> list[tuple[Future[Json], Future[Json]]]:
+    def ended(self) -> list[tuple[Future[JsonRow], Future[JsonRow]]]:
         future = self.done.get()
         return [(future, future)]
 
-    def completion(self, request: Request, prompt_tokens: int, answer: Future[Json]) -> Completion:
+    def completion(self, request: Request, prompt_tokens: int, answer: Future[JsonRow]) -> Completion:
         return self.engine.completion(request, prompt_tokens, answer.result(), self.sampling)
 
-    def abandon(self, tickets: Iterable[Future[Json]]) -> None:
+    def abandon(self, tickets: Iterable[Future[JsonRow]]) -> None:
         for future in tickets:
             future.cancel()
 
 
 def same_model(asked: str, served: str) -> bool:
-    """Whether a server's name or path means the model `asked`: the same text, or the same folder by another path.
+    """Whether a server's name or path means the model `asked`: the same text, or another path of the same folder.
 
-    Example: "runs/x/train" is "/data/runs/x/train", where one is relative; "runs/x/warmup" is another.
+    Example: "runs/x/train" matches "/data/runs/x/train", because one is relative; "runs/x/warmup" does not.
     """
     if asked == served:
         return True
@@ -195,7 +196,7 @@ def same_model(asked: str, served: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Written:
-    """What an answer says, every part checked for its type. `ids` is None for a server that returns only text."""
+    """The parts of an answer, with their types checked. `ids` is None if the server returns only text."""
 
     text: str
     reason: str
@@ -206,26 +207,26 @@ class _Written:
     stop_reason: int | str | None
 
 
-def _written(answer: Json, with_ids: bool) -> _Written:
-    """Raises ValueError, naming the field, for an answer that is not a completion."""
-    choices = _part(answer, "choices", list)
+def _written(answer: JsonRow, with_ids: bool) -> _Written:
+    """The parts of an answer. Raises ValueError, naming the field, for an answer that is not a completion."""
+    choices = part(answer, "choices", list)
     if not choices or type(choices[0]) is not dict:
-        raise ValueError("`choices` has no object in it")
+        raise ValueError("`choices` contains no object")
     choice = choices[0]
-    usage = _optional(answer, "usage", dict) or {}
-    text, reason = _part(choice, "text", str), _part(choice, "finish_reason", str)
+    usage = optional(answer, "usage", dict) or {}
+    text, reason = part(choice, "text", str), part(choice, "finish_reason", str)
     if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError("`text` has half a character in it (a lone surrogate)")  # in no file, in no tokenizer
-    prompt_tokens = _optional(usage, "prompt_tokens", int)
-    completion_tokens = _optional(usage, "completion_tokens", int) or 0
+        raise ValueError("`text` contains a lone surrogate")  # not encodable in files or for a tokenizer
+    prompt_tokens = optional(usage, "prompt_tokens", int)
+    completion_tokens = optional(usage, "completion_tokens", int) or 0
     if not with_ids:
         return _Written(text, reason, prompt_tokens, completion_tokens, None, [], None)
-    ids = _part(choice, "token_ids", list)
-    logprobs = _part(_part(choice, "logprobs", dict), "token_logprobs", list)
+    ids = part(choice, "token_ids", list)
+    logprobs = part(part(choice, "logprobs", dict), "token_logprobs", list)
     if set(map(type, ids)) - {int} or (ids and not 0 <= min(ids) <= max(ids) < 2**31):
-        raise ValueError("`token_ids` are not all ids")
+        raise ValueError("`token_ids` are not all token ids")
     if set(map(type, logprobs)) - {int, float} or not all(map(math.isfinite, logprobs)):
-        raise ValueError("`token_logprobs` are not all numbers")
+        raise ValueError("`token_logprobs` are not all finite numbers")
     if len(ids) != len(logprobs):
         raise ValueError(f"{len(ids)} token ids and {len(logprobs)} log-probs")
     return _Written(text, reason, prompt_tokens, completion_tokens, ids, logprobs, choice.get("stop_reason"))
@@ -234,12 +235,14 @@ def _written(answer: Json, with_ids: bool) -> _Written:
 T = TypeVar("T")
 
 
-def _optional(holder: Json, name: str, kind: type[T]) -> T | None:
-    return None if holder.get(name) is None else _part(holder, name, kind)
+def optional(holder: JsonRow, name: str, kind: type[T]) -> T | None:
+    """As `part`; None if the value is missing or null."""
+    return None if holder.get(name) is None else part(holder, name, kind)
 
 
-def _part(holder: Json, name: str, kind: type[T]) -> T:
+def part(holder: JsonRow, name: str, kind: type[T]) -> T:
+    """The value of `name` in a part of an answer; raises ValueError, naming it, if it is not exactly of this type."""
     value = holder.get(name)
-    if type(value) is kind:
-        return value
+    if type(value) is kind:  # a bool is not an int
+        return cast(T, value)
     raise ValueError(f"`{name}` is {'missing or null' if value is None else f'a {type(value).__name__}'}")

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import groupby
+from typing import cast
 
 from rlt.config import EngineOptions
 from rlt.engines.base import Completion, Engine, Request, Sampling
@@ -16,11 +17,11 @@ from rlt.errors import ConfigError
 
 
 class RayEngine:
-    """`options.ray_workers` replicas of an engine, actors on a Ray cluster that stay loaded until `close`.
+    """`options.ray_workers` replicas of an engine, as actors on a Ray cluster that stay loaded until `close`.
 
-    Completions come as they finish. Requests with the same prompt go to the same replica. Seeds travel with them, so
-    where one engine is repeatable, the completions are those of one engine on one machine. `max_in_flight` is divided
-    among the replicas. Each worker reads a server's key from its own environment, so no message of Ray's contains it.
+    Completions are returned as they finish. Requests with the same prompt go to the same replica. Each request carries
+    its seed, so a repeatable engine gives the same completions as on one machine. `max_in_flight` is divided among the
+    replicas. Each worker reads a server's key from its own environment, so Ray's messages never contain it.
     """
 
     def __init__(
@@ -32,7 +33,7 @@ class RayEngine:
         dtype: str = "auto",
         trust_remote_code: bool = False,
     ) -> None:
-        ray = import_ray()  # first: a missing package is reported before anything is loaded
+        ray = import_ray()  # first, so that a missing package is reported before anything is loaded
         parallel = options.engine_options.get("tensor_parallel_size", 1)
         gpus = 0.0 if options.engine == "openai" else float(parallel)
         self._stack = contextlib.ExitStack()
@@ -41,7 +42,7 @@ class RayEngine:
             make = partial(_Replica, build, of_replica(options), model, dtype, trust_remote_code)
             self._pool = Pool(ray, make, options.ray_workers, gpus)
             stack.callback(self._pool.close)
-            name, self.context_length, self.window = self._pool.about()
+            name, self.context_length, self.window = cast(tuple[str, int | None, int], self._pool.about())
             self._stack = stack.pop_all()
         self.name = f"{name} on Ray"
 
@@ -49,10 +50,10 @@ class RayEngine:
         """See `rlt.engines.base.Engine`."""
         groups = ([(request.key, request) for request in group] for group in by_problem(requests))
         for _, completion in self._pool.run(groups, self.window, max(1, self.window // 4), sampling):
-            yield completion
+            yield cast(Completion, completion)
 
     def close(self) -> None:
-        """End the actors, and the cluster where it was started here."""
+        """End the actors, and the cluster if it was started here."""
         self._stack.close()
 
 
@@ -72,11 +73,11 @@ class _Replica:
         variable = options.api_key_env
         if variable is not None and not os.environ.get(variable):
             raise ConfigError(
-                f"`api_key_env`: {variable} is not set for the Ray worker on {socket.gethostname()}. Each worker reads the key "
-                "itself, so that no message contains it: set it where `ray start` runs on each machine."
+                f"`api_key_env`: {variable} is not set for the Ray worker on {socket.gethostname()}. Workers read the key from "
+                "their own environment: set it before `ray start` on each machine."
             )
         self.engine = build(options, model, dtype=dtype, trust_remote_code=trust_remote_code)
-        self.about = (self.engine.name, self.engine.context_length, self.engine.window)
+        self.about = self.engine.name, self.engine.context_length, self.engine.window
 
     def __call__(self, items: Iterator[tuple[str, Request]], sampling: Sampling) -> Iterator[tuple[str, Completion]]:
         requests = (request for _, request in items)

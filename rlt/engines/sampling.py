@@ -1,4 +1,4 @@
-"""Drawing tokens: one uniform number per seed and step, at which the cumulative distribution is inverted."""
+"""Sampling tokens by inverse transform, with one uniform number per seed and step."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import torch
 
 from rlt.engines.base import Sampling
 
-# Tokens whose probabilities are added up before the search within them: no sum runs over a whole vocabulary.
+# Tokens whose probabilities are summed before searching among them: no sum runs over a whole vocabulary.
 BLOCK = 256
-# Likeliest tokens among which top-p is looked for first. Sorting a whole vocabulary costs ten times as much.
+# Most probable tokens tried first for top-p. Sorting a whole vocabulary costs ten times as much.
 CANDIDATES = 256
 
 
@@ -17,8 +17,8 @@ def sample(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`(B,)` token ids sampled from `(B, V)` float32 logits, and their `(B,)` log-probs in nats under those logits.
 
-    The number drawn depends on the row's seed `(B,)` and the step alone. Top-k is applied before top-p, as in vLLM and
-    transformers; neither they nor the temperature change the log-probs.
+    The random number depends only on the row's seed `(B,)` and the step. Top-k is applied before top-p, as in vLLM and
+    transformers. Top-k, top-p and temperature do not change the log-probs.
     """
     centred = logits - logits.amax(-1, keepdim=True)
     weights = centred.exp()
@@ -31,7 +31,7 @@ def sample(
 
 
 def _draw(weights: torch.Tensor, sampling: Sampling, at: torch.Tensor) -> torch.Tensor:
-    """`(B,)` tokens at `at` of the cumulated `(B, V)` weights that top-k and top-p leave."""
+    """`(B,)` tokens at the fraction `at` of the cumulative `(B, V)` weights, after top-k and top-p."""
     if sampling.top_k is None and sampling.top_p >= 1:
         return _invert(weights, at)
     size = weights.shape[-1]
@@ -44,14 +44,14 @@ def _draw(weights: torch.Tensor, sampling: Sampling, at: torch.Tensor) -> torch.
         if bool((ordered.sum(-1, keepdim=True) < sampling.top_p * total).any()):
             ordered, order = weights.sort(-1, descending=True)
     if sampling.top_p < 1:
-        # The token that crosses top_p stays: dropped is what lies wholly above.
+        # The token that crosses top_p is kept.
         probs = ordered / total
         ordered = ordered.masked_fill(probs.cumsum(-1) - probs >= sampling.top_p, 0.0)
     return order.gather(1, _invert(ordered, at)[:, None])[:, 0]
 
 
 def _invert(weights: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
-    """`(B,)` indices at which the cumulated `(B, N)` weights exceed `at`, in [0, 1), of their sum."""
+    """`(B,)` indices at which the cumulative `(B, N)` weights exceed the fraction `at`, in [0, 1), of their sum."""
     blocks = torch.nn.functional.pad(weights, (0, -weights.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
     sums = blocks.sum(-1).double()
     ends = sums.cumsum(-1)
@@ -64,7 +64,7 @@ def _invert(weights: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
 
 def _first_above(weights: torch.Tensor, cumulative: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     found = torch.searchsorted(cumulative, target[:, None], right=True)[:, 0]
-    # Rounding can point before the first or past the last index with any weight.
+    # Rounding can point before the first or past the last index with a positive weight.
     positive = (weights > 0).int()
     first, last = positive.argmax(-1), weights.shape[-1] - 1 - positive.flip(-1).argmax(-1)
     return torch.minimum(torch.maximum(found, first), last)
@@ -89,5 +89,5 @@ _MIX_2 = 0x94D049BB133111EB - 2**64
 
 
 def _shifted(x: torch.Tensor, bits: int) -> torch.Tensor:
-    """Logical shift to the right: torch's keeps the sign."""
+    """Logical right shift; torch's `>>` is arithmetic."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)

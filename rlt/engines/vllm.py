@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rlt.config import EngineOptions
 from rlt.engines.base import Completion, InFlight, Request, Sampling, cut
@@ -14,14 +14,14 @@ from rlt.errors import ConfigError, DataError, DependencyError, RunError
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
 
-# Requests queued in vLLM behind those that run, so that no slot stays empty.
+# Requests queued in vLLM behind the running ones, so that no slot stays empty.
 WAITING = 64
 
 
 class VllmEngine:
     """Continues prompts with `vllm.LLM(model, **engine_options)`: tensor_parallel_size, gpu_memory_utilization, ...
 
-    vLLM's sampler uses each request's seed, but its logits depend on what is batched together.
+    vLLM's sampler uses each request's seed, but its logits depend on the rest of the batch.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class VllmEngine:
         except ImportError as error:
             raise DependencyError("the engine `vllm` needs vLLM: pip install 'rlt[vllm]'") from error
         try:
-            self.llm: Any = vllm.LLM(
+            self.llm = vllm.LLM(
                 model, dtype=dtype, trust_remote_code=trust_remote_code, load_format="safetensors",
                 generation_config="vllm", **options.engine_options,
             )  # fmt: skip
@@ -48,7 +48,7 @@ class VllmEngine:
         self.name, self.numbers = f"vllm {vllm.__version__}", count()
 
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
-        """See `rlt.engines.base.Engine`. When vLLM refuses a request, those in flight complete before the error."""
+        """See `rlt.engines.base.Engine`. If vLLM rejects a request, those in flight complete before the error."""
         return _InVllm(self, sampling).completions(requests, sampling)
 
     def close(self) -> None:
@@ -57,7 +57,7 @@ class VllmEngine:
         del self.engine, self.llm
 
     def params(self, request: Request, room: int, sampling: Sampling) -> SamplingParams:
-        """vLLM's own description of how a request is sampled."""
+        """vLLM's sampling parameters for a request."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -68,12 +68,12 @@ class VllmEngine:
         )  # fmt: skip
 
     def completion(self, request: Request, output: RequestOutput, sampling: Sampling) -> Completion:
-        """What vLLM's output says; raises RunError if vLLM ended the request otherwise than by stop or length."""
+        """The completion in vLLM's output; raises RunError for a finish reason other than stop or length."""
         written = output.outputs[0]
         if written.finish_reason not in ("stop", "length"):
-            raise RunError(f"request {request.key}: vLLM ended it with {written.finish_reason!r}.")
+            raise RunError(f"request {request.key}: vLLM ended it with finish reason {written.finish_reason!r}.")
         ids = list(written.token_ids)
-        # Ended by an end token, not by a stop string: that token is then the last.
+        # If an end token ended it, not a stop string, that token is the last one.
         ended = written.finish_reason == "stop" and not isinstance(written.stop_reason, str)
         kept, text, stopped = cut(self.tokenizer, ids, sampling.stop, set(ids[-1:]) if ended else ())
         total = float(sum(step[token].logprob for token, step in zip(kept, written.logprobs, strict=False)))
@@ -83,7 +83,7 @@ class VllmEngine:
 
 
 class _InVllm(InFlight[str, object]):
-    """Requests in flight in vLLM's scheduler, each a number as text."""
+    """Requests in flight in vLLM's scheduler, under a number each."""
 
     def __init__(self, engine: VllmEngine, sampling: Sampling) -> None:
         super().__init__(engine.tokenizer, engine.context_length, engine.window, ids=True)
@@ -97,7 +97,7 @@ class _InVllm(InFlight[str, object]):
             params = self.engine.params(request, room, self.sampling)
             self.engine.engine.add_request(name, {"prompt_token_ids": ids}, params)
         except (ValueError, VLLMClientError) as error:
-            raise DataError(f"request {request.key}: vLLM refuses it ({error}). Leave its row out.") from error
+            raise DataError(f"request {request.key}: vLLM rejects it ({error}). Drop its row.") from error
         return name
 
     def ended(self) -> list[tuple[str, RequestOutput]]:
@@ -118,5 +118,5 @@ class _InVllm(InFlight[str, object]):
     def abandon(self, tickets: Iterable[str]) -> None:
         from vllm.exceptions import VLLMServerError
 
-        with contextlib.suppress(VLLMServerError):  # a dead engine works on nothing
+        with contextlib.suppress(VLLMServerError):  # the engine is dead: nothing left to abort
             self.engine.engine.abort_request(list(tickets))

@@ -1,13 +1,14 @@
-"""A causal language model's output layer: found inside its wrappers, and projected tile by tile.
+"""The output layer of a causal language model: found inside wrappers, projected tile by tile.
 
 Nothing here holds the logits of all positions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -19,8 +20,8 @@ from rlt.errors import ModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# (positions, vocabulary) projected together. On a CPU, a tile that stays in its caches: folding it then costs little
-# compared with the matrix product. On a GPU, what TRL uses.
+# (positions, vocabulary) projected together. On a CPU, a tile that fits its caches, so that reducing it costs little
+# compared with the matrix product. On a GPU, TRL's size.
 TILES = {"cpu": (1024, 1024), "cuda": (4096, 32768)}
 
 
@@ -34,7 +35,7 @@ class Head:
     softcap: float | None
 
     def first(self, tokens: int) -> Head:
-        """The output layer of the first `tokens` ids alone."""
+        """The output layer restricted to the first `tokens` ids."""
         return Head(self.weight[:tokens], None if self.bias is None else self.bias[:tokens], self.scale, self.softcap)
 
 
@@ -42,7 +43,7 @@ def head_of(core: PreTrainedModel) -> Head:
     config = core.config.get_text_config()
     layer = output_layer(core)
     bias = getattr(layer, "bias", None)
-    # The names under which model families scale their logits; the same ones TRL's fused head reads.
+    # The names that model families give their logit scale, as in TRL's fused head.
     scale = next(
         (getattr(config, name) for name in ("logit_scale", "output_multiplier", "lm_head_multiplier")
          if getattr(config, name, None) is not None), None,
@@ -50,17 +51,18 @@ def head_of(core: PreTrainedModel) -> Head:
     if scale is None and getattr(config, "logits_scaling", None) is not None:
         scale = config.logits_scaling if config.model_type == "hyperclovax" else 1 / config.logits_scaling
     cap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
-    return Head(_full(layer.weight), None if bias is None else _full(bias), 1.0 if scale is None else scale, cap)
+    weight = _full(cast(Tensor, layer.weight))
+    return Head(weight, None if bias is None else _full(bias), 1.0 if scale is None else scale, cap)
 
 
-def _full(parameter: Any) -> Tensor:
+def _full(parameter: Tensor) -> Tensor:
     return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 
 
 def is_plain(layer: nn.Module) -> bool:
-    """Whether a layer computes what its weight says: LoRA, quantized and offloaded layers have a forward of their own.
+    """Whether a layer is nothing but its matrix product: LoRA, quantized and offloaded layers have their own forward.
 
-    Decided from the type, not from numbers: LoRA starts at zero, so its probe would pass before the first step.
+    Decided by type, not by a probe: LoRA starts at zero, so a probe would pass before the first step.
     """
     return type(layer).forward is nn.Linear.forward and "forward" not in vars(layer)
 
@@ -68,27 +70,30 @@ def is_plain(layer: nn.Module) -> bool:
 def output_layer(core: PreTrainedModel) -> nn.Module:
     layer = core.get_output_embeddings()
     if layer is None:
-        raise ModelError(
-            f"{model_name(core)}: has no output layer over its vocabulary; a causal language model is needed."
-        )
+        raise ModelError(f"{model_name(core)}: no output layer over the vocabulary. Use a causal language model.")
     return layer
 
 
-def causal_lm(model: nn.Module) -> Any:
+def causal_lm(model: nn.Module) -> PreTrainedModel:
     """The transformers model inside DDP, FSDP, DeepSpeed, torch.compile and PEFT wrappers."""
     from transformers import PreTrainedModel
 
-    core: Any = model
+    core = model
     while not isinstance(core, PreTrainedModel):
-        # Looked up where wrappers keep it: several hand on every other attribute of what they wrap.
+        # In `_modules`, because several wrappers forward every other attribute to what they wrap.
         inside = (core._modules.get(name) for name in ("_orig_mod", "_fsdp_wrapped_module", "module"))
         inner = next((module for module in inside if module is not None), None)
         if inner is None and hasattr(core, "get_base_model"):
-            inner = core.get_base_model()
+            inner = cast(Callable[[], nn.Module], core.get_base_model)()
         if inner is None or inner is core:
             break
         core = inner
-    return core
+    return cast("PreTrainedModel", core)
+
+
+def vocabulary(core: PreTrainedModel) -> int:
+    """The number of token embeddings."""
+    return cast(nn.Embedding, core.get_input_embeddings()).num_embeddings
 
 
 def model_name(core: PreTrainedModel) -> str:
@@ -98,8 +103,8 @@ def model_name(core: PreTrainedModel) -> str:
 def gathered(head: Head) -> AbstractContextManager[object]:
     from trl.trainer.utils import maybe_gather_lm_head_ctx
 
-    parameters: list[Any] = [head.weight] if head.bias is None else [head.weight, head.bias]
-    return maybe_gather_lm_head_ctx(*parameters)
+    parameters = [head.weight] if head.bias is None else [head.weight, head.bias]
+    return maybe_gather_lm_head_ctx(*cast(list[nn.Parameter], parameters))
 
 
 # -- what is projected ------------------------------------------------------------------------------------------------
@@ -108,7 +113,7 @@ def gathered(head: Head) -> AbstractContextManager[object]:
 def project(
     head: Head, hidden: Float[Tensor, "n hidden"], targets: Int[Tensor, " n"], temperature: float
 ) -> Float[Tensor, " n"]:
-    """`(N,)` float32 log-probs of `targets` `(N,)` from hidden states `(N, H)`, by TRL's chunked kernel."""
+    """`(N,)` float32 log-probs of `targets` `(N,)` from hidden states `(N, H)`, with TRL's chunked kernel."""
     from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
     if hidden.shape[0] == 0:
@@ -146,9 +151,9 @@ def exact_kl(
 ) -> Float[Tensor, " n"]:
     """`(N,)` KL(teacher || student), in nats, of whole next-token distributions, projected tile by tile.
 
-    From `(N, H)` hidden states of both models at the same N places in a text (`hidden_states`) and both output layers
-    (`output_head`), of models with one tokenizer. Families pad their output layers differently (Qwen2.5: 151,936 rows up
-    to 3B, 152,064 from 7B); both distributions are then over the tokens that both layers have.
+    Takes both models' `(N, H)` hidden states at the same N places of a text (`hidden_states`) and their output layers
+    (`output_head`). The models must share a tokenizer. Sizes of one family may pad their output layers differently
+    (Qwen2.5: 151,936 rows up to 3B, 152,064 from 7B); both distributions then cover the tokens that both layers have.
     """
     from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 
@@ -171,9 +176,9 @@ def exact_kl(
 
 @torch.no_grad()
 def token_ranks(head: Head, hidden: Float[Tensor, "n hidden"], targets: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
-    """`(N,)` ranks of `targets` `(N,)` by their logits, 1 for the most probable token, from hidden states `(N, H)`.
+    """`(N,)` ranks of `targets` `(N,)` by logit, 1 for the most probable token, from hidden states `(N, H)`.
 
-    Projected tile by tile; equal logits share the better rank. Neither scale, temperature nor a softcap changes a rank.
+    Projected tile by tile; equal logits share the better rank. Scale, temperature and softcap do not change ranks.
     """
     positions, vocabulary = TILES.get(hidden.device.type, TILES["cuda"])
     ranks = [hidden.new_zeros(0, dtype=torch.long)]
@@ -181,7 +186,7 @@ def token_ranks(head: Head, hidden: Float[Tensor, "n hidden"], targets: Int[Tens
         own = torch.full((len(states), 1), -torch.inf, device=hidden.device)
         above = torch.zeros(len(states), dtype=torch.long, device=hidden.device)
         tiles = range(0, head.weight.shape[0], vocabulary)
-        # A token's own logit comes from the same product as its rivals', so that rounding cannot put it above itself.
+        # The token's own logit comes from the same product as the others', so that rounding cannot put it above itself.
         for tile in tiles:
             inside = (wanted >= tile) & (wanted < tile + vocabulary)
             if inside.any():

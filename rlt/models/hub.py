@@ -1,4 +1,4 @@
-"""Whether a model is here: a folder, or a repository in the hub's cache; whether the hub can be reached. No torch."""
+"""Whether a model is in a folder or the hub's cache, and whether the hub can be reached. No torch."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from rlt.errors import ModelError
 from rlt.types import JsonRow
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json", "spiece.model")
-PATIENCE = 1.5  # seconds to reach the hub; transformers itself tries for most of a minute
+PATIENCE = 1.5  # seconds to reach the hub; transformers keeps trying for most of a minute
 
 
 def is_folder_name(model: str) -> bool:
-    """Whether the name can only be a folder's: it exists, or no repository on the hub has such a name."""
+    """Whether the name must be a folder's: the path exists, or it is not a valid repository name."""
     return Path(model).exists() or model.startswith((".", "/", "~")) or model.count("/") > 1
 
 
 def config_here(model: str) -> JsonRow | None:
-    """A model's config.json, from its folder or the hub's cache; None for a repository that is not in the cache.
+    """A model's config.json, from its folder or the hub's cache; None for a repository that is not cached.
 
-    Raises ModelError for what is not a model folder, and for a config.json that cannot be read.
+    Raises ModelError for a folder without a model and for a config.json that cannot be read.
     """
     if is_folder_name(model):
         path = Path(model) / "config.json"
         if not path.is_file():
-            what = "no such folder" if not Path(model).exists() else "no config.json in it"
+            what = "no such folder" if not Path(model).exists() else "no config.json"
             raise ModelError(f"{model}: not a model folder ({what}).")
     else:
         cached = _cached(model)
@@ -43,7 +43,7 @@ def config_here(model: str) -> JsonRow | None:
             f"{path}: cannot be read ({type(error).__name__}). Download or save the model again."
         ) from error
     if not isinstance(config, dict):
-        raise ModelError(f"{path}: not a model's configuration. Download or save the model again.")
+        raise ModelError(f"{path}: not a model configuration. Download or save the model again.")
     return config
 
 
@@ -54,12 +54,12 @@ def _cached(model: str) -> Path | None:
     try:
         found = try_to_load_from_cache(model, "config.json")
     except HFValidationError as error:
-        raise ModelError(f"{model}: neither a folder nor the name of a repository on the hub.") from error
+        raise ModelError(f"{model}: neither a folder nor a valid repository name of the hub.") from error
     return Path(found) if isinstance(found, str) else None
 
 
 def check_can_be_had(model: str) -> None:
-    """Raises ModelError, within two seconds, for a model that is neither here nor on a hub that can be reached."""
+    """Raise ModelError, within two seconds, for a model that is not available locally if the hub cannot be reached."""
     if config_here(model) is not None:
         return
     reason = unreachable()
@@ -69,7 +69,7 @@ def check_can_be_had(model: str) -> None:
 
 @lru_cache
 def unreachable() -> str | None:
-    """Why the hub cannot be reached; None where it can, or where a proxy stands before it, so that only a request tells."""
+    """Why the hub cannot be reached; None if it can, or behind a proxy, where only a request would tell."""
     endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
         return "HF_HUB_OFFLINE is set"
@@ -85,22 +85,22 @@ def unreachable() -> str | None:
 
 
 def folder_problem(folder: Path, tokenizer_only: bool) -> str | None:
-    """Why no model, or with `tokenizer_only` no tokenizer, can be loaded from a folder; None where it can."""
+    """Why a model, or with `tokenizer_only` a tokenizer, cannot be loaded from a folder; None if it can."""
     if not folder.exists():
         return "not a model folder (no such folder)."
     if not folder.is_dir():
-        return "not a model folder, but a file."
+        return "a file, not a model folder."
     if not tokenizer_only and not (folder / "config.json").is_file():
-        return "not a model folder (no config.json in it)."
+        return "not a model folder (no config.json)."
     if not any((folder / name).exists() for name in TOKENIZERS):
-        return "has no tokenizer. Save the model's tokenizer into its folder."
+        return "no tokenizer. Save the model's tokenizer into this folder."
     if not tokenizer_only and not any(folder.glob("*.safetensors")):
-        return "has no weights (safetensors only)."
+        return "no weights (only safetensors are loaded)."
     return None
 
 
 def is_cached(dataset: str) -> bool:
-    """Whether a dataset of the hub is in the cache."""
+    """Whether a dataset of the hub is cached."""
     home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     prepared = Path(os.environ.get("HF_DATASETS_CACHE") or home / "datasets") / dataset.replace("/", "___").lower()
     hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub") / f"datasets--{dataset.replace('/', '--')}"

@@ -1,10 +1,9 @@
 """Log-probabilities of chosen tokens: batched by length, float32, without the logits of all positions.
 
-A forward pass is an ordinary call of the model, so DDP, FSDP2, ZeRO-3, PEFT and autocast work as in training. A hook on
-the transformer's body, attached for that call alone, keeps the hidden states that predict a wanted token and drops the
-others before the output layer sees them. A plain output layer is then projected tile by tile by TRL's chunked kernel;
-any other (LoRA on `lm_head`, layers before it, quantized) runs as the model's own code. Before a model is first used,
-one probe batch is compared with the model's own logits.
+A forward pass is an ordinary call of the model, so DDP, FSDP2, ZeRO-3, PEFT and autocast work as in training. For that
+call, a hook on the transformer's body keeps the hidden states that predict a wanted token and drops the others before
+the output layer. A plain output layer is then projected tile by tile with TRL's chunked kernel; any other (LoRA on
+`lm_head`, layers before it, quantized) runs the model's own code. One probe batch is first compared with its own logits.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 from weakref import WeakKeyDictionary
 
 import torch
@@ -34,14 +33,16 @@ from rlt.models.heads import (
     model_name,
     output_layer,
     project,
+    vocabulary,
 )
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+    from transformers.utils import ModelOutput
 
-# On a CPU, small enough that activations of a small model stay in its caches.
+# On a CPU, small enough that a small model's activations stay in its caches.
 DEFAULT_BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
-# Logits held at once (positions times vocabulary) where the model's own output layer computes them.
+# Logits held at once (positions times vocabulary) if the model's own code computes them.
 OWN_LOGITS = 2**26
 
 Progress = Callable[[int, int], None]
@@ -50,19 +51,19 @@ Want = Literal["logprobs", "hidden"]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Token ids `(T,)` of one text and the ranges of positions whose log-probability is wanted (never position 0)."""
+    """Token ids `(T,)` of one text and the ranges of positions whose log-probs are wanted (never position 0)."""
 
     ids: Sequence[int]
     keep: Sequence[range]
 
     @property
     def kept(self) -> int:
-        """How many log-probs are wanted."""
+        """Number of wanted log-probs."""
         return sum(len(span) for span in self.keep)
 
     @property
     def read(self) -> int:
-        """How many tokens the model must read: those before the last kept one."""
+        """Number of tokens the model must read: those before the last kept one."""
         return max((span.stop - 1 for span in self.keep if len(span)), default=1)
 
 
@@ -74,11 +75,11 @@ def token_logprobs(
     batch_tokens: int | None = None,
     progress: Progress | None = None,
 ) -> list[Float[Tensor, " kept"]]:
-    """For each row `(n_kept,)` float32 log-probs, in nats, of its kept tokens given all tokens before them.
+    """For each row, `(n_kept,)` float32 log-probs, in nats, of its kept tokens given all tokens before them.
 
     `log softmax(logits / temperature)` of `model`, on the CPU, in the order of `rows`; no gradient, no dropout. The logits
     are the model's own, in the type it computes in (bfloat16 weights or autocast give bfloat16 logits); all arithmetic on
-    them is float32. A row's numbers do not depend on the other rows (to rounding). `batch_tokens`: tokens in one forward
+    them is float32. Up to rounding, a row's numbers do not depend on the other rows. `batch_tokens`: tokens per forward
     pass, padding included. `progress` is called after each batch with its numbers of rows and tokens. If the model is
     sharded, every rank must call this, with any number of rows.
     Raises ModelError if the numbers differ from the model's own logits by more than rounding (see `_verified_plan`).
@@ -90,9 +91,9 @@ def token_logprobs(
 def hidden_states(
     model: nn.Module, rows: Sequence[Row], *, batch_tokens: int | None = None
 ) -> list[Float[Tensor, "kept hidden"]]:
-    """For each row the `(n_kept, H)` hidden states from which its kept tokens are predicted, on the model's device.
+    """For each row, the `(n_kept, H)` hidden states that predict its kept tokens, on the model's device.
 
-    In the type in which the output layer multiplies them. Raises ModelError if that layer is not a plain one.
+    They have the type in which the output layer multiplies them. Raises ModelError if that layer is not a plain one.
     """
     return _over_batches(model, rows, "hidden", 1.0, batch_tokens, None)
 
@@ -101,9 +102,9 @@ def hidden_states(
 
 
 def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Indices of rows for each forward pass: one row, or at most `batch_tokens` tokens with padding; longest first.
+    """Row indices of each forward pass: one row, or at most `batch_tokens` tokens with padding.
 
-    Longest first, so that a run that does not fit in memory fails at its beginning.
+    Longest rows first, so that a run that does not fit in memory fails at its start.
     """
     batches: list[list[int]] = []
     longest = 0
@@ -131,7 +132,7 @@ def _over_batches(
         if want == "hidden":
             _check_plain(causal_lm(model))
         batches = plan_batches([row.read for row in rows], plan.batch_tokens(_device(model), batch_tokens))
-        missing = _missing_batches(model, len(batches))  # asked first: no rank may be in a forward pass by then
+        missing = _missing_batches(model, len(batches))  # before any forward pass: all ranks communicate here
         for batch in batches:
             flat = _forward(model, plan, [rows[i] for i in batch], want, temperature)
             for i, column in zip(batch, flat.split([rows[i].kept for i in batch]), strict=True):
@@ -139,7 +140,7 @@ def _over_batches(
             if progress is not None:
                 progress(len(batch), sum(rows[i].read for i in batch))
         for _ in range(missing):
-            # Sharded parameters are gathered by all ranks together: a rank with fewer rows must still take part.
+            # All ranks gather sharded parameters together, so a rank with fewer rows must still take part.
             _forward(model, plan, [Row([0, 0], [range(1, 2)])], want, temperature)
     return results
 
@@ -163,7 +164,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _uncompiled(model: nn.Module) -> AbstractContextManager[object]:
-    """While open, compiled parts of the model run as written: a compiled graph would not see hooks attached later."""
+    """A context in which compiled modules run eagerly: a compiled graph would not see hooks attached later."""
     compiled = any(
         hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
         for module in model.modules()
@@ -176,7 +177,7 @@ def _missing_batches(model: nn.Module, count: int) -> int:
 
 
 def _largest(model: nn.Module, value: float) -> float:
-    """The largest `value` of all ranks, if the model is sharded over them."""
+    """The largest `value` over all ranks if the model is sharded; otherwise `value`."""
     if not is_sharded(model):
         return value
     most = torch.tensor(value, device=_device(model))
@@ -204,13 +205,13 @@ def _device(model: nn.Module) -> torch.device:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """How one model is read: the module whose output its output layer gets, and who computes that layer."""
+    """How to read one model: the module whose output enters the output layer, and who computes that layer."""
 
     body: nn.Module
     layer: nn.Module
     vocabulary: int
     tiled: bool
-    """Project in tiles from the layer's weight; otherwise the model's own code turns kept hidden states into logits."""
+    """Project in tiles from the layer's weight; otherwise the model's own code computes the logits of kept states."""
 
     def batch_tokens(self, device: torch.device, wanted: int | None) -> int:
         tokens = wanted or DEFAULT_BATCH_TOKENS.get(device.type, DEFAULT_BATCH_TOKENS["cpu"])
@@ -219,7 +220,7 @@ class _Plan:
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """Rows of one forward pass, padded right: `ids` `(B, T)`, kept places in `(B * T)`, the tokens predicted there."""
+    """Rows of one forward pass, right-padded: `ids` `(B, T)`, kept places in `(B * T)`, the tokens predicted there."""
 
     ids: Int[Tensor, "b t"]
     sources: Int[Tensor, " kept"]
@@ -227,7 +228,7 @@ class _Batch:
 
     @classmethod
     def of(cls, rows: Sequence[Row], device: torch.device) -> _Batch:
-        # Right padding needs no attention mask: with causal attention no real token can see a later one.
+        # Right padding needs no attention mask: in causal attention, no real token sees a later one.
         width = max(row.read for row in rows)
         ids: list[int] = []
         sources: list[int] = []
@@ -235,7 +236,7 @@ class _Batch:
         for row in rows:
             begin = len(ids)
             ids += row.ids[: row.read]
-            # With the row's own last token: whatever the weights of another one are, no row's numbers meet them.
+            # Padded with the row's own last token: the weights of no other token can touch its numbers.
             ids += [row.ids[row.read - 1]] * (width - row.read)
             for span in row.keep:
                 sources += range(begin + span.start - 1, begin + span.stop - 1)
@@ -253,13 +254,13 @@ def _forward(
     own = not plan.tiled and want == "logprobs"
     found: list[Tensor] = []
 
-    def take(_module: nn.Module, _arguments: object, output: Any) -> Any:
-        # Runs inside the model's own forward: under its autocast, and while its sharded output layer is gathered.
+    def take(_module: nn.Module, _arguments: object, output: ModelOutput | tuple[Tensor, ...]) -> object:
+        # Runs inside the model's own forward: under its autocast, while a sharded output layer is gathered.
         hidden = output[0]
         if hidden.shape[:2] != batch.ids.shape:
             raise ModelError(
-                f"{model_name(core)}: {batch.ids.shape[1]} tokens give {hidden.shape[1]} hidden states, so tokens cannot be "
-                "matched with their log-probs. Models with prompt tuning or prefixes cannot be scored."
+                f"{model_name(core)}: {batch.ids.shape[1]} tokens give {hidden.shape[1]} hidden states, so log-probs cannot "
+                "be assigned to tokens. Models with prompt tuning or prefix tuning are not supported."
             )
         kept = hidden.reshape(-1, hidden.shape[-1])[batch.sources]
         if own:
@@ -276,7 +277,7 @@ def _forward(
 
 
 class _Hooks:
-    """Forward hooks that stay until `close`."""
+    """Forward hooks, removed by `close`."""
 
     def __init__(self, hooks: Sequence[tuple[nn.Module, Callable[..., object]]]) -> None:
         self._handles = [module.register_forward_hook(hook) for module, hook in hooks]
@@ -291,7 +292,7 @@ def _logits(model: nn.Module, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t v"]
     return output.logits if hasattr(output, "logits") else output[0]
 
 
-def _replaced(output: Any, hidden: Tensor) -> Any:
+def _replaced(output: ModelOutput | tuple[Tensor, ...], hidden: Tensor) -> ModelOutput | tuple[Tensor, ...]:
     if isinstance(output, tuple):
         return (hidden, *output[1:])
     output["last_hidden_state"] = hidden
@@ -307,7 +308,7 @@ def _compute_dtype(tensor: Tensor) -> torch.dtype:
 
 
 def output_head(model: nn.Module) -> Head:
-    """The whole output layer of a model, gathered from its shards if it is sharded (then every rank must call this).
+    """The whole output layer of a model; if it is sharded, it is gathered, and every rank must call this.
 
     Raises ModelError for an output layer that is not a plain one, such as `lm_head` with LoRA.
     """
@@ -330,27 +331,27 @@ def has_plain_head(model: nn.Module) -> bool:
 def _check_plain(core: PreTrainedModel) -> None:
     if not has_plain_head(core):
         raise ModelError(
-            f"{model_name(core)}: the estimator `exact` needs an output layer that is one matrix product, and this one is not "
-            "(LoRA on `lm_head`, layers before it, or quantized). Use `k1` or `k3`, or leave `lm_head` out of LoRA's targets."
+            f"{model_name(core)}: the estimator `exact` needs a plain output layer, but this one has LoRA, is quantized, or "
+            "has layers before it. Use `k1` or `k3`, or remove `lm_head` from LoRA's targets."
         )
 
 
 # -- the probe -------------------------------------------------------------------------------------------------------
 
-# Per model, what the probe found. Keyed by the model itself, and not written on it: a copy is probed again.
+# What the probe found, per model. Not an attribute of the model: a copy must be probed again.
 _PLANS: WeakKeyDictionary[nn.Module, _Plan] = WeakKeyDictionary()
 
-# Roundings to the compute type on the way from one dot product to one logit: the product in both computations, and
-# scale, division by the cap, tanh and multiplication by the cap in one of them.
+# Roundings to the compute type between a dot product and its logit: the product in both computations; scale, division by
+# the cap, tanh and multiplication by the cap in one of them.
 ROUNDINGS = 6
 
 
 def _verified_plan(model: nn.Module) -> _Plan:
-    """How to read `model`, once its numbers on a probe batch were found to be those of its own logits.
+    """How to read `model`, chosen by comparing log-probs of a probe batch with those of the model's own logits.
 
-    Once per model and output layer; all ranks of a sharded model take part. Two rows of different lengths are read by
-    the model alone, then in each of our ways, with other tokens as padding. Raises ModelError with the difference if
-    even the model's own output layer gives other numbers than rounding explains, or if later tokens change them.
+    Done once per model and output layer; all ranks of a sharded model take part. The probe has two rows of different
+    lengths. Raises ModelError with the difference if even the model's own output layer differs by more than rounding
+    explains, or if later tokens change a row's numbers.
     """
     core = causal_lm(model)
     layer = output_layer(core)
@@ -373,16 +374,16 @@ def _verified_plan(model: nn.Module) -> _Plan:
             return plan
     raise ModelError(
         f"{model_name(core)}: log-probs differ from those of the model's own logits by {worst:.3g} nats on a probe row; "
-        f"{str(dtype).removeprefix('torch.')} explains {allowed:.2g}. This architecture cannot be scored."
+        f"rounding in {str(dtype).removeprefix('torch.')} explains {allowed:.2g}. This architecture cannot be scored."
     )
 
 
 def _rounding(logits: Float[Tensor, "n v"], targets: Int[Tensor, " n"], size: int, dtype: torch.dtype) -> float:
-    """The largest difference in nats that rounding explains between two computations of log-probs from hidden states.
+    """The largest difference, in nats, that rounding explains between two computations of log-probs from hidden states.
 
     To first order, a log-prob changes with the logits z by dz_target - sum(p * dz). Each dz is at most |z| times
-    ROUNDINGS / 2 * eps(dtype) for numbers stored in `dtype`, plus `size` * eps(float32) for the additions of the dot
-    product. Sums of exponentials, tile by tile, add a few eps(float32) more.
+    ROUNDINGS / 2 * eps(dtype) for numbers stored in `dtype`, plus `size` * eps(float32) for the sum of the dot product.
+    Sums of exponentials, tile by tile, add a few eps(float32).
     """
     single = torch.finfo(torch.float32).eps
     logprobs = logits.log_softmax(-1)
@@ -393,23 +394,23 @@ def _rounding(logits: Float[Tensor, "n v"], targets: Int[Tensor, " n"], size: in
     return (of_logits + 32 * single * (1 + depth)).max().item()
 
 
-def _probe_rows(core: Any) -> list[Row]:
-    """Two rows of ordinary tokens, the same on every rank: ids spread over the vocabulary, none with a special meaning."""
+def _probe_rows(core: PreTrainedModel) -> list[Row]:
+    """Two rows of ordinary tokens, the same on every rank: ids spread over the vocabulary, no special tokens."""
     config = core.config.get_text_config()
     special = {value for name, value in vars(config).items() if name.endswith("token_id") and isinstance(value, int)}
-    size = min(core.get_input_embeddings().num_embeddings, getattr(config, "vocab_size", None) or 2**30)
+    size = min(vocabulary(core), getattr(config, "vocab_size", None) or 2**30)
     ordinary = [token for token in range(size) if token not in special] or [0]
     ids = [ordinary[i * 7919 % len(ordinary)] for i in range(1, 17)]
     return [Row(ids[:6], [range(1, 6)]), Row(ids[6:], [range(1, 10)])]
 
 
 def _observe(model: nn.Module, core: PreTrainedModel, batch: _Batch) -> tuple[nn.Module, int, torch.dtype, Tensor]:
-    """The model's body, its hidden size, the type it computes logits in, and its own logits `(B, T, V)`."""
+    """The model's body, its hidden size, the type in which it computes logits, and its own logits `(B, T, V)`."""
     from transformers import PreTrainedModel
 
     seen: list[tuple[nn.Module, int, torch.dtype]] = []
 
-    def see(module: nn.Module, _arguments: object, output: Any) -> None:
+    def see(module: nn.Module, _arguments: object, output: ModelOutput | tuple[Tensor, ...]) -> None:
         hidden = output[0]
         seen.append((module, hidden.shape[-1], _compute_dtype(hidden)))
 
@@ -417,12 +418,12 @@ def _observe(model: nn.Module, core: PreTrainedModel, batch: _Batch) -> tuple[nn
     with contextlib.closing(_Hooks([(module, see) for module in inside])):
         logits = _logits(model, batch.ids)
     if not seen:
-        raise ModelError(f"{model_name(core)}: no transformer body is called inside the model, so it cannot be scored.")
-    return (*seen[-1], logits)  # the outermost body ends last
+        raise ModelError(f"{model_name(core)}: the model calls no transformer body, so it cannot be scored.")
+    return (*seen[-1], logits)  # the outermost body finishes last
 
 
 def _difference(ours: Float[Tensor, " n"], expected: Float[Tensor, " n"]) -> float:
-    """The largest difference in nats; NaN in both is equal, in one it is infinite."""
+    """The largest difference in nats; NaN in both counts as equal, NaN in one as infinite."""
     off = (ours.float() - expected).abs()
     off[(ours == expected) | (ours.isnan() & expected.isnan())] = 0.0
     return off.nan_to_num(math.inf).max().item()
@@ -431,10 +432,10 @@ def _difference(ours: Float[Tensor, " n"], expected: Float[Tensor, " n"]) -> flo
 def _check_causal(
     model: nn.Module, plan: _Plan, rows: Sequence[Row], expected: Float[Tensor, " n"], allowed: float
 ) -> None:
-    """Raise ModelError if other tokens after a row change its numbers: padding would change them too.
+    """Raise ModelError if the tokens after a row change its numbers: padding would change them too.
 
-    The median counts: with other tokens in the batch a mixture of experts rounds otherwise, and a token between two
-    experts may change sides.
+    Compares medians: a mixture of experts rounds differently with other tokens in the batch, and a single token may then
+    be routed to another expert.
     """
     first, second = rows
     end = len(second.ids)
@@ -443,6 +444,6 @@ def _check_causal(
     changed = _largest(model, (ours - expected[: first.kept]).abs().nan_to_num(0.0).median().item())
     if changed > allowed:
         raise ModelError(
-            f"{model_name(causal_lm(model))}: the log-probs of a text change by {changed:.3g} nats with the tokens after it, "
-            "so this model is not causal and its rows cannot be scored."
+            f"{model_name(causal_lm(model))}: later tokens change the log-probs of earlier ones by {changed:.3g} nats, so "
+            "this model is not causal and cannot be scored."
         )

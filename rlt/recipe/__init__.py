@@ -31,6 +31,7 @@ from rlt.config import (
     MOVED,
     STAGES,
     Config,
+    EvolveOptions,
     ReportConfig,
     Seed,
     StageConfig,
@@ -39,6 +40,7 @@ from rlt.config import (
     yaml_problem,
 )
 from rlt.errors import ConfigError, ProblemsFound
+from rlt.recipe.evolution import check_evolve
 from rlt.recipe.reports import check_report
 from rlt.recipe.values import deep_merge, filled, with_paths_of, with_references
 from rlt.rounds import BEST, GATES, KEY, ROUND, decision_of, unrolled
@@ -84,6 +86,8 @@ class RecipeHead(Config):
     """Refuse to start without a GPU, because the run would take weeks."""
     defaults: dict[str, JsonRow] = {}
     """Keys for every step of a stage, by stage."""
+    evolve: EvolveOptions | None = None
+    """What `rlt evolve` varies; `rlt run` ignores it."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,7 @@ class Recipe:
             stage: deep_merge(_defaults_of(stage), self.head.defaults.get(stage, {}))
             for stage in dict.fromkeys(step.stage for step in self.steps)
         }
-        head = self.head.model_dump(mode="json")
+        head = self.head.model_dump(mode="json", exclude_none=True)
         return yaml.safe_dump({**head, "defaults": defaults, **steps}, sort_keys=False, allow_unicode=True, width=120)
 
     def not_run(self) -> dict[str, int]:
@@ -161,6 +165,11 @@ class Recipe:
             if ended is not None:
                 found[step.key] = waiting[step.seed, step.name] = ended
         return found
+
+    def keys_of(self, name: str, stage: str) -> JsonRow:
+        """A step's keys as they are written, over the recipe's defaults for its stage."""
+        keys = self.values[name]
+        return deep_merge(self.head.defaults.get(stage, {}), keys if isinstance(keys, dict) else {})
 
     def of_seed(self, seed: int) -> Iterator[Step]:
         return (step for step in self.steps if step.seed == seed)
@@ -251,7 +260,8 @@ def _built(values: JsonRow, where: str, timings: Mapping[str, Timing]) -> tuple[
         if isinstance(step.config, ReportConfig):
             problems += _told(check_report, step.config, expanded, f"step `{step.name}`")
     problems += _shared_outputs(steps)
-    return Recipe(head, tuple(steps), values, timings), problems
+    recipe = Recipe(head, tuple(steps), values, timings)
+    return recipe, problems or _told(check_evolve, recipe, build_recipe)
 
 
 def _timings_beside(path: Path) -> dict[str, Timing]:

@@ -47,6 +47,18 @@ def check_report(config: ReportConfig, expanded: Mapping[str, JsonRow], where: s
         check("bands", band, variants(config.sampled))
     for arm in config.headline:
         check("headline", arm, config.arms or evaluated)
+    for bands in config.rankings.values():
+        for band in bands:
+            check("rankings", band, variants(config.sampled))
+    if config.sweep is not None:
+        for arm in config.sweep.arms:
+            check("sweep.arms", arm, variants(config.sampled))
+        if config.sweep.explained is not None:
+            check("sweep.explained", config.sweep.explained, heads("collect"))
+            for arm in config.sweep.arms:
+                check("sweep.arms", arm, variants(config.sweep.explained))
+    if config.reaches is not None:
+        check("reaches.step", config.reaches.step, [*heads("coldstart"), *heads("train")])
     for key in ("teachers", "headline"):
         if len(getattr(config, key)) not in (0, 2):
             raise ConfigError(f"{where}: `{key}`: must be two names, or none.")

@@ -149,6 +149,17 @@ def spearman(values: Sequence[float]) -> float:
     return top / bottom if bottom else 0.0
 
 
+def rank_interval(correlation: float, count: int) -> tuple[float, float]:
+    """95 % interval of a rank correlation of `count` pairs: Fisher's z with the variance of Bonett and Wright (2000),
+    (1 + r^2 / 2) / (count - 3). Raises ValueError for fewer than 4 pairs.
+    """
+    if count < 4:
+        raise ValueError(f"{count} pairs are too few for an interval of their correlation")
+    middle = math.atanh(max(-1 + 1e-9, min(1 - 1e-9, correlation)))
+    half = NormalDist().inv_cdf((1 + LEVEL) / 2) * math.sqrt((1 + correlation**2 / 2) / (count - 3))
+    return math.tanh(middle - half), math.tanh(middle + half)
+
+
 # -- intervals ---------------------------------------------------------------------------------------------------------
 
 

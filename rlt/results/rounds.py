@@ -114,11 +114,14 @@ WIDTH, HEIGHT, COLUMNS = 260, 150, 3
 LEFT, TOP, RIGHT, BOTTOM = 46, 26, 12, 24
 
 
-def figure(rounds: Sequence[Round]) -> str:
-    """An SVG with one panel per measure over rounds: a thin line per seed, a thick mean, filled dots for accepted rounds."""
+def figure(rounds: Sequence[Round], ticks: Sequence[str] | None = None) -> str:
+    """An SVG with one panel per measure over rounds: a thin line per seed, a thick mean, filled dots for accepted rounds.
+
+    `ticks`: labels below the points; None: the numbers of the rounds.
+    """
     names = list(dict.fromkeys(name for one in rounds for name in one.measures))
     rows = -(-len(names) // COLUMNS)
-    panels = [_panel(rounds, name, i % COLUMNS * WIDTH, i // COLUMNS * HEIGHT) for i, name in enumerate(names)]
+    panels = [_panel(rounds, name, i % COLUMNS * WIDTH, i // COLUMNS * HEIGHT, ticks) for i, name in enumerate(names)]
     size = f'width="{COLUMNS * WIDTH}" height="{rows * HEIGHT}" viewBox="0 0 {COLUMNS * WIDTH} {rows * HEIGHT}"'
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="10">'
@@ -126,7 +129,7 @@ def figure(rounds: Sequence[Round]) -> str:
     )
 
 
-def _panel(rounds: Sequence[Round], name: str, left: float, top: float) -> str:
+def _panel(rounds: Sequence[Round], name: str, left: float, top: float, ticks: Sequence[str] | None) -> str:
     with_it = [one for one in rounds if name in one.measures]
     values = [one.measures[name] for one in with_it]
     low, high = min(values), max(values)
@@ -145,7 +148,9 @@ def _panel(rounds: Sequence[Round], name: str, left: float, top: float) -> str:
     for value in (low, high):
         parts.append(f'<text x="{left + LEFT - 6}" y="{y(value) + 3:.1f}" text-anchor="end">{value:.3g}</text>')
     for number in range(last + 1):
-        parts.append(f'<text x="{x(number):.1f}" y="{top + HEIGHT - 8}" text-anchor="middle">{number}</text>')
+        parts.append(
+            f'<text x="{x(number):.1f}" y="{top + HEIGHT - 8}" text-anchor="middle">{ticks[number] if ticks else number}</text>'
+        )
     for seed in dict.fromkeys(one.seed for one in with_it):
         parts.append(_line([(o.number, o.measures[name]) for o in with_it if o.seed == seed], x, y, "#9bb7d4", 1))
     parts.append(_line(means, x, y, "#174a7c", 2.5))

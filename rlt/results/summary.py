@@ -14,7 +14,9 @@ from rlt.outputs import State, complete_state, versions
 from rlt.recipe import Recipe, Step
 from rlt.results.benchmarks import evaluation
 from rlt.results.intervals import MeanEstimate, mean_with_interval, spearman
+from rlt.results.rankings import Ranking, rankings_of
 from rlt.results.rounds import Round, inspected, rounds_of
+from rlt.results.sweep import Reached, Sweep, reached_of, sweep_of
 from rlt.types import JsonMap, JsonRow
 
 PARTS = ("reward", "r_ss", "r_kl", "lift_over_empty", "lift_over_shuffled")
@@ -182,6 +184,9 @@ class Results:
     incomplete: tuple[str, ...]
     versions: Mapping[str, str]
     rounds: tuple[Round, ...] = ()
+    sweep: Sweep | None = None
+    reached: tuple[Reached, ...] = ()
+    rankings: tuple[Ranking, ...] = ()
 
     def to_json(self) -> JsonRow:
         """The content of results.json."""
@@ -195,6 +200,9 @@ class Results:
             "scores": [{"step": one.step, "seed": one.seed, "variants": {v.name: v.to_row() for v in one.variants}}
                        for one in self.scores],
             **({"rounds": [one.to_row() for one in self.rounds]} if self.rounds else {}),
+            **({"rankings": [one.to_row() for one in self.rankings]} if self.rankings else {}),
+            **({"sweep": self.sweep.to_json()} if self.sweep else {}),
+            **({"reaches": [one.to_row() for one in self.reached]} if self.reached else {}),
             "seconds": dict(self.seconds),
             "versions": dict(self.versions),
             "incomplete": list(self.incomplete),
@@ -218,6 +226,9 @@ def collect_results(config: ReportConfig, recipe: Recipe, only: int | None = Non
         incomplete=done.incomplete(),
         versions=versions(),
         rounds=rounds_of(recipe, done.seeds, config.task),
+        rankings=rankings_of(config, done.seeds, done.rate),
+        sweep=sweep_of(config, recipe, done.seeds),
+        reached=reached_of(config.reaches, recipe, done.seeds) if config.reaches else (),
     )
 
 
@@ -282,9 +293,10 @@ class _Done:
     # -- students ------------------------------------------------------------------------------------------------------
 
     def arm_names(self) -> list[str]:
-        """The arms named in the report, else every evaluate step; bands have their own table."""
+        """The arms named in the report, else every evaluate step; bands have their own tables."""
+        bands = {*self.config.bands, *(band for of in self.config.rankings.values() for band in of)}
         evaluated = [name for (_, name), (step, _) in self.steps.items() if step.stage == "evaluate"]
-        return [name for name in self.config.arms or dict.fromkeys(evaluated) if name not in self.config.bands]
+        return [name for name in self.config.arms or dict.fromkeys(evaluated) if name.split("/")[-1] not in bands]
 
     def arm(self, name: str) -> Arm | None:
         config, seeds = self.config, []
@@ -313,6 +325,11 @@ class _Done:
             temperature=metrics["temperature"],
             top_p=metrics.get("top_p"),
         )
+
+    def rate(self, seed: int, arm: str) -> float | None:
+        """Solve rate of an arm of the sampled step; None where it is not complete."""
+        solved = self.solved(seed, f"{self.config.sampled}/{arm}")
+        return None if solved is None else solved.rate
 
     def bands(self, seed: int) -> BandSeed | None:
         """Students of the bands; None until all are evaluated."""

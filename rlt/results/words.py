@@ -8,8 +8,10 @@ from statistics import fmean
 
 from rlt.config import ReportConfig
 from rlt.results.intervals import MeanEstimate, mean_with_interval
+from rlt.results.rankings import Ranking
 from rlt.results.rounds import Round
 from rlt.results.summary import PARTS, Arm, Difference, Results, Scores, Solved, differences, solve_rate
+from rlt.results.sweep import Reached, Sweep, labelled
 from rlt.results.tables import KEEP, legend, paragraph, report_width, split_tables, text_table
 
 MEASURES = {
@@ -78,6 +80,12 @@ def tables(config: ReportConfig, results: Results) -> list[Table]:
             found.append(_differences(against))
     if results.rounds:
         found.append(_rounds(results.rounds))
+    if results.rankings:
+        found.append(_rankings(results.rankings))
+    if results.sweep:
+        found.append(_sweep(results.sweep))
+    if results.reached:
+        found.append(_reached(results.reached))
     if results.teacher:
         found.append(_teacher(results))
     if results.bands:
@@ -167,6 +175,74 @@ def _rounds(rounds: Sequence[Round]) -> Table:
         *(MEASURES[name] for name in names if name in MEASURES),
     ]
     return Table("Rounds", ["", *(f"round {number}" for number in numbers)], rows, tuple(meanings), split=True)
+
+
+def _rankings(rankings: Sequence[Ranking]) -> Table:
+    count = max(len(one.bands) for one in rankings)
+    head = [
+        "ranking",
+        "seeds",
+        "lowest",
+        *(f"band {i}" for i in range(2, count)),
+        "highest",
+        "highest - lowest",
+        "Spearman",
+    ]
+    rows = [
+        [
+            one.name,
+            str(len(one.rates)),
+            *(f"{rate:.3f}" for rate in one.bands),
+            _estimate(one.gain),
+            _estimate(one.spearman),
+        ]
+        for one in rankings
+        if len(one.bands) == count
+    ]
+    meanings = (
+        ("lowest ... highest", "share solved by students of that band of the ranking alone, mean over seeds"),
+        ("highest - lowest", "mean over seeds ± half of the 95 % interval"),
+        ("Spearman", "rank correlation of band and solve rate within a seed, mean over seeds ± the same"),
+    )
+    return Table("Which ranking of explanations predicts what students learn", head, rows, meanings, split=True)
+
+
+def _sweep(sweep: Sweep) -> Table:
+    names = list(dict.fromkeys(name for one in sweep.points for name in one.measures))
+    rows = []
+    for number, value in enumerate(sweep.values):
+        of = [one for one in sweep.points if one.number == number]
+        values = [[one.measures[name] for one in of if name in one.measures] for name in names]
+        cells = [_estimate(mean_with_interval(each)) if each else "-" for each in values]
+        rows.append([labelled(value), str(len(of)), *cells])
+    meanings = (
+        ("solved", "share that the arm's students solve; all numbers are means over seeds ± half of the 95 % interval"),
+        *(MEASURES[name] for name in names if name in MEASURES),
+    )
+    head = [sweep.setting, "seeds", *(_measure(name) for name in names)]
+    return Table(f"Students and explanations by {sweep.setting}", head, rows, meanings, split=True)
+
+
+def _reached(reached: Sequence[Reached]) -> Table:
+    seeds = list(dict.fromkeys(seed for one in reached for seed in one.steps))
+    rows = [
+        [one.variant, *(_steps(one, seed) for seed in seeds), str(sum(step is not None for step in one.steps.values()))]
+        for one in reached
+    ]
+    first = reached[0]
+    meanings = (
+        ("seed", f"first step at which {first.metric}, mean of five logged steps, is at least {first.level:g}; in brackets "
+                 f"the mean with which RL ended where it never got there"),
+        ("reached", "seeds that got there"),
+    )  # fmt: skip
+    title = f"RL steps until {first.metric} reaches {first.level:g}"
+    return Table(title, ["from", *(f"seed {seed}" for seed in seeds), "reached"], rows, meanings)
+
+
+def _steps(one: Reached, seed: int) -> str:
+    if seed not in one.steps:
+        return "-"
+    return f"({one.last[seed]:.2f})" if one.steps[seed] is None else str(one.steps[seed])
 
 
 def _of_rounds(rounds: Sequence[Round]) -> list[str]:

@@ -1,7 +1,7 @@
-"""The accuracy reward: how often a student that has read the explanation gets the answer right.
+"""The accuracy reward: how often a student gets the answer right after reading the explanation.
 
-The first reports of RLT describe the reward this way; the published code refuses it. It costs `samples` generations an
-explanation where the dense reward costs one forward pass.
+Early reports of RLT describe the reward this way; the published code rejects it. It costs `samples` generations per
+explanation; the dense reward costs one forward pass.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ def student_accuracy(
     graders: Graders,
     seed: int = 0,
 ) -> list[float | ScoringError]:
-    """For each item the share, in [0, 1], of right ones among `config.samples` solutions that the student samples.
+    """For each item, the share in [0, 1] of correct solutions among `config.samples` sampled by the student.
 
     The student's prompt is its text up to the opened solution: question and explanation, closed as for scoring. Samples
-    depend on `seed`, question and explanation, not on the other items. In place of a share stands why there is none: no
-    `answer`, or one that cannot be graded; a solution that the end of the context cut off, or whose grader failed.
+    depend on `seed`, question and explanation, not on the other items. An item has a ScoringError instead if its `answer`
+    is missing or cannot be graded, if the context cut off a solution, or if its grader failed.
     """
     errors = _answer_errors(items, graders, config.task)
     prompts = {}
@@ -52,12 +52,12 @@ def student_accuracy(
     for completion in student.engine().generate(requests, sampling):
         written[int(completion.key)].append(completion)
     for i in prompts:
-        # Fewer tokens than were asked for: this says nothing about the explanation.
+        # Fewer tokens than requested: this says nothing about the explanation.
         short = [c for c in written[i] if c.finish_reason == "length" and c.completion_tokens < config.max_tokens]
         if short:
             errors[i] = (
-                f"the student's context ends after {short[0].completion_tokens} tokens of a solution; set "
-                f"`accuracy.max_tokens`, {config.max_tokens}, so that prompt and solution fit"
+                f"the student's context ends after {short[0].completion_tokens} tokens of a solution; reduce "
+                f"`accuracy.max_tokens` ({config.max_tokens}) so that prompt and solution fit"
             )
     whole = [i for i in prompts if i not in errors]
     responses = [

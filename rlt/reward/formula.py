@@ -1,13 +1,12 @@
-"""The reward of a Reinforcement-Learned Teacher, on one page: pure arithmetic on per-token numbers.
+"""The reward of a Reinforcement-Learned Teacher on one page: pure arithmetic on per-token numbers.
 
     r     = r_ss - kl_coef * r_kl + format_penalty
     r_ss  = mean(log pi_s(solution | explanation, question)) + alpha * min(...)       over the solution's tokens
     r_kl  = mean(KL(pi_theta(t | solution, question) || pi_s(t | question))) + alpha * max(...)   over the explanation's
 
-Source: Cetin, Zhao, Tang, arXiv 2506.08388, section 3. alpha = 0.01 and kl_coef (the paper's lambda) = 3 there and in
-the published code. The code departs from the formula in three ways, each an option of `rlt.config.RewardOptions`: both
-models are scored at temperature 0.7, the KL is the one-sample log ratio (`k1`), and an explanation that never closes
-costs 1.
+Source: Cetin, Zhao, Tang, arXiv 2506.08388, section 3. Paper and published code use alpha = 0.01 and kl_coef (the
+paper's lambda) = 3. The code departs from the formula in three ways, each an option of `rlt.config.RewardOptions`: both
+models are scored at temperature 0.7, the KL is the one-sample log ratio (`k1`), and an unclosed explanation costs 1.
 """
 
 from __future__ import annotations
@@ -42,11 +41,10 @@ def divergence(
 def stretch_sums(values: Float[Tensor, " tokens"], stretches: Sequence[range]) -> Float[Tensor, " stretches"]:
     """`(len(stretches),)` sums of the per-token `values` `(N,)` over each range of token indices.
 
-    Log-probabilities of a text's tokens add up to that of the text, so the sum over a stretch is the log-probability of
-    its text in this tokenization. That is what makes `r_kl` defined between tokenizers: `divergence` of these sums is
-    the log ratio of the same text under both models (the sequence-level chain rule; cf. universal logit distillation
-    and TRL's GOLD trainer, which also merge tokens over shared boundaries). It neglects other tokenizations of the
-    same text, as every tokenizer-based likelihood does.
+    By the chain rule, the sum of log-probs over a stretch is the log-prob of its text in this tokenization. This defines
+    `r_kl` between different tokenizers: `divergence` of two such sums compares the same text under both models (cf.
+    universal logit distillation and TRL's GOLD trainer, which also merge tokens over shared boundaries). Like every
+    tokenizer-based likelihood, it ignores other tokenizations of the same text.
     """
     if values.numel() == 0:
         return values.new_zeros(len(stretches))
@@ -67,13 +65,13 @@ def reward_parts(
     mean_coef: float = 1.0,
     explanation_tokens: int | None = None,
 ) -> RewardParts:
-    """The reward of one explanation with its parts, from `(S,)` student log-probs of the solution's tokens and `(E,)`
-    divergences on the explanation's (None: no teacher is known; then r = r_ss + format_penalty).
+    """The reward of one explanation with its parts.
 
-    An explanation without any token has r_kl = 0: nothing in it is unnatural. `alpha_kl` and `mean_coef` weigh the
-    maximum of the KL and both means where they should not be `alpha` and 1. `explanation_tokens` counts the tokens
-    behind `explanation_kl` where that is not its length (stretches of several tokens).
-    Raises ScoringError for a solution without tokens, and for NaN or infinity, which is never turned into a penalty.
+    `solution_logprobs` `(S,)`: the student's log-probs of the solution's tokens. `explanation_kl` `(E,)`: divergences on
+    the explanation (None without a teacher: then r = r_ss + format_penalty). An explanation without tokens has r_kl = 0:
+    nothing in it is unnatural. `alpha_kl` and `mean_coef` replace the weights of the KL's maximum (`alpha`) and of both
+    means (1). `explanation_tokens`: the number of tokens behind `explanation_kl`, if not its length (stretches).
+    Raises ScoringError for a solution without tokens, and for NaN or infinity, which never become a penalty.
     """
     if solution_logprobs.numel() == 0:
         raise ScoringError("no token of the solution lies inside its tags; it is empty or merges with them")
@@ -89,7 +87,7 @@ def reward_parts(
     r_ss = mean_coef * mean + alpha * low
     for name, value in (("student's log-probs of the solution", r_ss), ("KL of the explanation", r_kl)):
         if value is not None and not math.isfinite(value):
-            raise ScoringError(f"the {name}: {value}; a model returned NaN or infinity for this row")
+            raise ScoringError(f"the {name} is {value}: a model returned NaN or infinity for this row")
     return RewardParts(
         reward=r_ss - kl_coef * (r_kl or 0.0) + format_penalty,
         r_ss=r_ss,
@@ -105,9 +103,9 @@ def reward_parts(
 
 
 def combine(parts: Sequence[RewardParts], aggregate: str) -> RewardParts:
-    """The reward over several students: of the one with the smallest (`min`), or each number's mean (`mean`).
+    """The reward over several students: that of the student with the smallest (`min`), or the mean of each number (`mean`).
 
-    Token counts that differ between students (tokenizers) have no common value and are None.
+    Token counts that differ between students' tokenizers are None.
     """
     if len(parts) == 1:
         return parts[0]

@@ -1,4 +1,4 @@
-"""What scoring makes of an explanation: its reward, with the parts."""
+"""The result of scoring an explanation: its reward with the parts."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from rlt.types import JsonRow, RewardParts
 
 @dataclass(frozen=True, slots=True)
 class ScoredRow:
-    """The reward of one explanation: `parts` over all students, and of each student where there are several.
+    """The reward of one explanation: `parts` over all students, and `students` for each one if there are several.
 
-    `accuracy` is the share of right solutions among those that the students sampled: their mean, or that of the student
-    whose parts these are (`aggregate` `min`); `accuracies` are each one's where there are several. The lifts are `r_ss`
-    minus what it is with an empty explanation, and with another question's: near 0 means that any text would earn this
-    reward. `tokens`: each student's numbers of single tokens, where they were asked for.
+    `accuracy` is the share of correct solutions that the students sampled: their mean, or with `aggregate: min` that of
+    the student whose parts these are; `accuracies` has each one's if there are several. The lifts are `r_ss` minus its
+    value with an empty explanation, or with another question's: near 0, any text would earn this reward. `tokens`: each
+    student's per-token numbers, if requested.
     """
 
     parts: RewardParts
@@ -34,7 +34,7 @@ class ScoredRow:
         return cls(RewardParts(error=error))
 
     def to_row(self) -> JsonRow:
-        """The columns of `rlt score`: every part, and the others where they were asked for."""
+        """The columns of `rlt score`: every part, and the others if requested."""
         more: JsonRow = {
             name: value
             for name in ("accuracy", "lift_over_empty", "lift_over_shuffled")
@@ -44,16 +44,20 @@ class ScoredRow:
             more["students"] = {
                 name: parts.to_row()
                 | ({"accuracy": self.accuracies[name]} if self.accuracies else {})
-                | ({"tokens": self.tokens[name].to_row()} if self.tokens else {})
+                | (_with_tokens(self.tokens[name]) if self.tokens else {})
                 for name, parts in self.students.items()
             }
         elif self.tokens:
-            more["tokens"] = next(iter(self.tokens.values())).to_row()
+            more |= _with_tokens(next(iter(self.tokens.values())))
         return {**self.parts.to_row(), **more}
 
 
+def _with_tokens(numbers: TokenNumbers) -> JsonRow:
+    return {**numbers.summary(), "tokens": numbers.to_row()}
+
+
 class StudentLost(ServerError):
-    """A student's server is gone. `rows`: those that were scored before, from the first on."""
+    """A student's server is gone. `rows`: the first rows, those scored before."""
 
     def __init__(self, message: str, rows: Sequence[ScoredRow] = ()) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""Placebos and controls: what an empty explanation would earn, another question's, wrong numbers, the bare solution."""
+"""Placebos and controls: empty explanations, another question's, wrong numbers, bare solutions."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ def with_placebos(
     others: Mapping[int, str | None],
     progress: Progress | None = None,
 ) -> list[ScoredRow]:
-    """`scored` with `lift_over_empty` and `lift_over_shuffled` in those rows of `others` that have an `r_ss`.
+    """`scored` with `lift_over_empty` and `lift_over_shuffled` in the rows of `others` that have an `r_ss`.
 
-    `others[i]` is the text of the other question's explanation that stands in for that of `items[i]`, or None. The empty
-    explanation is the paddings alone. A lift is None where there is no placebo or a student cannot read it. Every
-    call scores once, also without rows: ranks that share a student must ask equally often.
+    `others[i]` is the text of another question's explanation that replaces that of `items[i]`, or None. The empty
+    explanation consists of the paddings. A lift is None if there is no placebo or a student cannot read it. Every call
+    scores once, even without rows: ranks that share a student must call it equally often.
     """
     wanted = [i for i in others if scored[i].parts.r_ss is not None]
     asked = [(i, "empty", engine.fmt.as_written("")) for i in wanted]
     asked += [(i, "shuffled", other) for i in wanted if (other := others[i]) is not None]
-    # Without a teacher, and without sampling: r_ss is all that is compared.
+    # Without teacher and sampling: only r_ss is compared.
     plain = RewardEngine(engine.students, engine.fmt, engine.options.model_copy(update={"accuracy": None}))
     try:
         keep = {place for place, (i, _, _) in enumerate(asked) if scored[i].tokens}
         texts = [replace(items[i], text=text) for i, _, text in asked]
         rows = plain.score(texts, progress=progress, keep_tokens=keep, ranks=False)
     except StudentLost as error:
-        raise StudentLost(str(error)) from error  # its rows are those of placebos
+        raise StudentLost(str(error)) from error  # without `rows`, which are the placebos'
     found = {(i, kind): row for (i, kind, _), row in zip(asked, rows, strict=True)}
     return [_compared(row, found.get((i, "empty")), found.get((i, "shuffled"))) for i, row in enumerate(scored)]
 
@@ -58,16 +58,15 @@ def _compared(row: ScoredRow, empty: ScoredRow | None, shuffled: ScoredRow | Non
 
 
 def _same_solution(numbers: TokenNumbers, placebo: ScoredRow | None, name: str) -> torch.Tensor | None:
-    """The placebo's log-probs of the same solution tokens; None where it has none, or its tag merges with others."""
+    """The placebo's log-probs of the same solution tokens; None if it has none or other tokens merge with the tags."""
     other = placebo.tokens.get(name) if placebo else None
     return other.log_probs if other is not None and other.solution == numbers.solution else None
 
 
 def controlled(explanation: Explanation, control: str, padding: str, seed: int) -> Explanation:
-    """The explanation with another text in place of its own: `empty`, with wrong `numbers`, or the bare `solution`.
+    """The explanation with another text: `empty`, with wrong `numbers`, or the bare `solution`.
 
-    Each number becomes another one of as many digits, the same one wherever it stands; drawn from `seed` and the
-    question.
+    Each number is replaced everywhere by another one with as many digits, drawn from `seed` and the question.
     """
     if control == "numbers":
         return replace(explanation, text=_other_numbers(explanation.text, f"{seed} {explanation.problem.question}"))
@@ -89,7 +88,7 @@ def _other_numbers(text: str, seed: str) -> str:
 
 
 def next_text(items: Sequence[Explanation], scored: Sequence[ScoredRow], i: int) -> str | None:
-    """The text of the next of `items` after `i`, round the end, that has an `r_ss` and another question; None without one."""
+    """The text of the next item after `i`, cyclically, that has an `r_ss` and another question; None if there is none."""
     return next(
         (
             items[j].text

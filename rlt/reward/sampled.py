@@ -1,4 +1,4 @@
-"""From what a policy sampled to what is scored: the explanation's text, and the policy's side of r_kl."""
+"""From a policy's samples to what is scored: the explanation's text and the policy's side of r_kl."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def sampled_explanations(
     known: Sequence[torch.Tensor | None],
     ends: Collection[int],
 ) -> list[Sampled | ScoringError]:
-    """For each completion of C sampled tokens its explanation and, where `known` has it, the policy's side.
+    """For each completion of C sampled tokens, its explanation and, if `known`, the policy's side.
 
     `known`: `(C,)` float32 log-probs in nats, or `(C, H)` hidden states for the exact KL; None for a row without either.
-    `ends`: the ids that end a completion; they and what follows them do not belong to it. The side has the tokens wholly
-    inside the explanation. In place of a row whose tokens cannot be read stands a ScoringError.
+    `ends`: the ids that end a completion; these and later tokens are dropped. The side has the tokens that lie entirely
+    inside the explanation. A row whose tokens cannot be read has a ScoringError instead.
     """
     ended = [list(takewhile(lambda token: token not in ends, ids)) for ids in completion_ids]
     rows: list[Sampled | ScoringError] = []

@@ -1,8 +1,8 @@
 """The reward engine: explanations in, rewards with their parts out, for one student or several.
 
-Each student reads question, explanation and solution once; that one forward pass serves both terms. The teacher's side
-comes from a teacher model, or, in training, from the log-probs that the policy's step has computed already. A row that
-cannot be scored says why and leaves the others alone.
+Each student reads question, explanation and solution once, and that forward pass serves both terms. The teacher's side
+comes from a teacher model or, in training, from the policy's log-probs, which its step has already computed. A row that
+cannot be scored gets an error; the others are not affected.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ HELD_TOKENS = 65536
 
 
 class RewardEngine:
-    """Scores explanations for `students` under `options`; `r_kl` where a teacher's side is known.
+    """Scores explanations for `students` under `options`, with `r_kl` if a teacher's side is known.
 
-    `teacher` computes that side; `teacher_tokenizer` is enough where `score` is given them. Raises ConfigError for what
-    a student cannot do (a served one: temperature, `exact`), for `exact` between different tokenizers, and for two
-    students of one name. `close` ends what it holds beside models: connections and graders.
+    `teacher` computes that side; `teacher_tokenizer` is enough if `score` is given `sides`. Raises ConfigError for what a
+    student cannot do (a served one: other temperatures, `exact`), for `exact` between different tokenizers, and for two
+    students with the same name. `close` closes connections and graders.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class RewardEngine:
         theirs = teacher.tokenizer if teacher is not None else teacher_tokenizer
         names = [student.name for student in self.students]
         if len(set(names)) < len(names):
-            raise ConfigError(f"students must have names of their own; these are {', '.join(names)}.")
+            raise ConfigError(f"the names of students must differ; got {', '.join(names)}.")
         self._graders: Graders | None = None
         self._same_tokens = [theirs is not None and same_tokens(theirs, student.tokenizer) for student in students]
         for student in self.students:
@@ -69,7 +69,7 @@ class RewardEngine:
 
     @property
     def passes(self) -> int:
-        """How many forward passes read each row, a teacher's included."""
+        """Number of forward passes per row, including the teacher's."""
         return len(self.students) + (self.teacher is not None)
 
     # -- the reward --------------------------------------------------------------------------------------------------
@@ -84,14 +84,13 @@ class RewardEngine:
         keep_tokens: Collection[int] = (),
         ranks: bool = True,
     ) -> list[ScoredRow]:
-        """The reward of each explanation, in order; what cannot be scored has an `error` and no numbers.
+        """The reward of each explanation, in order; a row that cannot be scored has an `error` and no numbers.
 
-        A row's numbers do not depend on the other rows. `sides`: the teacher's side of each explanation where it is known
-        already (in training: the sampled tokens and the policy's log-probs of them); the engine's teacher computes the
-        others. `teacher_head`: the policy's output layer, for the exact KL where sides have hidden states. `progress` gets,
-        for each model, numbers of rows and tokens read. `keep_tokens`: rows that keep numbers of single tokens, with their
-        `ranks` (a forward pass more). Raises StudentLost, with the rows before, where the server of a student does not
-        answer any more.
+        A row's numbers do not depend on the other rows. `sides`: the teacher's side of each explanation if already known
+        (in training: the sampled tokens and the policy's log-probs); the engine's teacher computes the missing ones.
+        `teacher_head`: the policy's output layer, for the exact KL if sides have hidden states. `progress` gets the numbers
+        of rows and tokens read by each model. `keep_tokens`: rows that keep per-token numbers, with their `ranks` (one more
+        forward pass). Raises StudentLost, with the rows scored so far, if a student's server no longer answers.
         """
         errors: list[str | None] = [None] * len(items)
         prepared = [self._prepare(student, items, errors) for student in self.students]
@@ -131,7 +130,7 @@ class RewardEngine:
         return [student_accuracy(s, self.fmt, items, accuracy, self._graders, self.seed) for s in self.students]
 
     def close(self) -> None:
-        """Close the connections to served students, and end the graders' processes."""
+        """Close the connections to served students and end the graders' processes."""
         close_students(self.students)
         if self._graders is not None:
             self._graders.close()
@@ -193,7 +192,7 @@ class RewardEngine:
             sides = self._hidden_sides([teachers[i] for i in group], progress)
             for student, texts in zip(self.students, prepared, strict=True):
                 if not isinstance(student, LocalModel):
-                    raise ConfigError(f"{student.name}: the estimator `exact` needs a student in this process.")
+                    raise ConfigError(f"{student.name}: the estimator `exact` needs a local student, not a served one.")
                 head = student.head()
                 rows = [_row(_known(texts[i]), both=True) for i in group]
                 for i, side, hidden in zip(group, sides, student.hidden(rows), strict=True):
@@ -213,7 +212,7 @@ class RewardEngine:
         return parts
 
     def _rank(self, prepared: list[list[Tokenized | None]], kept: dict[int, list[TokenNumbers]]) -> None:
-        """Adds the ranks to the kept numbers of students in this process, with one more forward pass of each."""
+        """Add ranks to the kept numbers of local students, with one more forward pass each."""
         live = [i for i, numbers in kept.items() if len(numbers) == len(self.students)]
         for number, (student, texts) in enumerate(zip(self.students, prepared, strict=True)):
             if not isinstance(student, LocalModel) or not student.can_rank:
@@ -229,7 +228,7 @@ class RewardEngine:
         if theirs.hidden is None or ours.hidden is None:
             raise ConfigError("the estimator `exact` needs the hidden states of teacher and student.")
         pairs = aligned(theirs.ids, theirs.boundaries, ours.ids, ours.boundaries, True)
-        # Whole distributions can be compared wherever both models predict from the same place in the text.
+        # Distributions can be compared wherever both models predict from the same place in the text.
         first, second = [a.start for a, _ in pairs], [b.start for _, b in pairs]
         return exact_kl(teacher_head, theirs.hidden[first], head, ours.hidden[second], self.temperature)
 
@@ -244,9 +243,9 @@ class RewardEngine:
     ) -> RewardParts | RltError:
         options, penalty = self.options, self._penalty(item)
         if kl is not None and kl.numel() == 0 and item.text.removesuffix(self.fmt.padding):
-            # Without tokens r_kl would be 0, its best value: right for an empty explanation only.
+            # Without tokens, r_kl would be 0, its best value: right only for an empty explanation.
             return ScoringError(
-                "no token of the explanation can be compared with the teacher's; all of them merge with the tags"
+                "no token of the explanation can be compared with the teacher's: all merge with the tags"
             )
         try:
             return reward_parts(
@@ -275,7 +274,7 @@ class RewardEngine:
                 for part, share in zip(known, right, strict=True)
             ]
         total, smallest = combine(known, self.options.aggregate), smallest_of(known)
-        if right:  # with `min` the accuracy too is that student's
+        if right:  # with `min`, that student's accuracy
             accuracy = right[smallest] if self.options.aggregate == "min" else sum(right) / len(right)
         else:
             accuracy = None
@@ -339,11 +338,11 @@ class RewardEngine:
         for i, text in zip(rendered, tokenize(scorer.tokenizer, list(rendered.values())), strict=True):
             if scorer.context is not None and len(text.ids) > scorer.context:
                 errors[i] = (
-                    f"{len(text.ids)} tokens, but the context of {scorer.name} is {scorer.context}; nothing is cut off"
+                    f"{len(text.ids)} tokens, but the context of {scorer.name} is {scorer.context}; texts are never cut off"
                 )
             elif isinstance(scorer, LocalModel) and max(text.ids) >= scorer.vocabulary:
                 errors[i] = (
-                    f"token {max(text.ids)} is unknown to {scorer.name}, which has {scorer.vocabulary} embeddings"
+                    f"token id {max(text.ids)} is unknown to {scorer.name}, which has {scorer.vocabulary} embeddings"
                 )
             else:
                 texts[i] = text
@@ -373,7 +372,7 @@ class RewardEngine:
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
-        """While open, offloaded models are on the GPU; nested uses move them once."""
+        """A context in which offloaded models are on the GPU; nested uses move them once."""
         with contextlib.ExitStack() as stack:
             for scorer in (*self.students, self.teacher):
                 if isinstance(scorer, LocalModel):
@@ -388,7 +387,7 @@ def _row(text: Tokenized, both: bool) -> Row:
 
 def _known(text: Tokenized | None) -> Tokenized:
     if text is None:
-        raise ValueError("a row without text is among those to be scored")
+        raise ValueError("a row to be scored has no text")
     return text
 
 

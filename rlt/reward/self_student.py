@@ -1,28 +1,30 @@
-"""The policy as its own student: the model that is trained, under the student's prompt, without the solution."""
+"""The policy as its own student, with a prompt that lacks the solution."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 from torch.distributed.tensor import DTensor
 
 from rlt.config import SELF, RewardOptions
 from rlt.errors import ConfigError
 from rlt.models import loading, logprobs
+from rlt.models.heads import vocabulary
 from rlt.models.logprobs import Progress, Row
 from rlt.reward.students import LocalModel, check_sharded
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class LiveSelf(LocalModel):
-    """The policy with its current weights: no second copy of them, and one forward pass for both terms of the reward.
+    """The policy with its current weights: no second copy, and one forward pass for both terms of the reward.
 
-    The trainer calls `attach` before each batch is scored. Where the policy is sharded over ranks, all of them must score
+    The trainer calls `attach` before it scores a batch. If the policy is sharded over ranks, all of them must score
     together, each with any number of rows.
     """
 
@@ -33,14 +35,14 @@ class LiveSelf(LocalModel):
         self.name, self.placement, self.context = SELF, "same", None
         self._autocast: Callable[[], AbstractContextManager[object]] = nullcontext
 
-    def attach(self, model: Any, autocast: Callable[[], AbstractContextManager[object]] = nullcontext) -> None:
-        """Score with this model, in the trainer's precision. Raises ConfigError for `exact` where it is sharded."""
+    def attach(self, model: nn.Module, autocast: Callable[[], AbstractContextManager[object]] = nullcontext) -> None:
+        """Score with this model, in the trainer's precision. Raises ConfigError for `exact` if it is sharded."""
         if logprobs.is_sharded(model):
             check_sharded(self.name, self.options)
         core = logprobs.causal_lm(model)
         self.model, self._autocast = model, autocast
         self.context = loading.context_length(core.config)
-        self.vocabulary = core.get_input_embeddings().num_embeddings
+        self.vocabulary = vocabulary(core)
 
     def logprobs(self, rows: Sequence[Row], temperature: float, progress: Progress | None = None) -> list[torch.Tensor]:
         """See `LocalModel.logprobs`."""
@@ -54,7 +56,9 @@ class LiveSelf(LocalModel):
 
 
 class AveragedSelf(LocalModel):
-    """A moving average of the policy's weights: whole on every rank, also where the policy is sharded by FSDP2."""
+    """A moving average of the policy's weights, whole on every rank even if FSDP2 shards the policy."""
+
+    model: PreTrainedModel
 
     @torch.no_grad()
     def follow(self, policy: torch.nn.Module, decay: float) -> None:
@@ -64,7 +68,7 @@ class AveragedSelf(LocalModel):
         """
         theirs = dict(policy.named_parameters())
         if any(hasattr(parameter, "ds_id") for parameter in theirs.values()):
-            raise ConfigError("`self_weights: ema` does not work under DeepSpeed ZeRO-3; use `fsdp2`, or `live`.")
+            raise ConfigError("`self_weights: ema` does not work with DeepSpeed ZeRO-3. Use `fsdp2`, or `live`.")
         for name, average in self.model.named_parameters():
             weight = theirs[name].detach()
             whole = weight.full_tensor() if isinstance(weight, DTensor) else weight

@@ -1,4 +1,4 @@
-"""Who scores: a model in this process, or a student served by vLLM. Both give the log-probs of chosen tokens."""
+"""Scorers of chosen tokens: a model in this process, or a student served by vLLM."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from itertools import islice
 from typing import TYPE_CHECKING, Protocol, Self
 
 import torch
+from torch import nn
 
 from rlt.config import ModelOptions, RewardOptions, StudentOptions, is_url
 from rlt.engines.client import PROBE, Client, check_tokenizer, served_model
+from rlt.engines.openai import part
 from rlt.errors import ConfigError, RltError, ScoringError, ServerError
 from rlt.models import loading, logprobs
-from rlt.models.heads import Head, causal_lm, token_ranks
+from rlt.models.heads import Head, causal_lm, token_ranks, vocabulary
 from rlt.models.logprobs import Progress, Row
 from rlt.tasks import load_grader
 from rlt.text.formats import Format, check_template
+from rlt.types import JsonRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,34 +30,34 @@ if TYPE_CHECKING:
 
 
 class Scorer(Protocol):
-    """Anything that knows how likely a text's tokens are."""
+    """Anything that gives log-probs of a text's tokens."""
 
     name: str
     tokenizer: PreTrainedTokenizerBase
     context: int | None
-    """Tokens that a text may have, where known."""
+    """Maximum tokens of a text, if known."""
 
     def check(self, options: RewardOptions) -> None:
-        """Raise ConfigError for a choice this scorer cannot make."""
+        """Raise ConfigError for options that this scorer does not support."""
 
     def logprobs(
         self, rows: Sequence[Row], temperature: float, progress: Progress | None = None
     ) -> Sequence[torch.Tensor | RltError]:
-        """For each row `(n_kept,)` float32 log-probs, in nats, of its kept tokens; NaN where the model gave NaN.
+        """For each row, `(n_kept,)` float32 log-probs, in nats, of its kept tokens; NaN where the model gave NaN.
 
-        A row that this scorer cannot read has a ScoringError in its place; from the row on at which it was lost for good,
-        all have the ServerError.
+        A row that this scorer cannot read has a ScoringError instead. If the server is lost for good, that row and all
+        later ones have the ServerError.
         """
 
     def engine(self) -> Engine:
-        """What continues prompts with this model, for the accuracy reward."""
+        """An engine with this model, for the accuracy reward."""
 
 
 class LocalModel:
-    """A causal language model in this process: a student, or the teacher.
+    """A causal language model in this process: a student or the teacher.
 
-    `placement`: `same` (where the model is); `offload`: on the CPU, moved to the GPU while it is used; `sharded`: over
-    all ranks, which then must score together, each with any number of rows.
+    `placement`: `same` (where the model is); `offload` (on the CPU, moved to the GPU while in use); `sharded` (over all
+    ranks, which must then score together, each with any number of rows).
     """
 
     def __init__(
@@ -67,27 +70,28 @@ class LocalModel:
         batch_tokens: int | None = None,
         placement: str = "same",
     ) -> None:
-        self.model, self.tokenizer = model, tokenizer
+        self.model: nn.Module = model
+        self.tokenizer = tokenizer
         self.name = name or model.name_or_path or type(model).__name__
         self.context = context if context is not None else loading.context_length(causal_lm(model).config)
-        self.vocabulary: int = causal_lm(model).get_input_embeddings().num_embeddings
+        self.vocabulary = vocabulary(causal_lm(model))
         self.batch_tokens, self.placement = batch_tokens, placement
 
     @classmethod
     def load(cls, path: str, fmt: Format, model: ModelOptions, options: StudentOptions) -> Self:
-        """The model of a folder or hub name, after its tokenizer and chat template were found to serve `fmt`."""
+        """The model of a folder or hub name, after checking its tokenizer and chat template with `fmt`."""
         return cls.from_tokenizer(path, checked_tokenizer(path, fmt, model), model, options)
 
     @classmethod
     def from_tokenizer(
         cls, path: str, tokenizer: PreTrainedTokenizerBase, model: ModelOptions, options: StudentOptions
     ) -> Self:
-        """The model of a folder or hub name, whose tokenizer is loaded already."""
+        """The model of a folder or hub name, with its loaded tokenizer."""
         place = options.student_placement
         device = "cpu" if place in ("offload", "sharded") else None if place == "same" else place
         dtype: str = model.dtype
         if device == "cpu" and dtype == "auto" and loading.default_device().type != "cpu":
-            # `auto` is about where the model computes, not where its weights rest.
+            # `auto` refers to the device where the model computes, not where its weights are stored.
             dtype = str(loading.load_config(path, model.trust_remote_code).dtype or torch.float32).removeprefix(
                 "torch."
             )
@@ -100,29 +104,29 @@ class LocalModel:
         )  # fmt: skip
 
     def check(self, options: RewardOptions) -> None:
-        """Raises ConfigError for what a sharded model cannot do."""
+        """Raise ConfigError for options that a sharded model does not support."""
         if self.placement == "sharded":
             check_sharded(self.name, options)
 
     def logprobs(self, rows: Sequence[Row], temperature: float, progress: Progress | None = None) -> list[torch.Tensor]:
-        """For each row `(n_kept,)` float32 log-probs of its kept tokens, on the CPU."""
+        """For each row, `(n_kept,)` float32 log-probs of its kept tokens, on the CPU."""
         with self.in_place():
             return logprobs.token_logprobs(
                 self.model, rows, temperature=temperature, batch_tokens=self.batch_tokens, progress=progress,
             )  # fmt: skip
 
     def hidden(self, rows: Sequence[Row]) -> list[torch.Tensor]:
-        """For each row the `(n_kept, H)` hidden states that predict its kept tokens."""
+        """For each row, the `(n_kept, H)` hidden states that predict its kept tokens."""
         with self.in_place():
             return logprobs.hidden_states(self.model, rows, batch_tokens=self.batch_tokens)
 
     @property
     def can_rank(self) -> bool:
-        """Whether `ranks` can be had: the whole output layer is here, and is one matrix product."""
+        """Whether `ranks` works: the whole output layer is here and is one matrix product."""
         return self.placement != "sharded" and logprobs.has_plain_head(self.model)
 
     def ranks(self, rows: Sequence[Row]) -> list[list[int]]:
-        """For each row the `(n_kept,)` ranks of its kept tokens in the distributions that predict them, from 1."""
+        """For each row, the `(n_kept,)` ranks, from 1, of its kept tokens in the distributions that predict them."""
         with self.in_place():
             head, states = self.head(), logprobs.hidden_states(self.model, rows, batch_tokens=self.batch_tokens)
             targets = [torch.tensor([row.ids[i] for span in row.keep for i in span]) for row in rows]
@@ -130,28 +134,28 @@ class LocalModel:
         return [ranks.tolist() for ranks in found]
 
     def engine(self) -> Engine:
-        """Continues prompts with this model, in this process."""
+        """An engine with this model, in this process."""
         from rlt.engines.hf import HfEngine
 
-        return HfEngine.of(self.model, self.tokenizer)
+        return HfEngine.of(causal_lm(self.model), self.tokenizer)
 
     def head(self) -> Head:
-        """The whole output layer. Where weights are sharded, every rank must call this together."""
+        """The whole output layer. If weights are sharded, every rank must call this."""
         return logprobs.output_head(self.model)
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
-        """While open, an offloaded model is on the GPU; nested uses move it once."""
+        """A context in which an offloaded model is on the GPU; nested uses move it once."""
         home = next(self.model.parameters()).device
         device = loading.default_device()
         if self.placement != "offload" or home == device:
             yield
             return
-        self.model.to(device)  # type: ignore[arg-type]  # transformers 5 annotates its own class here
+        self.model.to(device)
         try:
             yield
         finally:
-            self.model.to(home)  # type: ignore[arg-type]
+            self.model.to(home)
             torch.cuda.empty_cache()
 
 
@@ -159,8 +163,8 @@ class ServedStudent:
     """A student behind vLLM's OpenAI-compatible server: token ids in, `prompt_logprobs` out.
 
     Its tokenizer is loaded from the path or hub name that the server reports for its model, or from what follows `#` in
-    the address (`http://host:8000/v1#Qwen/Qwen2.5-7B-Instruct`). The server gives the log-probs of its own temperature
-    of 1 and no hidden states, so other temperatures and the estimator `exact` are refused.
+    the address (`http://host:8000/v1#Qwen/Qwen2.5-7B-Instruct`). The server gives log-probs at temperature 1 and no hidden
+    states, so other temperatures and the estimator `exact` are rejected.
     """
 
     def __init__(
@@ -180,9 +184,9 @@ class ServedStudent:
 
     @classmethod
     def connect(cls, address: str, fmt: Format, model: ModelOptions, options: StudentOptions) -> ServedStudent:
-        """The student at an address, once its server was found to be vLLM and to have the tokenizer by which rows are read.
+        """The student at an address, after checking that its server is vLLM and has the same tokenizer.
 
-        Raises ServerError where it is not, or serves several models and `options.served_model` names none of them.
+        Raises ServerError if not, or if it serves several models and `options.served_model` does not name one of them.
         """
         url, _, path = address.partition("#")
         server = Client(
@@ -192,7 +196,7 @@ class ServedStudent:
         try:
             served = served_model(server, options.served_model)
             if served.owner != "vllm":
-                raise ServerError(f"{url}: the server of a student must be vLLM; others give no `prompt_logprobs`.")
+                raise ServerError(f"{url}: a student's server must be vLLM; others do not return `prompt_logprobs`.")
             path = path or served.root or served.id
             tokenizer = checked_tokenizer(path, fmt, model)
             check_tokenizer(server, served.id, tokenizer.encode(PROBE, add_special_tokens=False), path)
@@ -202,23 +206,23 @@ class ServedStudent:
         return cls(server, tokenizer, served.id, options, name=address, context=served.context_length)
 
     def check(self, options: RewardOptions) -> None:
-        """Raise ConfigError for a temperature other than 1 and for `exact`, with the reason."""
+        """Raise ConfigError for a temperature other than 1 and for `exact`."""
         if options.score_temperature != 1.0:
             raise ConfigError(
-                f"{self.name}: `score_temperature` is {options.score_temperature}, but a server gives log-probs at "
-                "temperature 1 only, and other temperatures do not follow from those. Set `score_temperature: 1`, or "
-                "load the student from a folder."
+                f"{self.name}: `score_temperature` is {options.score_temperature}, but servers give log-probs only at "
+                "temperature 1, from which others cannot be computed. Set `score_temperature: 1`, or load the student "
+                "from a folder."
             )
         if options.estimator == "exact":
             raise ConfigError(
-                f"{self.name}: the estimator `exact` needs whole next-token distributions, which no server "
-                "gives. Use `k1` or `k3`, or load the student from a folder."
+                f"{self.name}: the estimator `exact` needs whole next-token distributions, which servers do not "
+                "return. Use `k1` or `k3`, or load the student from a folder."
             )
 
     def logprobs(
         self, rows: Sequence[Row], temperature: float, progress: Progress | None = None
     ) -> Sequence[torch.Tensor | RltError]:
-        """See `Scorer.logprobs`; many requests are under way at once. An interrupted call closes the connections."""
+        """See `Scorer.logprobs`; sends many requests at once. An interrupted call closes the connections."""
         results: list[torch.Tensor | RltError] = []
         waiting: deque[Future[torch.Tensor]] = deque()
         rest = iter(rows)
@@ -244,33 +248,33 @@ class ServedStudent:
         return results
 
     def _answers(self) -> bool:
-        """Whether the server is still there: then a request that failed is about its row."""
+        """Whether the server still answers: then a failed request is due to its row."""
         return bool(self.server.text(f"{self.server.url}/models"))
 
     def _ask(self, row: Row) -> torch.Tensor:
-        # One token must be generated. vLLM leaves its prefix cache aside where prompt log-probs are asked for.
+        # At least one token must be generated. vLLM bypasses its prefix cache for prompt log-probs.
         ids = list(row.ids[: row.read + 1])
-        body = {"model": self.model, "prompt": ids, "max_tokens": 1, "prompt_logprobs": 0}
+        body: JsonRow = {"model": self.model, "prompt": ids, "max_tokens": 1, "prompt_logprobs": 0}
         answer = self.server.request("POST", "completions", body)
         values = []
         try:
-            given = answer["choices"][0]["prompt_logprobs"]
+            given = part(answer, "choices", list)[0]["prompt_logprobs"]
             if len(given) != len(ids):
                 raise ValueError(f"{len(given)} for {len(ids)} tokens")
             for position in (position for span in row.keep for position in span):
                 entry = given[position].get(str(ids[position]))
                 if entry is None:
-                    raise ServerError(f"{self.name}: it gives log-probs of other tokens than those that were sent.")
+                    raise ServerError(f"{self.name}: it returned log-probs of other tokens than those sent.")
                 values.append(float("nan") if entry["logprob"] is None else float(entry["logprob"]))
         except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
             raise ServerError(
-                f"{self.name}: its answer has no `prompt_logprobs` that can be read ({type(error).__name__}: {error}); the "
-                "server of a student must be vLLM."
+                f"{self.name}: its answer has no valid `prompt_logprobs` ({type(error).__name__}: {error}); a student's "
+                "server must be vLLM."
             ) from error
         return torch.tensor(values, dtype=torch.float32)
 
     def engine(self) -> Engine:
-        """Continues prompts with the served model; made once, and closed with this student."""
+        """An engine with the served model, built once and closed with this student."""
         from rlt.config import EngineOptions
         from rlt.engines.build import build_engine
 
@@ -284,7 +288,7 @@ class ServedStudent:
         return self._engine
 
     def close(self) -> None:
-        """Close the connections; requests under way are given up."""
+        """Close the connections and cancel requests in flight."""
         self.server.close()
         self._pool.shutdown(cancel_futures=True)
         if self._engine is not None:
@@ -292,7 +296,7 @@ class ServedStudent:
 
 
 def checked_tokenizer(path: str, fmt: Format, options: ModelOptions) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model, found to have a chat template that keeps every part of `fmt`; raises ModelError."""
+    """The tokenizer of a model; raises ModelError if its chat template does not keep every part of `fmt`."""
     loading.load_config(path, options.trust_remote_code)
     tokenizer = loading.load_tokenizer(path, options.trust_remote_code)
     check_template(fmt, tokenizer)
@@ -309,15 +313,15 @@ def open_students(
     reward: RewardOptions,
     teacher: PreTrainedTokenizerBase | None = None,
 ) -> Opened:
-    """Each student's server or tokenizer, once all that can be refused without weights was not.
+    """Each student's server or tokenizer, after every check that needs no weights.
 
-    `teacher` is the teacher's tokenizer, where there is a teacher. Raises ConfigError, ModelError or ServerError.
+    `teacher` is the teacher's tokenizer, if there is a teacher. Raises ConfigError, ModelError or ServerError.
     """
     if not options.student:
-        raise ConfigError("`student`: name at least one: a model folder, a hub name, or a server's address.")
+        raise ConfigError("`student` is empty: name at least one model folder, hub name or server address.")
     repeated = [path for path in options.student if options.student.count(path) > 1]
     if repeated:
-        raise ConfigError(f"`student`: {repeated[0]} is named twice.")
+        raise ConfigError(f"`student`: {repeated[0]} is listed twice.")
     options_of_reward = reward.resolved()
     if options_of_reward.accuracy is not None:
         load_grader(options_of_reward.accuracy.task)
@@ -340,14 +344,14 @@ def open_students(
 
 
 def close_students(students: Iterable[object]) -> None:
-    """Close the connections of those that are served; requests under way are given up."""
+    """Close the connections of served students and cancel requests in flight."""
     for student in students:
         if isinstance(student, ServedStudent):
             student.close()
 
 
 def load_students(opened: Opened, model: ModelOptions, options: StudentOptions) -> list[Scorer]:
-    """The students, with the weights of those that are not served."""
+    """The students; loads the weights of those that are not served."""
     return [
         student if isinstance(student, ServedStudent) else LocalModel.from_tokenizer(path, student, model, options)
         for path, student in opened.items()
@@ -355,16 +359,16 @@ def load_students(opened: Opened, model: ModelOptions, options: StudentOptions) 
 
 
 def check_sharded(name: str, options: RewardOptions) -> None:
-    """Raise ConfigError for what a student that is sharded over ranks cannot do.
+    """Raise ConfigError for options that a student sharded over ranks does not support.
 
-    Each rank has its own number of tokens to compare or to sample, and would otherwise wait for the others without end.
+    Ranks have different numbers of tokens to compare or sample and would wait for each other forever.
     """
     if options.resolved().estimator == "exact":
-        raise ConfigError(f"{name}: the estimator `exact` needs a student that is whole; use `k1` or `k3`.")
+        raise ConfigError(f"{name}: the estimator `exact` does not work with a sharded student. Use `k1` or `k3`.")
     if options.accuracy is not None:
         raise ConfigError(
-            f"{name}: the accuracy reward needs a student that is whole; set `student_placement` to `same` or `offload`, "
-            "or serve the student."
+            f"{name}: the accuracy reward does not work with a sharded student. Set `student_placement` to `same` or "
+            "`offload`, or serve the student."
         )
 
 
@@ -374,11 +378,11 @@ def check_estimator(
     """Raise ConfigError for `exact` between different tokenizers."""
     if options.estimator == "exact" and not same_tokens(student, teacher):
         raise ConfigError(
-            f"{name}: the estimator `exact` compares whole next-token distributions, and this student's tokenizer is "
-            "not the teacher's. Use `k1` or `k3`."
+            f"{name}: the estimator `exact` compares whole next-token distributions, but this student's tokenizer differs "
+            "from the teacher's. Use `k1` or `k3`."
         )
 
 
 def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
-    """Whether a token id means the same text to both tokenizers."""
+    """Whether every token id means the same in both tokenizers."""
     return one is other or one.get_vocab() == other.get_vocab()

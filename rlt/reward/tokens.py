@@ -1,4 +1,4 @@
-"""Numbers of single tokens: what the reward's parts are means and extremes of, for `rlt score --tokens` and `rlt view`."""
+"""Per-token numbers behind the reward, for `rlt score --tokens` and `rlt view`."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from rlt.types import AnyRow, JsonRow
+from rlt.types import JsonRow
 
 if TYPE_CHECKING:
     import torch
 
+RANK_LIMIT = 100
 LARGEST = float(np.finfo(np.float16).max)
 
 
@@ -22,11 +23,11 @@ LARGEST = float(np.finfo(np.float16).max)
 class TokenNumbers:
     """One student's numbers, in nats, behind the parts of one row.
 
-    `solution` `(S,)` texts of the solution's tokens with their log-probs `(S,)`: given this explanation, an empty one, and
-    another question's. `explanation` `(E,)` texts with the log-probs of `teacher` and `student`, and the `divergence`
-    that `r_kl` is made of; where the tokenizers differ, each is a stretch on whose ends both agree. Of several tokens
-    that are bytes of one character the first has its text, the others "". `solution_ranks`, `explanation_ranks`: where
-    the token stands in the student's distribution, 1 for its most probable one (not known of stretches). None: not known.
+    `solution` `(S,)`: texts of the solution's tokens, with log-probs `(S,)` given this explanation, an empty one, and
+    another question's. `explanation` `(E,)`: texts with the log-probs of `teacher` and `student` and the `divergence`
+    behind `r_kl`; if the tokenizers differ, each is a stretch whose ends both share. Of tokens that are bytes of one
+    character, the first has its text, the others "". `solution_ranks`, `explanation_ranks`: the token's rank in the
+    student's distribution, 1 for the most probable one (unknown for stretches). None: unknown.
     """
 
     solution: list[str]
@@ -39,6 +40,20 @@ class TokenNumbers:
     log_probs_shuffled: torch.Tensor | None = None
     solution_ranks: list[int] | None = None
     explanation_ranks: list[int] | None = None
+
+    def summary(self) -> JsonRow:
+        """What other methods rank explanations by, both under the student and at the temperature of scoring; None: not known.
+
+        `explanation_log_prob`: mean over the explanation's tokens, in nats. `rank_surprisal`: the mean rank of its tokens, none
+        counted above `RANK_LIMIT`, over their mean surprisal; lower is better (Rank-Surprisal Ratio, arXiv 2601.14249).
+        """
+        if self.student is None or not len(self.student):
+            return {"explanation_log_prob": None, "rank_surprisal": None}
+        surprisal, ranks = -float(self.student.double().mean()), self.explanation_ranks
+        ratio = None
+        if ranks and surprisal > 0:
+            ratio = sum(min(rank, RANK_LIMIT) for rank in ranks) / len(ranks) / surprisal
+        return {"explanation_log_prob": -surprisal, "rank_surprisal": ratio}
 
     def to_row(self) -> JsonRow:
         """The struct `tokens` of a row: texts as lists, numbers as base64 of little-endian float16 (`packed`)."""
@@ -54,16 +69,17 @@ RANKS = ("solution_ranks", "explanation_ranks")
 def token_texts(text: str, boundaries: Sequence[int]) -> list[str]:
     """The text of each token, from the `(n + 1,)` positions around them (`rlt.text.tokens.Tokenized.boundaries`).
 
-    Of several tokens that are bytes of one character the first has the character, the others "".
+    Of tokens that are bytes of one character, the first has the character, the others "".
     """
     return [text[a:b] for a, b in pairwise(boundaries)]
 
 
 def half(values: torch.Tensor) -> np.ndarray:
-    """`(n,)` float16 of `values`, whose sum is that of `values` up to the rounding of the smallest one.
+    """`(n,)` float16 of `values`, with the sum of `values` up to the rounding of the smallest one.
 
-    Rounding 1,000 log-probs would let their sum drift. So what one value loses is carried to the next smaller one, and
-    each is off by at most its own and the next larger one's rounding. Beyond float16's range: its largest number.
+    Plainly rounding 1,000 log-probs would let their sum drift. Each value's rounding error is therefore carried to the
+    next smaller one, so a value is off by at most its own and the next larger one's rounding. Values beyond float16's
+    range become its largest number.
     """
     exact = values.detach().double().numpy().clip(-LARGEST, LARGEST)
     result, carried = np.zeros(len(exact), dtype="<f2"), 0.0
@@ -75,22 +91,23 @@ def half(values: torch.Tensor) -> np.ndarray:
 
 
 def packed(values: torch.Tensor) -> str:
-    """`half` of `values` as base64, 2.7 characters a number."""
+    """`half` of `values` as base64, 2.7 characters per number."""
     return base64.b64encode(half(values).tobytes()).decode()
 
 
 def packed_list(values: Sequence[float]) -> str:
-    """Numbers of a Parquet row as the text that `packed` made of them."""
+    """The text that `packed` made of the numbers in a Parquet row."""
     return base64.b64encode(np.array(values, dtype="<f2").tobytes()).decode()
 
 
 def unpacked(text: str) -> np.ndarray:
-    """The `(n,)` float16 numbers of a text that `packed` made."""
+    """The `(n,)` float16 numbers in a text made by `packed`."""
     return np.frombuffer(base64.b64decode(text), dtype="<f2")
 
 
-def lists(tokens: AnyRow | None) -> JsonRow | None:
-    """The struct `tokens` with lists of numbers in place of base64, for Parquet's list<halffloat>."""
+def lists(tokens: JsonRow | None) -> JsonRow | None:
+    """The struct `tokens` with lists of numbers instead of base64, for Parquet's list<halffloat>."""
     if tokens is None:
         return None
-    return tokens | {name: None if (text := tokens[name]) is None else unpacked(text).tolist() for name in NUMBERS}
+    texts = {name: cast(str | None, tokens[name]) for name in NUMBERS}
+    return tokens | {name: None if text is None else unpacked(text).tolist() for name, text in texts.items()}

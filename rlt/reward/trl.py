@@ -1,8 +1,8 @@
 """The reward as a TRL reward function: `GRPOTrainer(reward_funcs=[TeacherReward(...)])`.
 
-TRL hands a reward function the sampled tokens, not the policy's log-probs of them. Plain TRL therefore gets
-`r_ss + format_penalty`. A trainer that passes `policy_logprobs` (rlt's own does) gets the whole reward, and neither
-samples are tokenized again on the teacher's side nor the policy's log-probs computed twice.
+TRL passes a reward function the sampled tokens, but not the policy's log-probs. In plain TRL, the reward is therefore
+`r_ss + format_penalty`. A trainer that passes `policy_logprobs`, as rlt's own does, gets the whole reward; samples are not
+tokenized again on the teacher's side, and the policy's log-probs are not computed twice.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import random
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -43,15 +43,15 @@ TABLE = ("r_ss", "r_kl", "solution_log_prob_min", "explanation_kl_max", "format_
 class TeacherReward:
     """The reward of a Reinforcement-Learned Teacher for completions of `rlt.text.formats.teacher_prompt`.
 
-    `students`: model folders, hub names, servers' addresses, or loaded ones. `tokenizer`: the policy's, by which the
-    sampled tokens are read. `end_ids`: tokens that end a completion, in addition to its own. The dataset needs the
-    columns `question` and `solution`; `answer` and `system` are used where they are.
+    `students`: model folders, hub names, server addresses, or loaded ones. `tokenizer`: the policy's, which decodes the
+    sampled tokens. `end_ids`: further tokens that end a completion. The dataset needs the columns `question` and
+    `solution`; `answer` and `system` are used if present.
 
-    A completion that cannot be scored gets None, which TRL leaves out of its group's mean; its advantage is 0. If none
-    of a batch can be scored, over all processes, ScoringError is raised in each. `last_samples` holds some of the last
-    call with their parts, and with `tokens` the numbers of their tokens. `seed` is that of the solutions which students
-    sample for the accuracy reward. `sources`: names in the column `source`, whose share is logged also where it is 0.
-    `shuffled`: a control, in which a batch's rewards are dealt out to it at random.
+    A completion that cannot be scored gets None, which TRL leaves out of its group's mean; its advantage is 0. If no
+    completion of a batch can be scored, over all processes, each raises ScoringError. `last_samples` has some samples of
+    the last call with their parts and, with `tokens`, their per-token numbers. `seed`: for the solutions that students
+    sample for the accuracy reward. `sources`: names in the column `source` whose share is logged even if it is 0.
+    `shuffled`: a control that permutes a batch's rewards at random.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class TeacherReward:
         self.last_samples: list[JsonRow] = []
         self.last_rows: list[ScoredRow] = []
         self.policy_head: Head | None = None
-        """The policy's output layer for the estimator `exact`, set by the trainer (TRL hands on only lists)."""
+        """The policy's output layer for the estimator `exact`, set by the trainer (TRL passes only lists)."""
 
     def __call__(
         self,
@@ -112,9 +112,9 @@ class TeacherReward:
     ) -> list[float | None]:
         """The reward of each completion, in order, or None.
 
-        A trainer that knows the policy gives, for `r_kl`, per completion of C sampled tokens: `policy_logprobs` `(C,)`
-        float32 log-probs in nats at `options.score_temperature`; for the estimator `exact` instead `policy_hidden`
-        `(C, H)` (`rlt.models.logprobs.hidden_states`), and before the call sets `policy_head` (`output_head` there).
+        For `r_kl`, a trainer passes for each completion of C sampled tokens `policy_logprobs` `(C,)`: float32 log-probs in
+        nats at `options.score_temperature`. For the estimator `exact`, it passes `policy_hidden` `(C, H)` instead
+        (`rlt.models.logprobs.hidden_states`) and first sets `policy_head` (`rlt.models.logprobs.output_head`).
         """
         if question is None or solution is None:
             raise DataError(
@@ -156,7 +156,7 @@ class TeacherReward:
         log_metric: Callable[[str, float], None] | None,
         log_extra: Callable[[str, list[float | None]], None] | None,
     ) -> None:
-        """Hands TRL the metrics, and the columns of the tables that `log_completions` sends to W&B and trackio."""
+        """Pass TRL the metrics, and the columns of the tables that `log_completions` sends to W&B and trackio."""
         if log_metric is not None:
             for name, value in metrics.items():
                 log_metric(f"rlt/{name}", value)
@@ -165,13 +165,13 @@ class TeacherReward:
                 log_extra(name, [getattr(row.parts, name) for row in self.last_rows])
 
     def close(self) -> None:
-        """Close the connections to served students, and end the graders' processes."""
+        """Close the connections to served students and end the graders' processes."""
         self.engine.close()
 
     def metrics(self, prompts: Sequence[object], items: dict[int, Explanation]) -> dict[str, float]:
-        """Means of the last call's parts, their spread inside groups of one prompt, and shares of what went wrong.
+        """Means of the last call's parts, their spread within groups of one prompt, and the share of failed rows.
 
-        On the sample with placebos: the lifts, and `r_ss_empty` and `r_ss_shuffled`, which the placebos earn.
+        For the rows with placebos: the lifts, and the placebos' `r_ss_empty` and `r_ss_shuffled`.
         """
         good = [row for row in self.last_rows if row.parts.error is None]
         metrics = {"failed": 1 - len(good) / max(1, len(self.last_rows))}
@@ -199,8 +199,8 @@ class TeacherReward:
         return metrics
 
     def source_metrics(self, source: Sequence[str | None], items: dict[int, Explanation]) -> dict[str, float]:
-        """Of each source of a mixture in the last call: `source/NAME/` and `reward`, `r_ss`, `r_kl`, the lifts, `unclosed`,
-        and `share`, its share of the completions."""
+        """Metrics of each source of a mixture in the last call, as `source/NAME/...`: `reward`, `r_ss`, `r_kl`, the lifts,
+        `unclosed`, and `share`, its share of the completions."""
         metrics: dict[str, float] = {}
         for name in sorted({*self.sources, *(one for one in source if one is not None)} if source else ()):
             places = [i for i, one in enumerate(source) if one == name]
@@ -218,7 +218,7 @@ class TeacherReward:
         return metrics
 
     def _dealt_out(self, rewards: list[float | None], ids: Sequence[Sequence[int]]) -> list[float | None]:
-        """The rewards, permuted by the seed and the completions alone, so that a resumed run deals them out alike."""
+        """The rewards, in a permutation that depends only on the seed and the completions, as a resumed run needs."""
         known = [reward for reward in rewards if reward is not None]
         random.Random(f"shuffled rewards {self.seed} {ids}").shuffle(known)
         dealt = iter(known)
@@ -229,7 +229,7 @@ class TeacherReward:
     def _with_placebos(self, items: list[Explanation], scored: list[ScoredRow]) -> list[ScoredRow]:
         if self.placebos == 0:
             return scored
-        # Also without any item: a student that is sharded over ranks is asked by all of them or by none.
+        # Even without items: all ranks or none must call a student that is sharded over them.
         count = min(self.placebos, len(items))
         chosen = sorted({i * len(items) // count for i in range(count)})  # spread over the questions of the batch
         return with_placebos(self.engine, items, scored, {i: next_text(items, scored, i) for i in chosen})
@@ -244,7 +244,7 @@ class TeacherReward:
         return statistics.fmean(spreads) if spreads else None
 
     def _sampled(self, total: int) -> range:
-        """Which of the batch's explanations are kept as samples."""
+        """The places of the explanations kept as samples."""
         count = min(self.keep_samples, total)
         step = max(1, total // count) if count else 1
         return range(0, count * step, step)
@@ -274,25 +274,24 @@ def _problems(question: Sequence[str], solution: Sequence[str], *columns: Sequen
     ]
 
 
-def _check_one_per_token(known: Sequence[Any] | None, completion_ids: Sequence[Sequence[int]]) -> None:
+def _check_one_per_token(known: Sequence[torch.Tensor] | None, completion_ids: Sequence[Sequence[int]]) -> None:
     for values, ids in zip(known or [], completion_ids, strict=False):
         if len(values) != len(ids):
             raise ConfigError(
-                f"TeacherReward: {len(values)} values for {len(ids)} sampled tokens; give one for each of `completion_ids`."
+                f"TeacherReward: {len(values)} values for {len(ids)} sampled tokens; pass one for each of `completion_ids`."
             )
 
 
 def _refuse_total_failure(rows: Sequence[ScoredRow]) -> None:
-    """Raise ScoringError on every process of this launch if none of them scored any of its completions.
+    """Raise ScoringError on every process of this launch if none of them scored any completion.
 
-    Together: a process that raised alone would leave the others waiting for it, and each has only some of the batch.
+    All raise together: if one raised alone, the others would wait for it forever.
     """
     errors = [row.parts.error for row in rows if row.parts.error is not None]
     every = [(len(rows), len(errors), errors[:1])]
     if dist.is_available() and dist.is_initialized():
-        gathered: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(gathered, every[0])
-        every = gathered
+        own, every = every[0], every * dist.get_world_size()
+        dist.all_gather_object(every, own)
     total, failed = (sum(numbers) for numbers in list(zip(*every, strict=True))[:2])
     if total and failed == total:
         first = next(error for *_, some in every for error in some)
@@ -302,7 +301,7 @@ def _refuse_total_failure(rows: Sequence[ScoredRow]) -> None:
 def teacher_rows(
     problems: Sequence[Problem], fmt: Format, tokenizer: PreTrainedTokenizerBase
 ) -> list[dict[str, str | None]]:
-    """One row a problem for a GRPO dataset: `prompt`, ending with the opened explanation, and what the reward reads."""
+    """One row per problem for a GRPO dataset: `prompt`, which ends with the opened explanation, and the reward's columns."""
     return [
         {
             "prompt": teacher_prompt(fmt, tokenizer, problem),

@@ -1,4 +1,4 @@
-"""The reward as a service: students loaded once, rewards answered over HTTP to any trainer."""
+"""The reward as a service: students are loaded once, and any trainer gets rewards over HTTP."""
 
 from rlt.serve.cluster import app
 

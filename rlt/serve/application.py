@@ -1,4 +1,4 @@
-"""The HTTP application: `/score`, the contracts of other engines, health, metrics, and what is served."""
+"""The HTTP application: `/score`, other engines' reward endpoints, health, metrics and information."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -28,11 +27,11 @@ from rlt.serve.queue import QueueFull, RewardQueue
 from rlt.serve.rows import Reader, after_prompt, label_row, policy_tokens
 from rlt.types import Explanation, JsonRow, RewardParts
 
-# Bytes of a request besides its rows' characters, which take up to 6 bytes each in JSON.
+# Bytes of a request in addition to its rows' characters, which take up to 6 bytes each in JSON.
 OVERHEAD = 2**20
 # A request this many times too large is cut off before its end.
 DRAINED = 8
-# Seconds between two looks whether a client is still there.
+# Seconds between two checks whether a client is still connected.
 LOOK_EVERY = 0.5
 
 Prepared = tuple[Explanation, Side | None]
@@ -40,7 +39,7 @@ Prepared = tuple[Explanation, Side | None]
 
 @dataclass
 class Service:
-    """What the application answers from, once it is loaded; `error` says why it never will be."""
+    """What the application serves, once it is loaded."""
 
     reader: Reader
     queue: RewardQueue
@@ -49,7 +48,7 @@ class Service:
 
     @property
     def name(self) -> str:
-        """A hash of what decides the rewards: format, options, students and teacher with their weights."""
+        """A hash of everything that affects rewards: format, options, students and teacher with their weights."""
         decides = {key: value for key, value in self.info.items() if key not in ("version", "versions")}
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -61,13 +60,13 @@ class Metrics:
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
 
     def __post_init__(self) -> None:
-        more: Any = {"registry": self.registry}
-        self.rows = Counter("rlt_rows", "Rows that were scored", **more)
-        self.errors = Counter("rlt_row_errors", "Rows that could not be scored", **more)
-        self.tokens = Counter("rlt_tokens", "Tokens of explanations and solutions that were scored", **more)
-        self.refused = Counter("rlt_requests_refused", "Requests answered 4xx or 5xx", ["status"], **more)
-        self.waiting = Gauge("rlt_queue_rows", "Rows that wait", **more)
-        self.latency = Histogram("rlt_request_seconds", "Seconds from a request to its answer", **more)
+        own = self.registry
+        self.rows = Counter("rlt_rows", "Rows scored", registry=own)
+        self.errors = Counter("rlt_row_errors", "Rows that could not be scored", registry=own)
+        self.tokens = Counter("rlt_tokens", "Explanation and solution tokens scored", registry=own)
+        self.refused = Counter("rlt_requests_refused", "Requests answered 4xx or 5xx", ["status"], registry=own)
+        self.waiting = Gauge("rlt_queue_rows", "Rows waiting", registry=own)
+        self.latency = Histogram("rlt_request_seconds", "Seconds from a request to its answer", registry=own)
 
     def scored(self, rows: Sequence[ScoredRow]) -> None:
         """Count a batch."""
@@ -79,7 +78,7 @@ class Metrics:
 def build_app(
     config: ServeConfig, load: Callable[[Metrics], Service], token: str | None = None, wait: bool = False
 ) -> FastAPI:
-    """The application. `load` makes its Service, in a thread: `/health` answers meanwhile, unless it is to `wait`.
+    """The application. `load` builds its Service in a thread; `/health` already answers, unless `wait`.
 
     `token`: what clients must send as `Authorization: Bearer ...`.
     """
@@ -138,7 +137,7 @@ def build_app(
 
 
 def _add_engines(app: FastAPI, state: _State) -> None:
-    """The contracts of other engines: OpenRLHF, slime, and NeMo Gym (`/seed_session` and `/verify`)."""
+    """Reward endpoints of other engines: OpenRLHF, slime and NeMo Gym (`/seed_session` and `/verify`)."""
 
     @app.post("/openrlhf")
     async def openrlhf(request: Request) -> JsonRow:
@@ -155,7 +154,7 @@ def _add_engines(app: FastAPI, state: _State) -> None:
     @app.post("/slime")
     async def slime(request: Request) -> JsonRow:
         body = await state.body(request)
-        row = label_row(body.get("label"), _text(body, "response"), "row 0")
+        row = label_row(body.get("label"), _response(body), "row 0")
         (scored,) = await _all(request, state.submit([row]))
         return {**scored.to_row(), "reward": state.number(scored, 0)}
 
@@ -171,7 +170,7 @@ def _add_engines(app: FastAPI, state: _State) -> None:
         if not isinstance(output, list) or not all(isinstance(item, dict) for item in output):
             raise DataError("row 0: `response.output` must be a list of objects")
         row = {name: body[name] for name in ("question", "solution", "answer", "system") if body.get(name) is not None}
-        tokens = policy_tokens(output, "row 0")
+        tokens = policy_tokens(output)
         if tokens.get("logprobs") is not None:
             asked = body.get("responses_create_params")
             tokens["temperature"] = asked.get("temperature") if isinstance(asked, dict) else None
@@ -197,7 +196,7 @@ class _Guard:
             if message["type"] == "http.response.start":
                 statuses.append(message["status"])
                 if self.state.service is not None:
-                    # Lets a client notice that a different service answers.
+                    # Lets a client notice a different service.
                     message["headers"] = [*message["headers"], (b"rlt-service", self.state.service.name.encode())]
             await send(message)
 
@@ -205,7 +204,7 @@ class _Guard:
         app = self.app
         known = self.token is None or hmac.compare_digest(sent.encode(), f"Bearer {self.token}".encode())
         if not known and scope["path"] != "/health":
-            app = JSONResponse({"detail": "the bearer token is missing or wrong"}, 401)
+            app = JSONResponse({"detail": "missing or invalid bearer token"}, 401)
         await app(scope, receive, watched)
         if scope["method"] == "POST":
             self.metrics.latency.observe(time.monotonic() - started)
@@ -237,7 +236,7 @@ class _State:
 
     def ready(self) -> Service:
         if self.service is None:
-            raise HTTPException(500 if self.error else 503, self.error or "the students are being loaded")
+            raise HTTPException(500 if self.error else 503, self.error or "the students are still loading")
         return self.service
 
     async def body(self, request: Request) -> JsonRow:
@@ -252,8 +251,8 @@ class _State:
             elif sent > DRAINED * limit:
                 break
         if sent > limit:
-            # What is read and dropped lets a client that is still sending see the answer instead of a closed connection.
-            raise HTTPException(413, f"the request has more than {limit} bytes; send fewer rows at once")
+            # Read to the end, so that a client that is still sending gets this answer, not a closed connection.
+            raise HTTPException(413, f"the request has more than {limit} bytes; send fewer rows per request")
         try:
             body = json.loads(data)
         except (ValueError, RecursionError) as error:
@@ -263,7 +262,7 @@ class _State:
         return body
 
     def submit(self, rows: Sequence[object]) -> list[Future[ScoredRow]]:
-        """A future for each row. A row that cannot be read gets its own error; raises DataError if all are the caller's."""
+        """A future for each row. An invalid row gets its own error; raises DataError if all are invalid by the caller."""
         service = self.ready()
         if not 0 < len(rows) <= self.config.max_rows:
             raise DataError(f"{len(rows)} rows in one request; 1 to {self.config.max_rows} are allowed")
@@ -296,7 +295,7 @@ def _failed(error: RltError) -> Future[ScoredRow]:
 
 
 async def _all(request: Request, futures: list[Future[ScoredRow]]) -> list[ScoredRow]:
-    """The rows in order. When the client goes away, what is not scored yet gives up its place."""
+    """The rows in order. If the client disconnects, rows not scored yet leave the queue."""
     waiting = [asyncio.wrap_future(future) for future in futures]
     try:
         while True:
@@ -304,14 +303,14 @@ async def _all(request: Request, futures: list[Future[ScoredRow]]) -> list[Score
             if not pending:
                 return [one.result() for one in waiting]
             if await request.is_disconnected():
-                raise HTTPException(499, "the client went away")
+                raise HTTPException(499, "the client disconnected")
     finally:
         for one in waiting:
             one.cancel()
 
 
 async def _as_done(request: Request, futures: list[Future[ScoredRow]]) -> AsyncIterator[str]:
-    """A JSON line for each row as soon as it is scored, with its `row` number."""
+    """A JSON line with its `row` number for each row, as soon as it is scored."""
     waiting = {asyncio.wrap_future(future): number for number, future in enumerate(futures)}
     try:
         while waiting:
@@ -331,19 +330,19 @@ async def _as_done(request: Request, futures: list[Future[ScoredRow]]) -> AsyncI
 def _listed(body: JsonRow, name: str) -> list[str]:
     values = body.get(name)
     if not isinstance(values, list) or (name != "labels" and not all(isinstance(value, str) for value in values)):
-        raise DataError(f"`{name}` must be a list of texts")
+        raise DataError(f"`{name}` must be a list of strings")
     return values
 
 
-def _text(body: JsonRow, name: str) -> str:
-    value = body.get(name)
-    if not isinstance(value, str):
-        raise DataError(f"row 0: `{name}` must be a text")
-    return value
+def _response(body: JsonRow) -> str:
+    response = body.get("response")
+    if not isinstance(response, str):
+        raise DataError("row 0: `response` must be a string")
+    return response
 
 
 def _columns(rows: Sequence[ScoredRow]) -> dict[str, list[float]]:
-    """Each part that all rows have, as one list: what an engine logs."""
+    """Each part that all rows have, as a list for the engine's logs."""
     columns: dict[str, list[float]] = {}
     for name in ("r_ss", "r_kl", "explanation_kl_max", "format_penalty"):
         values = [getattr(row.parts, name) for row in rows]

@@ -2,23 +2,23 @@
 
 # Ray reads the annotation of `app` at run time, so annotations here are not postponed.
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from rlt.config import ServeConfig
 from rlt.errors import ConfigError, DependencyError
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
-    from ray.serve import Application
+    from ray.serve import Application, Deployment
 
-OWN = ("host", "port")  # what Ray Serve's http_options say instead
+OWN = ("host", "port")  # set by Ray Serve's http_options
 
 
 def app(config: ServeConfig) -> "Application":
     """The Ray Serve application of `replicas` services, each with one GPU if the cluster has any.
 
-    Raises DependencyError without the extra `ray-serve`, ConfigError for what is wrong in `config`, and what loading the
-    tokenizers raises, before any replica starts. Model folders must be readable on every node.
+    Before any replica starts, raises DependencyError without the extra `ray-serve`, ConfigError for an invalid `config`,
+    and errors of loading the tokenizers. Model folders must be readable on every node.
     """
     try:
         import ray
@@ -29,14 +29,14 @@ def app(config: ServeConfig) -> "Application":
 
     given = [name for name in OWN if name in config.model_fields_set]
     if given:
-        raise ConfigError(f"serve: `{given[0]}` is Ray Serve's to decide: set it in its `http_options`.")
+        raise ConfigError(f"serve: `{given[0]}` belongs to Ray Serve: set it in its `http_options`.")
     config = dated(config)
     check_models(config)
 
     def build() -> "FastAPI":
         return replica(config)
 
-    deployment: Any = serve.deployment(  # Ray types it as the function it takes
+    deployment = serve.deployment(
         serve.ingress(build)(),
         name="Reward",
         num_replicas=config.replicas,
@@ -44,11 +44,11 @@ def app(config: ServeConfig) -> "Application":
         max_ongoing_requests=config.max_queue,
         ray_actor_options={"num_gpus": 1 if ray.cluster_resources().get("GPU") else 0},
     )
-    return deployment.bind()
+    return cast("Deployment", deployment).bind()  # Ray's annotation is the type of its argument
 
 
 def replica(config: ServeConfig) -> "FastAPI":
-    """The HTTP application of one replica, which answers only once its models are loaded."""
+    """The HTTP application of one replica, which answers once its models are loaded."""
     from rlt.serve.application import build_app
     from rlt.serve.server import dated, load_service, token
 

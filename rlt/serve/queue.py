@@ -1,4 +1,4 @@
-"""Continuous batching of rewards: rows of many requests are scored together, and each is answered as soon as it is done."""
+"""Continuous batching of rewards: rows of many requests are scored together."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from rlt.reward.items import ScoredRow
 from rlt.reward.sides import Side
 from rlt.types import Explanation
 
-# Full batches that are taken from the queue at once: enough for sorting by length to save padding.
+# Full batches taken from the queue at once: enough for sorting by length to save padding.
 BATCHES = 4
 CHARACTERS_PER_TOKEN = 4
 
 
 class Engine(Protocol):
-    """What the queue needs of a `rlt.reward.scoring.RewardEngine`."""
+    """The part of `rlt.reward.scoring.RewardEngine` that the queue uses."""
 
     def score(self, items: Sequence[Explanation], sides: Sequence[Side | None] | None = None) -> list[ScoredRow]:
         """The reward of each explanation, in order."""
 
 
 class QueueFull(RltError):
-    """The queue has no room. `retry_after`: seconds after which it should have."""
+    """The queue is full. `retry_after`: seconds until it should have room."""
 
     def __init__(self, waiting: int, retry_after: float) -> None:
         super().__init__(f"{waiting} rows are waiting; try again in {retry_after:.0f} s")
@@ -48,12 +48,11 @@ class _Waiting:
 
 
 class RewardQueue:
-    """Rows wait here until `engine` scores them in a thread of its own.
+    """Rows wait here until `engine` scores them in its own thread.
 
-    A batch begins when `batch_tokens` of text wait, or when the oldest row has waited `max_wait` seconds. Of what is
-    taken at once the longest rows are scored first, one forward pass at a time. `submit` raises QueueFull beyond
-    `max_rows`. A future that is cancelled before its row is taken costs nothing. `scored` is called with each batch's
-    rows, for metrics.
+    A batch starts when `batch_tokens` of text wait, or when the oldest row has waited `max_wait` seconds. Of the rows taken
+    at once, the longest are scored first, one forward pass at a time. `submit` raises QueueFull beyond `max_rows`. A row
+    whose future is cancelled before it is taken is not scored. `scored` is called with each batch's rows, for metrics.
     """
 
     def __init__(
@@ -78,7 +77,7 @@ class RewardQueue:
         return len(self._waiting)
 
     def submit(self, rows: Sequence[tuple[Explanation, Side | None]]) -> list[Future[ScoredRow]]:
-        """A future for each row, all or none; raises QueueFull."""
+        """A future for each row. Raises QueueFull, accepting none, if there is no room for all."""
         new = [_Waiting(explanation, side) for explanation, side in rows]
         with self._changed:
             if self._closing:
@@ -91,7 +90,7 @@ class RewardQueue:
         return [one.future for one in new]
 
     def close(self) -> None:
-        """Score what is waiting, then end."""
+        """Score the waiting rows, then stop."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -103,7 +102,7 @@ class RewardQueue:
                 self._score(batch)
 
     def _take(self) -> list[_Waiting] | None:
-        """The oldest rows, as many as fill BATCHES forward passes; None when the queue is closed and empty."""
+        """The oldest rows, enough for BATCHES forward passes; None when the queue is closed and empty."""
         with self._changed:
             while True:
                 self._waiting = [one for one in self._waiting if not one.future.cancelled()]
@@ -137,7 +136,7 @@ class RewardQueue:
         started = time.monotonic()
         try:
             rows = self.engine.score([one.explanation for one in batch], [one.side for one in batch])
-        except Exception as error:  # its futures carry it; the queue must live on for other requests
+        except Exception as error:  # raised by the rows' futures; the queue must keep working for other requests
             for one in batch:
                 one.future.set_exception(error)
             return

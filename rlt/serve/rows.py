@@ -1,4 +1,4 @@
-"""From the rows of a request to what is scored, with errors that name the row and the field."""
+"""From request rows to explanations to score, with errors that name the row and the field."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 class RequestRow(BaseModel):
     """One row of `POST /score`.
 
-    The explanation is finished text (`explanation`), or as the teacher wrote it (`completion`), or what the policy sampled
-    (`token_ids`). `logprobs`: the policy's log-prob of each of `token_ids`, in nats, at `temperature`.
+    The explanation is finished text (`explanation`), raw text as the teacher wrote it (`completion`), or the policy's
+    sampled tokens (`token_ids`). `logprobs`: the policy's log-prob of each of `token_ids`, in nats, at `temperature`.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -44,7 +44,7 @@ class RequestRow(BaseModel):
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads request rows for one service: its format, the policy's tokenizer, the temperature of its log-probs, limits."""
+    """Reads request rows for one service: its format, the policy's tokenizer, the temperature of log-probs, limits."""
 
     fmt: Format
     tokenizer: PreTrainedTokenizerBase
@@ -53,9 +53,9 @@ class Reader:
     max_characters: int
 
     def read(self, row: object, number: int) -> tuple[Explanation, Side | None]:
-        """What is scored for a row; raises DataError, naming the row (from 0) and the field.
+        """The explanation of a row and, with `logprobs`, the policy's side. Raises DataError, naming row (from 0) and field.
 
-        Raises ScoringError where the policy sampled tokens that cannot be read.
+        Raises ScoringError for sampled tokens that cannot be read.
         """
         where = f"row {number}"
         try:
@@ -67,10 +67,10 @@ class Reader:
         texts = (given.question, given.solution, given.explanation, given.completion, given.system)
         length = sum(len(text) for text in texts if text is not None)
         if length > self.max_characters or len(given.token_ids or ()) > self.max_characters:
-            raise DataError(f"{where}: has {length} characters, over the limit of {self.max_characters}")
+            raise DataError(f"{where}: has {length} characters; the limit is {self.max_characters}")
         if given.token_ids is None:
             if given.logprobs is not None:
-                raise DataError(f"{where}: `logprobs` without `token_ids`: give the tokens that they belong to")
+                raise DataError(f"{where}: `logprobs` without `token_ids`: add the tokens that they belong to")
             values = given.model_dump(include={"question", "solution", "explanation", "completion", "answer", "system"})
             return explanation_of(
                 {k: v for k, v in values.items() if v is not None}, where, str(number), self.fmt
@@ -89,7 +89,7 @@ class Reader:
         if given.logprobs is not None:
             self._check_logprobs(given, where)
             known = torch.tensor(given.logprobs, dtype=torch.float32)
-        # The texts are checked as those of a row without tokens are.
+        # The texts are checked as for a row without tokens.
         checked = explanation_of(
             {"question": given.question, "solution": given.solution, "completion": "", "system": given.system}, where,
             str(number), self.fmt,
@@ -98,7 +98,7 @@ class Reader:
         problem = Problem(checked.id, checked.question, checked.solution, answer, system=checked.system)
         ends = {self.tokenizer.eos_token_id, self.tokenizer.pad_token_id} - {None}
         (sampled,) = sampled_explanations(self.fmt, self.tokenizer, [problem], [ids], [known], ends)
-        if isinstance(sampled, ScoringError):  # the policy wrote it: not the caller's mistake
+        if isinstance(sampled, ScoringError):  # sampled by the policy: not the caller's mistake
             raise ScoringError(f"{where}: `token_ids`: {sampled}")
         return sampled
 
@@ -111,19 +111,19 @@ class Reader:
         if not all(math.isfinite(value) and value <= 1e-3 for value in values):
             raise DataError(f"{where}: `logprobs` must be finite and not above 0 (natural logarithms)")
         if self.estimator == "exact":
-            raise DataError(f"{where}: the estimator `exact` needs a teacher in the service; leave `logprobs` out")
+            raise DataError(f"{where}: the estimator `exact` needs a teacher in the service; omit `logprobs`")
         if given.temperature is None:
-            raise DataError(f"{where}: `temperature` is missing: at which were the `logprobs` computed?")
+            raise DataError(f"{where}: `temperature` is missing; set it to that of the `logprobs`")
         if given.temperature != self.temperature:
             raise DataError(
-                f"{where}: `logprobs` at temperature {given.temperature:g}, but this service scores at "
-                f"{self.temperature:g}, and one does not follow from the other. Sample at {self.temperature:g}, start the "
-                "service with another `--score-temperature`, or leave `logprobs` out"
+                f"{where}: `logprobs` are at temperature {given.temperature:g}, but this service scores at "
+                f"{self.temperature:g}, and they cannot be converted. Sample at {self.temperature:g}, start the service with "
+                "another `--score-temperature`, or omit `logprobs`"
             )
 
 
 def label_row(label: object, completion: str, where: str) -> JsonRow:
-    """The row for an engine whose contract has only a `label`: a JSON object with `question` and `solution` in it.
+    """The row of an engine that passes only a `label`: a JSON object with `question` and `solution`.
 
     Raises DataError for any other label.
     """
@@ -140,18 +140,17 @@ def label_row(label: object, completion: str, where: str) -> JsonRow:
 
 
 def after_prompt(query: str, prompt: str, where: str) -> str:
-    """The response in a `query` that begins with its `prompt`; raises DataError where it does not."""
+    """The response in a `query` that starts with its `prompt`; raises DataError if it does not."""
     if not query.startswith(prompt):
-        raise DataError(f"{where}: `query` does not begin with its `prompts`, so the response cannot be told apart")
+        raise DataError(f"{where}: `query` does not start with its `prompts`, so the response cannot be found")
     return query[len(prompt) :]
 
 
-def policy_tokens(output: Sequence[JsonMap], where: str) -> JsonRow:
-    """`token_ids` and `logprobs` of a NeMo Gym response whose `output` carries them; empty where it does not."""
-    carrying = [item for item in output if item.get("generation_token_ids") is not None]
-    if not carrying:
+def policy_tokens(output: Sequence[JsonMap]) -> JsonRow:
+    """`token_ids` and `logprobs` of a NeMo Gym response, if its `output` has them; otherwise empty."""
+    turns = [item for item in output if item.get("generation_token_ids") is not None]
+    if len(turns) > 1:
+        raise DataError(f"row 0: {len(turns)} turns of the policy; the reward is for one explanation")
+    if not turns:
         return {}
-    if len(carrying) > 1:
-        raise DataError(f"{where}: {len(carrying)} turns of the policy; the reward is of one explanation")
-    item = carrying[0]
-    return {"token_ids": item["generation_token_ids"], "logprobs": item.get("generation_log_probs")}
+    return {"token_ids": turns[0]["generation_token_ids"], "logprobs": turns[0].get("generation_log_probs")}

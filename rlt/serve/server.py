@@ -1,4 +1,4 @@
-"""Running the service: models loaded, a port bound, one process per replica."""
+"""Running the service: loading models, binding a port, one process per replica."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
     from rlt.serve.application import Metrics, Service
 
 VERSIONED = ("torch", "transformers")
-# Values of each weight that go into a student's hash: training changes nearly all of them.
+# Values per weight in a student's hash: training changes nearly all of them.
 SAMPLED_VALUES = 4096
-START_LIMIT = 3  # consecutive exits after which a replica is given up
+RESTARTS = 3  # of each replica, before the service stops
 
 
 def serve(config: ServeConfig) -> int:
-    """Serve until SIGTERM or SIGINT, which let requests under way finish. The exit status.
+    """The exit status, after serving until SIGTERM or SIGINT, which let requests in flight finish.
 
-    Raises DependencyError without the extra `serve`, ConfigError for a port that is taken or a token that is not set, and
-    what loading the tokenizers raises: all before any weights are read.
+    Before any weights are read, raises DependencyError without the extra `serve`, ConfigError for a port in use or a token
+    that is not set, and errors of loading the tokenizers.
     """
     try:
         import fastapi  # noqa: F401
@@ -52,7 +52,7 @@ def serve(config: ServeConfig) -> int:
     host, port = listener.getsockname()[:2]
     replicas = f", {config.replicas} replicas" if config.replicas > 1 else ""
     print(
-        f"serve: http://{host}:{port} loads {', '.join(config.student)}{replicas}; `/health` says when ready",
+        f"serve: http://{host}:{port} is loading {', '.join(config.student)}{replicas}; `/health` says when it is ready",
         flush=True,
     )
     if config.replicas == 1:
@@ -62,21 +62,21 @@ def serve(config: ServeConfig) -> int:
 
 
 def token(config: ServeConfig) -> str | None:
-    """The bearer token that clients must send, or None; raises ConfigError where its variable is not set."""
+    """The bearer token that clients must send, or None; raises ConfigError if its variable is not set."""
     if config.token_env is None:
         return None
     value = os.environ.get(config.token_env)
     if not value:
         raise ConfigError(
-            "serve: `token_env` names an environment variable that is not set. Set it, or leave the key out."
+            "serve: the environment variable named by `token_env` is not set. Set it, or omit `token_env`."
         )
     return value
 
 
 def dated(config: ServeConfig) -> ServeConfig:
-    """The configuration with the date that chat templates print, which is pinned for this process and those it starts.
+    """The configuration with the date that chat templates print, which is pinned for this process and its children.
 
-    It is `date`, else that of the environment, else that of the first model here that a stage made, else today's.
+    The first of: `date`, the environment's, that of the first model made by a stage, today's.
     """
     models = [config.policy, config.teacher, *config.student]
     paths = [Path(model.rpartition("#")[2]) for model in models if model is not None]
@@ -84,12 +84,12 @@ def dated(config: ServeConfig) -> ServeConfig:
     try:
         pin_date(day)
     except ValueError as error:
-        raise ConfigError(f"serve: `date` is {day!r}; write it as 2026-01-31.") from error
+        raise ConfigError(f"serve: `date` is {day!r}; it must be written as 2026-01-31.") from error
     return config.model_copy(update={"date": day})
 
 
 def check_models(config: ServeConfig) -> None:
-    """Raise what can be known of students, teacher and format before weights are read."""
+    """Check students, teacher and format, as far as possible before weights are read."""
     from rlt.reward.students import checked_tokenizer, close_students, open_students
 
     fmt = load_format(format_for("serve", config))
@@ -98,32 +98,30 @@ def check_models(config: ServeConfig) -> None:
 
 
 def listen(config: ServeConfig) -> socket.socket:
-    """The bound socket; raises ConfigError where the address cannot be had."""
+    """The bound socket; raises ConfigError if the address is not available."""
     try:
         return socket.create_server((config.host, config.port), backlog=2048)
     except OSError as error:
         raise ConfigError(
-            f"serve: {config.host}:{config.port} cannot be listened on ({error.strerror}). Choose another `--port` or `--host`."
+            f"serve: cannot listen on {config.host}:{config.port} ({error.strerror}). Choose another `--port` or `--host`."
         ) from error
 
 
 def run_replica(config: ServeConfig, listener: socket.socket, number: int) -> None:
-    """Answer on `listener` from this process's models until a signal."""
+    """Load the models in this process and answer on `listener` until a signal."""
     import uvicorn
 
     from rlt.serve.application import build_app
 
     os.environ.setdefault("LOCAL_RANK", str(number))  # its GPU
-    for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(
-            name, lambda signum, frame: None
-        )  # uvicorn raises it again when all is done: then it ends quietly
+    for name in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises it again once it is done; ignoring it ends quietly
+        signal.signal(name, lambda signum, frame: None)
     app = build_app(config, lambda metrics: load_service(config, metrics), token(config))
     uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listener])
 
 
 def load_service(config: ServeConfig, metrics: Metrics) -> Service:
-    """Every model loaded, behind a queue."""
+    """The service with all models loaded, behind a queue."""
     from rlt.models.loading import default_device, load_tokenizer
     from rlt.models.logprobs import DEFAULT_BATCH_TOKENS
     from rlt.reward.scoring import RewardEngine
@@ -177,7 +175,7 @@ def _about(scorer: object) -> JsonRow:
 
 
 def weights_hash(model: nn.Module | None) -> str | None:
-    """A hash of a model's weights, as loaded: of names, shapes and up to SAMPLED_VALUES values of each."""
+    """A hash of a model's loaded weights: names, shapes and about SAMPLED_VALUES values of each."""
     if model is None:
         return None
     digest = hashlib.sha256()
@@ -189,7 +187,7 @@ def weights_hash(model: nn.Module | None) -> str | None:
 
 
 def _watch(config: ServeConfig, listener: socket.socket) -> int:
-    """Replicas that share the socket; one that dies is started again, and a signal ends all of them."""
+    """Run replicas that share the socket; restart those that die; a signal stops all of them. The exit status."""
     context = multiprocessing.get_context("spawn")
 
     def start(number: int) -> BaseProcess:
@@ -215,10 +213,10 @@ def _watch(config: ServeConfig, listener: socket.socket) -> int:
             if process.is_alive() or stopping:
                 continue
             deaths[number] += 1
-            if deaths[number] > START_LIMIT:
+            if deaths[number] > RESTARTS:
                 stop(signal.SIGTERM, None)
-                print(f"serve: replica {number} ended {deaths[number]} times; stopping", flush=True)
+                print(f"serve: replica {number} exited {deaths[number]} times; stopping", flush=True)
                 return 1
-            print(f"serve: replica {number} ended with status {process.exitcode}; starting it again", flush=True)
+            print(f"serve: replica {number} exited with status {process.exitcode}; restarting it", flush=True)
             replicas[number] = start(number)
     return 0

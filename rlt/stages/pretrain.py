@@ -13,14 +13,14 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from rlt.config import Config, PretrainConfig, validate
 from rlt.data.rows import read_rows
 from rlt.models.loading import load_tokenizer
-from rlt.models.tiny import tiny_llama, word_tokenizer
+from rlt.models.tiny import TOKENIZERS, tiny_llama
 from rlt.outputs import Result, begin, writing
 from rlt.tasks import GeneratedTask, load_generated_task
 from rlt.text.formats import load_format, render_student, render_teacher
 from rlt.training.arguments import trainer_arguments
 from rlt.training.cards import finish_model
 from rlt.training.examples import Example, examples_of, taught_to_student, taught_to_teacher, turn_end
-from rlt.training.loop import MetricsFile
+from rlt.training.loop import MetricsFile, show_progress
 from rlt.types import JsonRow
 
 
@@ -62,7 +62,7 @@ def run(config: PretrainConfig) -> Result:
     if folder.result:
         return folder.result
     excluded = [str(row["question"]) for path in config.exclude for _, row in read_rows(path)]
-    tokenizer = word_tokenizer(_words(task, tasks), fmt)
+    tokenizer = TOKENIZERS[config.tokenizer](_words(task, tasks), fmt)
     model = tiny_llama(tokenizer, config.seed, config.model)
     numbers: JsonRow = {"parameters": sum(p.numel() for p in model.parameters())}
     for number, phase in enumerate(phases, 1):
@@ -101,7 +101,6 @@ def _learn(
 ) -> None:
     """One phase with transformers' plain Trainer: for a tiny vocabulary, TRL's chunked loss costs a third more."""
     from transformers import Trainer, TrainingArguments
-    from transformers.trainer_callback import PrinterCallback
 
     defaults = {
         "per_device_train_batch_size": phase.batch_size, "learning_rate": phase.learning_rate,
@@ -114,7 +113,7 @@ def _learn(
     trainer = Trainer(
         model, arguments, train_dataset=rows, data_collator=_collate, callbacks=[MetricsFile(folder), stop]
     )
-    trainer.remove_callback(PrinterCallback)
+    show_progress(trainer)
     trainer.train()
 
 

@@ -35,6 +35,8 @@ def run(config: ReportConfig) -> Result:
     print(f"\nPage: {page}\nNumbers: {numbers}", flush=True)
     if results.rounds:
         print(f"Figure: {write_figure(folder / f'rounds{config.suffix}.svg', results.rounds)}", flush=True)
+    if results.sweep:
+        print(f"Figure: {results.sweep.write_figure(folder / f'sweep{config.suffix}.svg')}", flush=True)
     return Result(folder, {"report": str(page), "seconds": time.monotonic() - started})
 
 

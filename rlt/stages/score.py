@@ -328,7 +328,7 @@ def _output_row(row: InputRow, scored: ScoredRow | None, config: ScoreConfig) ->
     if len(config.student) > 1:
         columns["students"] = None
     elif config.tokens:
-        columns["tokens"] = None
+        columns |= {"explanation_log_prob": None, "rank_surprisal": None, "tokens": None}
     return columns if scored is None else columns | scored.to_row()
 
 
@@ -407,7 +407,8 @@ def _schema(config: ScoreConfig) -> pyarrow.Schema:
     words, numbers = pa.list_(pa.string()), pa.list_(pa.float16())
     columns = [("solution", words), ("explanation", words), *((name, numbers) for name in NUMBERS)]
     columns += [(name, pa.list_(pa.int32())) for name in RANKS]
-    tokens = [("tokens", pa.struct(columns))] if config.tokens else []
+    of_text = [("explanation_log_prob", pa.float64()), ("rank_surprisal", pa.float64())]
+    tokens = [*of_text, ("tokens", pa.struct(columns))] if config.tokens else []
     if len(config.student) > 1:
         each = pa.struct([*parts, *accuracy, *tokens])
         tokens = [("students", pa.struct([(name, each) for name in config.student]))]

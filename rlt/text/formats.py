@@ -1,7 +1,7 @@
 """Formats: the prompts, tags and paddings that turn problems and explanations into text. Data, not code.
 
-Text is rendered through a tokenizer's own chat template, and the character spans of explanation and solution are known
-by construction: the assistant's message is found whole in the rendered text, and the spans are offsets inside it.
+Text is rendered through a tokenizer's own chat template. The character spans of explanation and solution are known by
+construction: the assistant's message is found whole in the rendered text, and the spans are offsets inside it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
@@ -49,9 +49,9 @@ class Tags(BaseModel):
 class Format(BaseModel):
     """How questions, solutions and explanations become a teacher's and a student's text.
 
-    `student_system_prompt` null means: the problem's own `system` column, or no system message where it has none.
-    `solution_turn` is where the teacher sees the solution: in the `assistant`'s turn, which it then continues, or behind
-    the question in the `user`'s, for engines that only take messages; the assistant's turn is then the explanation alone.
+    `student_system_prompt` null: use the problem's own `system` column, or no system message if there is none.
+    `solution_turn` says where the teacher sees the solution. `assistant`: in its own turn, which it then continues.
+    `user`: after the question, for engines that only take messages; the assistant's turn is then just the explanation.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -67,19 +67,19 @@ class Format(BaseModel):
     @classmethod
     def _tags_not_empty(cls, tags: Tags) -> Tags:
         if any(not tag.strip() for tag in tags.all()):
-            raise ValueError("a tag is empty; spans could not be told apart")
+            raise ValueError("tags must not be empty: the parts of a text are told apart by them")
         return tags
 
     # -- the teacher's side ------------------------------------------------------------------------------------------
 
     def teacher_question(self, problem: Problem) -> str:
-        """The user's text: the question, and behind it the solution where that stands in the user's turn."""
+        """The user's text: the question, followed by the solution if `solution_turn` is `user`."""
         return problem.question + (self.delimiter + self._shown(problem) if self.solution_turn == "user" else "")
 
     def teacher_prefix(self, problem: Problem) -> str:
-        """The assistant's text that the teacher continues: solution in tags, then the opened explanation, padding in.
+        """The assistant's text that the teacher continues: the tagged solution, the opening explanation tag, padding.
 
-        Empty where the solution stands in the user's turn.
+        Empty if `solution_turn` is `user`.
         """
         if self.solution_turn == "user":
             return ""
@@ -88,13 +88,13 @@ class Format(BaseModel):
     def teacher_messages(self, problem: Problem, assistant: str | None = None) -> list[dict[str, str]]:
         """Chat messages of the teacher: its system prompt, the question, and `assistant` if it is not None.
 
-        Without `assistant` they ask for an explanation, as engines take them; raises ConfigError for a format whose
-        solution would be missing from them.
+        Without `assistant`, the messages ask an engine for an explanation. Raises ConfigError if they would then lack
+        the solution.
         """
         if assistant is None and self.solution_turn == "assistant":
             raise ConfigError(
-                "the format has the solution in the assistant's turn, so messages alone cannot ask for an explanation. Use a "
-                "format with `solution_turn: user`, such as stratos-user."
+                "this format puts the solution into the assistant's turn, so messages alone cannot ask for an explanation. "
+                "Use a format with `solution_turn: user`, such as stratos-user."
             )
         return _messages(self.teacher_system_prompt, self.teacher_question(problem), assistant)
 
@@ -102,7 +102,7 @@ class Format(BaseModel):
         return self.tags.solution.open + problem.solution + self.tags.solution.close
 
     def parse_completion(self, completion: str) -> tuple[str, bool]:
-        """The explanation exactly as the teacher wrote it up to its closing tag, and whether that tag was there."""
+        """`(explanation, closed)`: the text up to the closing tag, exactly as written, and whether the tag was found."""
         text, tag, _ = completion.partition(self.tags.explanation.close)
         return text, bool(tag)
 
@@ -111,13 +111,13 @@ class Format(BaseModel):
         return Explanation(problem, *self.parse_completion(completion))
 
     def finished(self, problem: Problem, explanation: str) -> Explanation:
-        """A finished explanation, as a teacher writes it: with the padding that comes before its closing tag."""
+        """An Explanation from finished text, written as a teacher would: with the padding before its closing tag."""
         return Explanation(problem, self.as_written(explanation))
 
     # -- the student's side ------------------------------------------------------------------------------------------
 
     def for_students(self) -> tuple[object, ...]:
-        """What a student's text depends on: two formats that agree in it are one to students."""
+        """What a student's text depends on: students cannot tell apart two formats that agree in it."""
         return self.student_system_prompt, self.tags.thought, self.tags.solution, self.padding, self.delimiter
 
     def student_system(self, problem: Problem) -> str | None:
@@ -129,7 +129,7 @@ class Format(BaseModel):
         return _messages(self.student_system(problem), problem.question, assistant)
 
     def as_written(self, explanation: str) -> str:
-        """A finished `explanation` as a teacher writes it: with the padding that comes before its closing tag."""
+        """A finished `explanation` as a teacher writes it: with the padding before its closing tag."""
         return explanation + self.padding
 
     def student_response(self, written: str, solution: str) -> str:
@@ -139,16 +139,16 @@ class Format(BaseModel):
         return thought + self.delimiter + tags.solution.open + solution + tags.solution.close
 
     def parse_response(self, response: str) -> tuple[str | None, str | None]:
-        """`(thought, solution)` of a student's response; None for a part that never opens or never closes.
+        """`(thought, solution)` of a student's response; None for a part whose tag is never opened or never closed.
 
-        The solution of a response that opens the tag and stops (length limit) is None: a grader's fallbacks decide.
+        A response cut off inside its solution has None there; the grader's fallbacks then decide.
         """
         return _between(response, self.tags.thought), _between(response, self.tags.solution, last=True)
 
     # -- validation --------------------------------------------------------------------------------------------------
 
     def tag_inside(self, text: str) -> str | None:
-        """The first of this format's tags that occurs in `text`, or None."""
+        """The first of this format's tags found in `text`, or None."""
         return next((tag for tag in self.tags.all() if tag in text), None)
 
 
@@ -175,7 +175,7 @@ def shipped_formats() -> list[str]:
 
 @lru_cache
 def load_format(name_or_path: str | None) -> Format:
-    """The format of that name (`stratos`, `r1`) or in that YAML file; None: DEFAULT_FORMAT.
+    """The shipped format of that name (`stratos`, `r1`), or the one in that YAML file; None: DEFAULT_FORMAT.
 
     Raises ConfigError, naming file and key, if the format is missing or invalid.
     """
@@ -205,7 +205,7 @@ def load_format(name_or_path: str | None) -> Format:
 class Rendered:
     """Text of one chat with the character spans `[start, end)` of its parts: `explanation` and/or `solution`.
 
-    `prompt`: where the text ends that a model is given, and its own tokens begin; None: the text is tokenized whole.
+    `prompt`: where the model's prompt ends, in characters; None: tokenize the text as a whole.
     """
 
     text: str
@@ -213,15 +213,15 @@ class Rendered:
     prompt: int | None = None
 
 
-# Placeholders for explanation and solution while a template is rendered. Templates that look into an assistant's message
-# (Qwen3's takes thoughts apart, others strip blanks) see this well-formed one; the real text then takes its place.
+# Placeholders for explanation and solution during rendering. Templates that look into an assistant's message (Qwen3's
+# splits off thoughts, others strip blanks) see this well-formed one, which is then replaced by the real text.
 _PROBE = "rlt-explanation", "rlt-solution"
 
 
 def render_student(fmt: Format, tokenizer: PreTrainedTokenizerBase, problem: Problem, written: str) -> Rendered:
-    """The student's text for an explanation as `written`, up to its closing tag, with spans `explanation` and `solution`.
+    """The student's text with spans `explanation` and `solution`; `written`: the explanation up to its closing tag.
 
-    The explanation's span begins behind the padding that the format puts before it.
+    The explanation's span starts after the format's padding.
     """
     probe = fmt.student_response(fmt.as_written(_PROBE[0]), _PROBE[1])
     response = fmt.student_response(written, problem.solution)
@@ -240,7 +240,7 @@ def render_teacher(
 ) -> Rendered:
     """The teacher's text: its prompt, then an explanation as `written`, with the span `explanation`.
 
-    `closed`: whether the closing tag follows. The span begins where the prompt ends.
+    `closed`: whether the closing tag follows. The span starts where the prompt ends.
     """
     prefix, close = fmt.teacher_prefix(problem), fmt.tags.explanation.close
     probe = fmt.teacher_prefix(replace(problem, solution=_PROBE[1])) + fmt.as_written(_PROBE[0]) + close
@@ -250,37 +250,37 @@ def render_teacher(
         text, start = asked + text[start:], len(asked)
     prompt = start + len(prefix)
     end = prompt + len(written)
-    # Behind an explanation that was cut off comes nothing: its last token must not merge with what a template would add.
+    # Nothing follows a cut-off explanation: its last token must not merge with what the template would add.
     return Rendered(text if closed else text[:end], {"explanation": (prompt, end)}, prompt)
 
 
 def teacher_prompt(fmt: Format, tokenizer: PreTrainedTokenizerBase, problem: Problem) -> str:
-    """The text that the teacher continues, up to where the explanation begins."""
+    """The text that the teacher continues, up to where the explanation starts."""
     rendered = render_teacher(fmt, tokenizer, problem, "")
     return rendered.text[: rendered.prompt]
 
 
 def student_prompt(fmt: Format, tokenizer: PreTrainedTokenizerBase, problem: Problem) -> str:
-    """The text that a student answers, up to where its response begins. The solution is not in it."""
+    """The text that a student answers, up to where its response starts; without the solution."""
     probe = fmt.student_response(fmt.as_written(_PROBE[0]), _PROBE[1])
     text, start = _render(tokenizer, fmt.student_messages(problem, probe), probe)
     return text[:start]
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], response: str) -> tuple[str, int]:
-    """The chat with `response` in place of the last message's text, to the letter, and where it starts."""
+    """The chat with `response` as the last message's exact text, and the position where it starts."""
     *asked, probe = messages
     text = _applied(tokenizer, messages)
     if probe["content"] not in text:
-        # A template that takes thoughts out of an assistant's turn (DeepSeek-R1's) keeps a plain one.
+        # A template that drops thoughts from an assistant's turn (DeepSeek-R1's) keeps a plain one.
         plain = {**probe, "content": "rlt-response"}
         text, probe = _applied(tokenizer, [*asked, plain]), plain
-    # What else a message holds may lose the blanks around it, as in many templates.
+    # The other messages may lose surrounding blanks, as in many templates.
     lost = next((m for m in (*asked, probe) if m["content"].strip() not in text), None)
     if lost is not None:
         raise ModelError(
-            f"the chat template of {_name(tokenizer)} drops or rewrites the {lost['role']}'s message, so the model would not "
-            "read what the format says. Use another template (a `chat_template.jinja` in the model's folder) or another "
+            f"the chat template of {_name(tokenizer)} drops or rewrites the {lost['role']} message, so the model would not "
+            "read what the format says. Use another template (`chat_template.jinja` in the model's folder) or another "
             "format.\n" + _difference(lost["content"], text)
         )
     start = text.rfind(probe["content"])
@@ -288,19 +288,19 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], 
 
 
 def prints_date(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokenizer's chat template asks for the date."""
+    """Whether the tokenizer's chat template prints the date."""
     return "strftime_now" in str(tokenizer.chat_template)
 
 
 def _generation_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], before: str) -> str:
-    """The text with which an engine asks for an answer to `messages`; `before` is what a finished answer stands behind.
+    """The prompt with which an engine asks for an answer to `messages`; `before`: the text before a finished answer.
 
-    They may differ: a template may open a thought, or put an empty one before a finished answer (Qwen3's).
+    The two may differ: a template may open a thought, or put an empty one before a finished answer (Qwen3's).
     """
     asked = _applied(tokenizer, messages, add_generation_prompt=True)
     if asked == _applied(tokenizer, messages) != before:
         raise ModelError(
-            f"the chat template of {_name(tokenizer)} ignores `add_generation_prompt`, so engines could not ask for an "
+            f"the chat template of {_name(tokenizer)} ignores `add_generation_prompt`, so an engine cannot ask for an "
             "answer. Use another template, or a format with `solution_turn: assistant`."
         )
     return asked
@@ -311,14 +311,16 @@ def _applied(
 ) -> str:
     from jinja2 import TemplateError
 
-    more: dict[str, Any] = {"add_generation_prompt": add_generation_prompt, "strftime_now": strftime_now}
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, **more))
+        text = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=add_generation_prompt, strftime_now=strftime_now
+        )
     except TemplateError as error:
         raise ModelError(
-            f"the chat template of {_name(tokenizer)} refuses these messages ({error}). Where it knows no system role, use a "
+            f"the chat template of {_name(tokenizer)} rejects these messages ({error}). If it has no system role, use a "
             "format with `teacher_system_prompt` and `student_system_prompt` null, or another template."
         ) from error
+    return str(text)
 
 
 def _name(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -326,22 +328,19 @@ def _name(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _difference(written: str, rendered: str) -> str:
-    lines = difflib.unified_diff(
-        written.splitlines(), rendered.splitlines(), "what was written", "what the template made of it", lineterm=""
-    )
-    return "\n".join(lines)
+    sides = written.splitlines(), rendered.splitlines()
+    return "\n".join(difflib.unified_diff(*sides, "message", "rendered by the template", lineterm=""))
 
 
 def check_template(fmt: Format, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Render a probe once for teacher and student; raise ModelError where the template loses any message of it.
+    """Render a probe for teacher and student; raise ModelError with a diff if the template loses any of its messages.
 
-    Done before a model's weights are loaded. The error shows the difference between what was written and rendered.
-    Where the student's system prompt is the rows' own, it is checked as each row is rendered.
+    Runs before a model's weights are loaded. System prompts from the rows are checked as each row is rendered.
     """
     if tokenizer.chat_template is None:
         raise ModelError(
-            f"{tokenizer.name_or_path or 'the tokenizer'} has no chat template. Put a `chat_template.jinja` into its "
-            "folder, or use an instruction-tuned model."
+            f"{_name(tokenizer)} has no chat template. Put a `chat_template.jinja` into its folder, or use an "
+            "instruction-tuned model."
         )
     probe = Problem(id="probe", question="What is 2 + 3?", solution="It is 5.")
     render_student(fmt, tokenizer, probe, "")
@@ -349,11 +348,11 @@ def check_template(fmt: Format, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def check_problem(fmt: Format, problem: Problem, where: str) -> None:
-    """Raise DataError, naming `where` and the column, if a tag of the format stands inside a question or solution."""
+    """Raise DataError, naming `where` and the column, if a question or solution contains a tag of the format."""
     for column in ("question", "solution"):
         tag = fmt.tag_inside(getattr(problem, column))
         if tag is not None:
             raise DataError(
-                f"{where}: column `{column}` contains the format's tag {tag}, so its parts could not be told apart. "
+                f"{where}: column `{column}` contains the format's tag {tag}, so its parts cannot be told apart. "
                 "Drop the row, or remove the tag."
             )

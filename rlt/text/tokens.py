@@ -1,7 +1,7 @@
 """From rendered text to token ids, with the token spans of its parts known by construction.
 
-Text is tokenized once, with character offsets; a span holds the tokens whose characters lie wholly inside it. A first
-or last token that merges with a tag is therefore outside. Nothing searches for a list of tokens in another.
+Text is tokenized once, with character offsets. A span holds the tokens whose characters all lie inside it, so a first or
+last token that merges with a tag is excluded. Nothing searches for one list of tokens in another.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Tokenized:
-    """Token ids `(T,)` of one text, the characters `[start, end)` of each, and for each part where its text starts and
-    its range of tokens.
+    """Token ids `(T,)` of one text, the characters `[start, end)` of each, and each part's first character and tokens.
 
     Example: text "ab|cd", part "x" = characters 3..5, ids [7, 8, 9] with offsets [(0, 2), (2, 3), (3, 5)] has starts
     {"x": 3} and spans {"x": range(2, 3)}.
@@ -34,9 +33,9 @@ class Tokenized:
     spans: dict[str, range]
 
     def boundaries(self, part: str) -> list[int]:
-        """`(n + 1,)` character positions, counted from the part's start, before and after each of its tokens.
+        """`(n + 1,)` character positions around the part's tokens, counted from the part's start.
 
-        Characters that no token covers (spaces that a tokenizer drops) belong to the token after them.
+        Characters that no token covers (spaces that a tokenizer drops) belong to the next token.
         """
         span, origin = self.spans[part], self.starts[part]
         if len(span) == 0:
@@ -46,10 +45,10 @@ class Tokenized:
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, rendered: Sequence[Rendered]) -> list[Tokenized]:
-    """Each text as token ids and spans. The chat template already wrote every special token, so none is added.
+    """Each text as token ids and spans. No special tokens are added: the chat template already wrote them.
 
-    A text with a `prompt` has the prompt's own tokens first, as an engine is given them, then those of what follows: the
-    tokens of both together where the prompt's are among them, else those of what follows alone.
+    A text with a `prompt` starts with the prompt's own tokens, as an engine receives them. If they are the first tokens of
+    the whole text, the rest follows from there; otherwise what follows the prompt is tokenized separately.
     Raises ModelError for a tokenizer without character offsets (a "slow" one).
     """
     whole = _encode(tokenizer, [item.text for item in rendered])
@@ -78,7 +77,7 @@ Encoded = tuple[list[int], list[tuple[int, int]]]
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Encoded]:
     if not texts:
         return []
-    # verbose: a tokenizer's own warning about long texts is about inputs of a model; who scores checks the context.
+    # verbose=False: no warning about texts longer than the model's context, which the caller checks.
     encoded = with_whole_offsets(tokenizer)(
         list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False,
         return_attention_mask=False, return_token_type_ids=False,
@@ -87,7 +86,7 @@ def _encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[En
 
 
 def _encode_continuations(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Encoded]:
-    """Ids and offsets of texts that continue another: without the space that some tokenizers put before any text."""
+    """Ids and offsets of texts that continue another one: without the space that some tokenizers put before any text."""
     if not _pads_with_space(tokenizer):
         return _encode(tokenizer, texts)
     results = []
@@ -98,7 +97,7 @@ def _encode_continuations(tokenizer: PreTrainedTokenizerBase, texts: Sequence[st
 
 
 def _pads_with_space(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether it puts a space before a text, as SentencePiece does, and takes one away again when it decodes."""
+    """Whether the tokenizer puts a space before a text, as SentencePiece does, and strips one when it decodes."""
     if not tokenizer.is_fast:
         return False
     decoder = tokenizer.backend_tokenizer.decoder
@@ -110,29 +109,29 @@ _WHOLE: WeakKeyDictionary[PreTrainedTokenizerBase, PreTrainedTokenizerBase] = We
 
 
 def with_whole_offsets(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """`tokenizer`, or a copy of it where it would report " word" without its space (`trim_offsets` of byte-level BPE).
+    """`tokenizer`, or a copy with untrimmed offsets if it leaves out the space of " word" (byte-level `trim_offsets`).
 
     Raises ModelError for a tokenizer without character offsets (a "slow" one).
     """
     if not tokenizer.is_fast:
-        raise ModelError(f"{tokenizer.name_or_path}: a fast tokenizer is needed; this one gives no character offsets.")
+        raise ModelError(f"{tokenizer.name_or_path}: needs a fast tokenizer; a slow one has no character offsets.")
     if tokenizer not in _WHOLE:
         whole = tokenizer
         post = tokenizer.backend_tokenizer.post_processor
         if post is not None and b'"trim_offsets":true' in post.__getstate__():
             whole = copy.deepcopy(tokenizer)
-            # Only adds special tokens and trims offsets; scoring needs neither.
+            # It only adds special tokens and trims offsets; scoring needs neither.
             whole.backend_tokenizer.post_processor = None
         else:
-            return tokenizer  # not kept: a value that is its own key would never be freed
+            return tokenizer  # not cached: a value that is its own key would never be freed
         _WHOLE[tokenizer] = whole
     return _WHOLE[tokenizer]
 
 
 def token_span(offsets: Sequence[tuple[int, int]], start: int, end: int) -> range:
-    """The tokens whose characters lie wholly in `[start, end)`; may be empty.
+    """The tokens whose characters all lie in `[start, end)`; may be empty.
 
-    Several tokens that are bytes of one character all have that character's offsets, and count.
+    Tokens that are bytes of one character all have that character's offsets, so all of them count.
     """
     inside = [i for i, (a, b) in enumerate(offsets) if start <= a < b <= end]
     return range(inside[0], inside[-1] + 1) if inside else range(0)
@@ -141,11 +140,11 @@ def token_span(offsets: Sequence[tuple[int, int]], start: int, end: int) -> rang
 def sampled_texts(
     tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]]
 ) -> list[tuple[str, list[int]] | ScoringError]:
-    """For each row of sampled token ids `(n,)` its text and the `(n + 1,)` positions around each token in it.
+    """For each row of sampled token ids `(n,)`, its text and the `(n + 1,)` character positions around its tokens.
 
-    The ids stay as they are: where encoding the text again gives the same ids, its offsets are used; else the ids are
-    decoded one after another. Tokens that end inside a character all have that character's end, as in `Tokenized`.
-    A row whose text does not equal its tokens' texts gets a ScoringError instead.
+    The ids never change. If encoding the text gives the same ids, its offsets are used; otherwise the ids are decoded one
+    by one. Tokens that end inside a character get that character's end, as in `Tokenized`. A row whose text differs from
+    its tokens' texts gets a ScoringError instead.
     """
     texts = [decode(tokenizer, ids) for ids in rows]
     results: list[tuple[str, list[int]] | ScoringError] = []
@@ -166,26 +165,25 @@ def _ends_one_by_one(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], tex
     for count, token in enumerate(ids, 1):
         piece = stream.step(tokenizer.backend_tokenizer, token)
         if piece is not None or count == len(ids):
-            # Tokens that gave no text alone are bytes of this piece's first character; cut-off bytes, U+FFFD.
+            # Tokens without text of their own are bytes of this piece's first character; cut-off bytes are U+FFFD.
             written = text if count == len(ids) else written + (piece or "")
             ends += [len(written)] * (count - len(ends))
             if not text.startswith(written):
                 raise ScoringError(
-                    f"the sampled tokens decode to other text together than one by one, at {written[-20:]!r}"
+                    f"the sampled tokens decode to different text together and one by one, at {written[-20:]!r}"
                 )
     return ends
 
 
 def common_stretches(ours: Sequence[int], theirs: Sequence[int]) -> list[tuple[range, range]]:
-    """Shortest stretches of text on whose boundaries two tokenizations agree: pairs of token ranges, in order.
+    """The shortest stretches of text whose boundaries two tokenizations share: pairs of token ranges, in order.
 
-    `ours` and `theirs` are the `(n + 1,)` boundary positions of each tokenization over the same text (see
-    `Tokenized.boundaries`). A token of either side that lies outside what both cover (a first or last one that merged
-    with a tag on one side only) is in no stretch.
+    `ours` and `theirs`: the `(n + 1,)` boundaries of each tokenization of the same text (see `Tokenized.boundaries`).
+    Tokens outside the text that both cover (a first or last one that merged with a tag on one side only) are left out.
 
     Example: boundaries [0, 2, 5, 6] and [0, 5, 6] give [(0..2, 0..1), (2..3, 1..2)].
     """
-    # Of several tokens that end at one character (bytes of it), the last one counts: a dict keeps that.
+    # Of several tokens that end at one character (its bytes), the last one counts: a dict keeps that one.
     ends = {position: index for index, position in enumerate(theirs)}
     stretches: list[tuple[range, range]] = []
     begin: tuple[int, int] | None = None
@@ -202,10 +200,10 @@ def common_stretches(ours: Sequence[int], theirs: Sequence[int]) -> list[tuple[r
 def aligned(
     our_ids: Sequence[int], ours: Sequence[int], their_ids: Sequence[int], theirs: Sequence[int], same_tokens: bool
 ) -> list[tuple[range, range]]:
-    """Pairs of token ranges over the same text: `common_stretches`, token by token where both sides have the same ids.
+    """Pairs of token ranges over the same text: `common_stretches`, split token by token where the ids are equal.
 
-    `same_tokens`: the two vocabularies are one, so that an id means the same token on both sides. Then tokenizations
-    that are equal give one pair a token, also where several tokens are bytes of one character.
+    `same_tokens`: both sides share one vocabulary, so an id means the same token. Equal tokenizations then give one pair
+    per token, even where several tokens are bytes of one character.
     """
     pairs: list[tuple[range, range]] = []
     for our, their in common_stretches(ours, theirs):
@@ -218,10 +216,9 @@ def aligned(
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The ids of a text that has all its special tokens already; never truncated, whatever its tokenizer.json says.
+    """The ids of a text that already has its special tokens; never truncated, whatever tokenizer.json says.
 
-    Straight from the tokenizers library where that is inside: for one text the way around costs ten times as much, and
-    on a machine that also runs the server, that time is the server's.
+    Calls the tokenizers library directly where possible: for a single text, transformers takes ten times as long.
     """
     if not tokenizer.is_fast:
         return list(tokenizer.encode(text, add_special_tokens=False, verbose=False))
@@ -234,9 +231,9 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """The text of ids sampled behind a prompt, special tokens included: a format's tags may be special tokens.
+    """The text of ids sampled after a prompt, with special tokens: a format's tags may be special tokens.
 
-    A leading space stays, also where the tokenizer would take it for the one that it puts before every text.
+    Keeps a leading space, even if the tokenizer would strip it as the one it puts before every text.
     """
     if not tokenizer.is_fast:
         return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
@@ -249,7 +246,7 @@ _ANCHORS: WeakKeyDictionary[PreTrainedTokenizerBase, list[int]] = WeakKeyDiction
 
 
 def _anchor(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The id of a letter to decode others behind, for tokenizers that strip the first space of a text; else none."""
+    """The id of a letter to put before ids to decode, for tokenizers that strip a text's first space; otherwise none."""
     if tokenizer not in _ANCHORS:
         letter = tokenizer.encode("a", add_special_tokens=False)[-1:]
         _ANCHORS[tokenizer] = letter if _pads_with_space(tokenizer) else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -14,7 +15,7 @@ from transformers import TrainerCallback
 from rlt.config import DistillConfig, WarmupConfig
 from rlt.data.mixtures import Mixture
 from rlt.data.rows import JsonlWriter, read_rows, write_rows
-from rlt.errors import RunError
+from rlt.errors import DivergedError
 from rlt.models.loading import check_finite
 from rlt.outputs import StageFolder, writing
 from rlt.training.cards import open_repository
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from trl.trainer.utils import RepeatSampler
 
 METRICS_FILE = "metrics.jsonl"
+LOG_SECONDS = 20.0  # between two states of the bar where it is written to a file
 
 
 def train_supervised(
@@ -82,14 +84,9 @@ def run_trainer(trainer: Trainer, folder: StageFolder, tokenizer: PreTrainedToke
 
     Raises ModelError for NaN or infinite weights before the first step, and RunError for a full disk.
     """
-    from transformers.trainer_callback import PrinterCallback, ProgressCallback
-
     open_repository(folder)  # a model that cannot be uploaded is refused before it is trained
     check_finite(cast("PreTrainedModel", trainer.model), str(getattr(folder.config, "model", folder.path)))
-    trainer.remove_callback(PrinterCallback)
-    if not trainer.args.disable_tqdm:
-        trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(_Progress)
+    show_progress(trainer)
     if trainer.is_world_process_zero():
         for path in discard_incomplete(folder.path):
             print(f"{path}: incomplete (the run was interrupted while writing it); removed.", flush=True)
@@ -101,6 +98,16 @@ def run_trainer(trainer: Trainer, folder: StageFolder, tokenizer: PreTrainedToke
         if trainer.is_world_process_zero():
             tokenizer.save_pretrained(folder.path)
     return {"steps": trainer.state.global_step, "loss": round(float(outcome.training_loss), 6), **saved}
+
+
+def show_progress(trainer: Trainer) -> None:
+    """Show one bar with loss and reward in place of the bars and printed dictionaries of transformers."""
+    from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+    trainer.remove_callback(PrinterCallback)
+    if not trainer.args.disable_tqdm:
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(_Progress)
 
 
 class ResumablePrompts:
@@ -155,7 +162,7 @@ class _MixtureSampler(Sampler[int]):
 
 
 class MetricsFile(TrainerCallback):
-    """Writes the trainer's logs to `metrics.jsonl`, one row per log, with the step; raises RunError for a NaN loss.
+    """Writes the trainer's logs to `metrics.jsonl`, one row per log, with the step; raises DivergedError for a NaN loss.
 
     A run that resumes from a checkpoint first drops the rows of later steps, also from the files in `also`: the files then
     equal those of an uninterrupted run.
@@ -185,7 +192,7 @@ class MetricsFile(TrainerCallback):
         **kwargs: object,
     ) -> None:
         if logs and not math.isfinite(logs.get("loss", 0.0)):
-            raise RunError(
+            raise DivergedError(
                 f"step {state.global_step}: the loss is {logs['loss']}, so the weights are no longer usable. Lower "
                 "`trainer.learning_rate`, or set `dtype: float32`."
             )
@@ -205,8 +212,9 @@ class _Progress(TrainerCallback):
     ) -> None:
         if state.is_world_process_zero:
             self.bar = tqdm(
-                total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True, leave=False
-            )
+                total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True, leave=False,
+                mininterval=0.1 if sys.stderr.isatty() else LOG_SECONDS, miniters=1,
+            )  # fmt: skip
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
@@ -224,7 +232,7 @@ class _Progress(TrainerCallback):
     ) -> None:
         if self.bar is not None and logs:
             shown = {key: f"{logs[key]:.3g}" for key in ("loss", "reward") if key in logs}
-            self.bar.set_postfix(shown)
+            self.bar.set_postfix(shown, refresh=sys.stderr.isatty())
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object

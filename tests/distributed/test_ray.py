@@ -78,7 +78,7 @@ def test_workers_that_only_die_end_the_run():
     def make():
         return lambda job: os.kill(os.getpid(), signal.SIGKILL)
 
-    with pytest.raises(RunError, match="workers died one after another"):
+    with pytest.raises(RunError, match="workers died in a row"):
         list(spread(make, range(4), address="local", workers=1))
 
 

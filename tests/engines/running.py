@@ -51,7 +51,7 @@ class Odd(BaseHTTPRequestHandler):
         if kind == "restarts" and time_asked == 1:
             return self.connection.close()
         if kind == "restarts" and time_asked == 2:
-            return self._answer(503, {"detail": "the students are being loaded"})
+            return self._answer(503, {"detail": "the students are still loading"})
         if kind == "slow" and time_asked == 1:
             time.sleep(1.5)
         if kind == "unscored" and path == "verify":

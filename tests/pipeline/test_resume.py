@@ -1,18 +1,22 @@
 """N steps equal N/2 steps, kill -9, resume: metrics and weights, bit for bit, across epochs and a moving reference."""
 
 import json
-import subprocess
-import sys
+import os
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainerState
 
 from rlt.config import STAGES
 from rlt.data.rows import read_rows
 from rlt.pipeline import run_stage
 from rlt.training.checkpoints import last_checkpoint
+from rlt.training.loop import MetricsFile
+from rlt.training.teacher import TeacherTrainer
+from tests.processes import status_of_fork
 
 STEPS, SAVE = 6, 3
 # Checkpoints lie between two logs: the sums behind the logged means have to resume, too.
@@ -22,26 +26,14 @@ SFT = {"max_steps": STEPS, "save_strategy": "steps", "save_steps": SAVE, "per_de
 GRPO = {"max_steps": STEPS, "save_steps": SAVE, "per_device_train_batch_size": 8, "num_generations": 4,
         "max_completion_length": 8, "learning_rate": 1e-2, "temperature": 1.0, "beta": 0.1, "sync_ref_model": True,
         "ref_model_sync_steps": 2, "ref_model_mixup_alpha": 0.6, "logging_steps": 2}  # fmt: skip
-DRIVER = """
-import os, signal, sys
-from transformers import TrainerCallback, TrainerState
-from rlt.config import STAGES
-from rlt.pipeline import run_stage
-from rlt.training.teacher import TeacherTrainer
-from rlt.training.loop import MetricsFile
-def dies(original, step):
-    def method(self, *args, **kwargs):
-        state = self if isinstance(self, TrainerState) else args[1] if isinstance(self, TrainerCallback) else self.state
-        if state.global_step == step:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return original(self, *args, **kwargs)
-    return method
-for place in sys.argv[3].split():
-    name, step = place.split("@")
-    owner, method = name.split(".")
-    setattr(globals()[owner], method, dies(getattr(globals()[owner], method), int(step)))
-run_stage(sys.argv[1], STAGES[sys.argv[1]].model_validate_json(sys.argv[2]))
-"""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -95,9 +87,7 @@ def config_of(stage, world, output):
 def test_a_killed_run_goes_on_as_if_it_had_never_been_cut(stage, killed, world, uncut, tmp_path):
     cut, whole = config_of(stage, world, tmp_path / "cut"), uncut(stage)
     stage, _, mixed = stage.partition(" ")
-    command = [sys.executable, "-c", DRIVER, name_of(stage), json.dumps(cut), killed]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == -9, done.stderr[-2000:]
+    assert status_of_fork(lambda: run_until_killed(name_of(stage), cut, killed)) == -signal.SIGKILL
     assert last_checkpoint(tmp_path / "cut").name == f"checkpoint-{SAVE}"
     assert not (tmp_path / "cut" / "model.safetensors").exists()
     half_line(tmp_path / "cut" / "metrics.jsonl")
@@ -117,6 +107,23 @@ def test_a_killed_run_goes_on_as_if_it_had_never_been_cut(stage, killed, world, 
         assert samples(tmp_path / "cut") == samples(whole)
         orders = [[row["question"] for row in samples(whole) if row["step"] // 2 == e] for e in range(3)]
         assert len({tuple(order) for order in orders}) > 1  # each epoch has an order of its own
+
+
+def run_until_killed(stage, config, killed):
+    """`killed` is `CLASS.METHOD@STEP`: the process ends where this method is called in that step."""
+    name, step = killed.split("@")
+    name, method = name.split(".")
+    owner = {"MetricsFile": MetricsFile, "TrainerState": TrainerState, "TeacherTrainer": TeacherTrainer}[name]
+    original = getattr(owner, method)
+
+    def dies(self, *args, **kwargs):
+        state = self if owner is TrainerState else args[1] if owner is MetricsFile else self.state
+        if state.global_step == int(step):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, *args, **kwargs)
+
+    setattr(owner, method, dies)
+    run_stage(stage, STAGES[stage].model_validate(config))
 
 
 def half_line(path: Path):

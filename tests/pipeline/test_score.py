@@ -97,7 +97,7 @@ def test_what_is_wrong_with_everything_ends_before_any_weights_are_loaded(place,
     monkeypatch.setattr("rlt.models.loading.load_model", lambda *_, **__: pytest.fail("weights were loaded"))
     assert _score(place, "no_column.jsonl", tmp_path / "out.jsonl") == 2
     assert "no_column.jsonl line 1: column `solution` is missing" in capsys.readouterr().err
-    for student, words in (("drops", "+++ what the template made of it"), ("good.jsonl", "not a model folder")):
+    for student, words in (("drops", "+++ rendered by the template"), ("good.jsonl", "not a model folder")):
         assert _score(place, "good.jsonl", tmp_path / "out.jsonl", "--student", str(place / student)) == 2
         assert words in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

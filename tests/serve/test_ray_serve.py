@@ -88,7 +88,7 @@ def test_a_replica_killed_under_load_loses_no_request(cluster, folder, served):
 
 
 def test_where_it_listens_is_ray_serves_to_decide(folder):
-    with pytest.raises(ConfigError, match="`port` is Ray Serve's to decide"):
+    with pytest.raises(ConfigError, match="`port` belongs to Ray Serve"):
         app(ServeConfig(student=[str(folder / "student")], port=8100))
 
 

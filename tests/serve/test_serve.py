@@ -89,7 +89,7 @@ ROW = ROWS[1]
         ({**ROW, "color": "red"}, "row 0: `color`: extra inputs are not permitted"),
         ({"question": "a"}, "row 0: `solution`: field required"),
         ({**ROW, "completion": None}, "row 0: has neither `explanation` nor `completion`"),
-        ({**ROW, "completion": "a" * 400_001}, "over the limit of 400000"),
+        ({**ROW, "completion": "a" * 400_001}, "the limit is 400000"),
         ({**ROW, "token_ids": [1, 2], "logprobs": [-1.0], "temperature": 0.7}, "1 values for 2 `token_ids`"),
         ({**ROW, "token_ids": [10**6]}, "1000000 is not a token of"),
         ({**ROW, "token_ids": [1], "logprobs": [-1.0]}, "`temperature` is missing"),
@@ -145,7 +145,7 @@ def test_openrlhfs_contract(served):
     assert answer["rewards"] == answer["scores"] == pytest.approx(rewards, rel=1e-5)
     assert answer["extra_logs"]["r_kl"] == pytest.approx([row["r_kl"] for row in expected["rows"]], rel=1e-4, abs=1e-6)
     assert served.ask("/openrlhf", {**body, "labels": ["5"] * 6})[0] == 422
-    assert "does not begin with its `prompts`" in served.ask("/openrlhf", {**body, "prompts": ["Q"] * 6})[1]["detail"]
+    assert "does not start with its `prompts`" in served.ask("/openrlhf", {**body, "prompts": ["Q"] * 6})[1]["detail"]
 
 
 def test_slimes_contract(served):
@@ -235,8 +235,11 @@ def test_a_client_that_goes_away_frees_its_place(folder):
     ("flags", "words"),
     [
         (["--student", "./nowhere"], "not a model folder"),
-        (["--student", "{student}", "--token-env", "NOT_SET_ANYWHERE"], "an environment variable that is not set"),
-        (["--student", "{student}", "--port", "{taken}"], "cannot be listened on"),
+        (
+            ["--student", "{student}", "--token-env", "NOT_SET_ANYWHERE"],
+            "the environment variable named by `token_env` is not set",
+        ),
+        (["--student", "{student}", "--port", "{taken}"], "cannot listen on"),
         (["--student", "{student}", "--prot", "1"], "prot"),
         ([], "name at least one"),
     ],
@@ -260,7 +263,7 @@ def test_two_replicas_share_an_address_and_a_dead_one_is_started_again(folder):
     assert len(children) == 2
     subprocess.run(["kill", "-9", children[0]], check=True)
     line = running.process.stdout.readline()
-    assert "starting it again" in line
+    assert "restarting it" in line
     for _ in range(600):  # the other one may still be loading
         status, _ = running.ask("/score", {"rows": [ROW]})
         if status == 200:
@@ -301,7 +304,7 @@ def test_templates_print_the_date_that_the_student_was_trained_with(tmp_path, fo
     assert trained.info["date"] == "2025-01-31"
     assert other.info["date"] == "2025-02-01"
     assert trained.name != other.name
-    with pytest.raises(ConfigError, match=r"`date` is 'today'; write it as"):
+    with pytest.raises(ConfigError, match=r"`date` is 'today'; it must be written as"):
         dated(ServeConfig(student=[str(student)], date="today"))
 
 

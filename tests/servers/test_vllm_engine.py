@@ -115,7 +115,7 @@ def test_requests_are_drawn_as_places_become_free(written):
 
 def test_what_is_under_way_comes_before_a_refusal_which_names_its_request(written):
     assert sorted(written["before"]) == ["0", "1", "2", "3", "4"]
-    assert written["said"].startswith("request 5: vLLM refuses it (no such token)")
+    assert written["said"].startswith("request 5: vLLM rejects it (no such token)")
 
 
 def test_a_prompt_that_fills_the_context_gets_no_token(written):

@@ -68,7 +68,7 @@ def test_a_solution_that_the_context_cut_off_is_no_wrong_one():
     cut = Completion("", "so", "length", 9, 3)
     full = Completion("", "so and so", "length", 9, 8)  # as long as was asked for: that is wrong
     assert errors(shares(Student(q0=[RIGHT, cut], q1=[RIGHT, full]), "55")) == [
-        "the student's context ends after 3 tokens of a solution; set `accuracy.max_tokens`, 8, so that prompt and "
+        "the student's context ends after 3 tokens of a solution; reduce `accuracy.max_tokens` (8) so that prompt and "
         "solution fit",
         0.5,
     ]

@@ -74,6 +74,26 @@ def test_gpqa_choices_have_an_order_that_never_changes(tmp_path: Path) -> None:
     assert next(line for line in lines if line.startswith(question.answer)).endswith(". 7")
 
 
+@pytest.mark.parametrize(
+    ("name", "row", "private"),
+    [
+        ("q.jsonl", {"id": "recA1b2C3d4E5f6G7"}, True),
+        ("q.jsonl", {"id": "gpqa/recA1b2C3d4E5f6G7"}, True),
+        ("q.jsonl", {"Canary String": "x"}, True),
+        ("q.jsonl", {"private": True}, True),
+        ("my-GPQA.jsonl", {}, True),
+        ("q.jsonl", {"id": "record-17", "private": False}, False),
+    ],
+)
+def test_a_file_of_gpqa_is_private_also_when_it_is_laid_out(
+    tmp_path: Path, name: str, row: dict[str, Any], private: bool
+) -> None:
+    laid_out = {"question": "Q?\n\nA. 1\nB. 2", "answer": "B"}
+    benchmark, path = load_benchmark(write(tmp_path / name, laid_out, {**laid_out, **row}), "multiple_choice")
+    assert benchmark.private is private
+    assert [question.answer for question in load_questions(benchmark, path)] == ["B", "B"]
+
+
 def test_the_instruction_stands_where_the_benchmark_says() -> None:
     math500, _ = load_benchmark("math500")
     assert math500.instructed("What is 2+3?") == r"Return your final response within \boxed{}. What is 2+3?"

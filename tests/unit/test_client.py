@@ -73,5 +73,5 @@ def test_more_connections_than_the_hard_limit_are_refused_with_what_is_possible(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     limits(monkeypatch, 1024, 1024)
-    with pytest.raises(ConfigError, match=r"may have 1024\. Set `max_in_flight` to 768 or less"):
+    with pytest.raises(ConfigError, match=r"limited to 1024\. Set `max_in_flight` to 768 or less"):
         Client("http://127.0.0.1:9/v1", max_in_flight=2048)

@@ -54,7 +54,7 @@ def test_what_is_missing_is_named() -> None:
 def test_a_worker_without_the_key_says_where_to_set_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MY_KEY", raising=False)
     options = EngineOptions(engine="openai", url="http://host/v1", api_key_env="MY_KEY")
-    with pytest.raises(ConfigError, match=r"MY_KEY is not set for the Ray worker on .* where `ray start` runs"):
+    with pytest.raises(ConfigError, match=r"MY_KEY is not set for the Ray worker on .* before `ray start`"):
         _Replica(build_engine, options, "model", "auto", False)
 
 

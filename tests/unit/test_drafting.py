@@ -147,4 +147,4 @@ def test_a_recipe_is_never_overwritten(capsys):
 def test_a_csv_row_with_too_many_values_is_named(capsys):
     Path("x.csv").write_text("question,solution\nwhat, is it,2\n")
     assert main(["init", "x.csv"]) == 2
-    assert "x.csv row 1: not as many values as there are columns" in capsys.readouterr().err
+    assert "x.csv row 1: the number of values differs from the columns" in capsys.readouterr().err

@@ -20,10 +20,10 @@ def template(text):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (NO_SYSTEM, "the system's message"),
-        ("{% for m in messages if m['role'] != 'user' %}[{{ m['content'] }}]{% endfor %}", "the user's message"),
-        ("{% for m in messages %}[{{ m['content'] | upper }}]{% endfor %}", "the system's message"),
-        ("{{ messages[0]['content'] }}{{ messages[1]['content'] }}", "the assistant's message"),
+        (NO_SYSTEM, "the system message"),
+        ("{% for m in messages if m['role'] != 'user' %}[{{ m['content'] }}]{% endfor %}", "the user message"),
+        ("{% for m in messages %}[{{ m['content'] | upper }}]{% endfor %}", "the system message"),
+        ("{{ messages[0]['content'] }}{{ messages[1]['content'] }}", "the assistant message"),
     ],
     ids=["system", "question", "letters", "answer"],
 )
@@ -43,7 +43,7 @@ def test_blanks_around_prompts_and_questions_may_go():
 def test_a_format_without_system_prompts_needs_no_system_role():
     fmt = FMT.model_copy(update={"teacher_system_prompt": None, "student_system_prompt": None})
     check_template(fmt, template(NO_SYSTEM))
-    with pytest.raises(ModelError, match="the system's message"):
+    with pytest.raises(ModelError, match="the system message"):
         render_student(fmt, template(NO_SYSTEM), Problem("0", "What?", "5", system="The row's own."), "So.")
 
 

@@ -169,7 +169,7 @@ def test_a_leading_space_of_sentencepiece_stays_in_what_vllm_wrote(vllm_with):
 
 
 def test_a_vllm_that_ended_a_request_otherwise_is_an_error_that_names_it(vllm_with):
-    with pytest.raises(RunError, match="request 0: vLLM ended it with 'abort'"):
+    with pytest.raises(RunError, match="request 0: vLLM ended it with finish reason 'abort'"):
         list(vllm_with(byte_tokenizer(), [written([65], "abort")]).generate(REQUESTS[:1], Sampling(4)))
 
 

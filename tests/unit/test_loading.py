@@ -82,7 +82,7 @@ def test_a_weight_that_is_not_finite_is_named(saved, value):
     weight = torch.zeros(32, 64)
     weight[3, 5] = value
     change(saved, **{DOWN: weight})
-    with pytest.raises(ModelError, match=f"the weight {DOWN} has NaN or infinite values"):
+    with pytest.raises(ModelError, match=f"weight {DOWN} has NaN or infinite values"):
         load_model(saved, device="cpu")
 
 

@@ -101,13 +101,13 @@ def test_the_time_limit_grows_with_the_tokens_that_may_be_written(model, monkeyp
     ("change", "said"),
     [
         ({"token_ids": None}, "`token_ids` is missing or null"),
-        ({"token_ids": [65, None]}, "`token_ids` are not all ids"),
-        ({"token_ids": [65, -1]}, "`token_ids` are not all ids"),
+        ({"token_ids": [65, None]}, "`token_ids` are not all token ids"),
+        ({"token_ids": [65, -1]}, "`token_ids` are not all token ids"),
         ({"token_ids": [65]}, "1 token ids and 2 log-probs"),
         ({"logprobs": None}, "`logprobs` is missing or null"),
         ({"logprobs": {"token_logprobs": None}}, "`token_logprobs` is missing or null"),
-        ({"logprobs": {"token_logprobs": [-0.5, None]}}, "`token_logprobs` are not all numbers"),
-        ({"logprobs": {"token_logprobs": [-0.5, float("nan")]}}, "`token_logprobs` are not all numbers"),
+        ({"logprobs": {"token_logprobs": [-0.5, None]}}, "`token_logprobs` are not all finite numbers"),
+        ({"logprobs": {"token_logprobs": [-0.5, float("nan")]}}, "`token_logprobs` are not all finite numbers"),
     ],
 )
 def test_token_ids_and_log_probs_are_checked_where_they_are_read(model, monkeypatch, change, said):

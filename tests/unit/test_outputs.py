@@ -5,11 +5,13 @@ import os
 import resource
 import time
 from datetime import date
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+import rlt
 from rlt.config import DistillConfig, EvaluateConfig, ProblemsConfig, ScoreConfig, TrainConfig, WarmupConfig
 from rlt.data import fingerprints
 from rlt.data.rows import JsonlWriter, read_rows, write_rows
@@ -283,6 +285,20 @@ def test_a_stage_that_teaches_a_format_may_change_it(tmp_path):
     begin("warmup", prepared("warmup", warmup(tmp_path, "d.jsonl", format="words"))).finish({})
     student = DistillConfig(output=tmp_path / "d", model=str(tmp_path / "w"), data="d.jsonl", format="r1")
     assert prepared("distill", student).format == "r1"
+
+
+def test_rl_may_give_its_teacher_a_prompt_in_other_words_but_no_other_tags(tmp_path):
+    begin("warmup", prepared("warmup", warmup(tmp_path, "d.jsonl", format="words"))).finish({})
+    words = (Path(rlt.__file__).parent / "shipped" / "formats" / "words.yaml").read_text()
+    (tmp_path / "short.yaml").write_text(
+        words.replace("teacher_system_prompt: null", "teacher_system_prompt: Be brief.")
+    )
+    (tmp_path / "tags.yaml").write_text(words.replace("<explain>", "<why>"))
+    keys = {"output": tmp_path / "t", "model": str(tmp_path / "w"), "student": ["s"], "data": "d.jsonl"}
+    short = str(tmp_path / "short.yaml")
+    assert prepared("train", TrainConfig(**keys, format=short)).format == short
+    with pytest.raises(ConfigError, match=r"was trained with the format `words`"):
+        prepared("train", TrainConfig(**keys, format=str(tmp_path / "tags.yaml")))
 
 
 def test_teacher_and_student_of_two_formats_are_refused(tmp_path):

@@ -13,7 +13,7 @@ from rlt.text.formats import load_format
 from rlt.types import Problem
 
 SUMS = {"min_digits": 1, "max_digits": 1, "min_terms": 2, "max_terms": 5}
-TASKS = [("programs", {"steps": [1, 4]}), ("reasoning_gym/chain_sum", SUMS)]
+TASKS = [("programs", {"steps": [1, 4]}), ("swaps", {"steps": [1, 6]}), ("reasoning_gym/chain_sum", SUMS)]
 QUESTION = "write add 3 , double , negate ?"
 
 

@@ -300,3 +300,9 @@ def test_a_model_of_each_seed_may_lie_beside_the_recipe(tmp_path):
 def test_a_missing_recipe_is_one_clear_line(tmp_path):
     with pytest.raises(ConfigError, match=r"none\.yaml: no such recipe"):
         load_recipe(tmp_path / "none.yaml")
+
+
+def test_no_is_a_word_and_only_true_and_false_are_truth_values() -> None:
+    text = "save_strategy: no\nlogging: on\nbf16: true\nfp16: False\nlearning_rate: 1e-6"
+    expected = {"save_strategy": "no", "logging": "on", "bf16": True, "fp16": False, "learning_rate": 1e-6}
+    assert parse_yaml(text) == expected

@@ -142,7 +142,7 @@ def test_rows_that_are_no_text_get_an_error_and_the_others_a_reward(run):
     bad += [{**ROW, "explanation": float("nan")}, {**ROW, "completion": ["e"]}]
     rows, engine = run([*bad, ROW])
     assert [row["error"] is None for row in rows] == [False] * 7 + [True]
-    assert "data.jsonl line 4: column `completion` has half a character" in rows[3]["error"]
+    assert "data.jsonl line 4: column `completion` has a lone surrogate" in rows[3]["error"]
     assert "data.jsonl line 6: column `explanation` is a float, not text" in rows[5]["error"]
     assert rows[4]["id"] == half
     assert engine.calls == [1]

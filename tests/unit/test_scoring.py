@@ -270,7 +270,7 @@ def test_exact_kl_of_output_layers_that_are_padded_differently_leaves_the_paddin
 
 
 def test_exact_kl_between_different_tokenizers_is_refused():
-    with pytest.raises(ConfigError, match="not the teacher's"):
+    with pytest.raises(ConfigError, match="differs from the teacher's"):
         RewardEngine([local(byte_tokenizer(vocabulary=280), 0)], FMT, RewardOptions(estimator="exact"), TEACHER)
 
 
@@ -482,7 +482,7 @@ def test_an_accuracy_that_is_not_known_is_the_rows_error(monkeypatch):
 
 
 def test_students_of_one_name_are_refused():
-    with pytest.raises(ConfigError, match="names of their own; these are student, student"):
+    with pytest.raises(ConfigError, match="names of students must differ; got student, student"):
         RewardEngine([STUDENT, local(TAGS_AS_TOKENS, 3)], FMT, RewardOptions())
 
 

@@ -90,7 +90,7 @@ def test_what_the_students_template_rewrites_is_left_out_with_the_reason(
 ) -> None:
     def render(fmt, tokenizer, problem, body):
         if "</think>" in body:
-            raise ModelError("the chat template of tiny drops or rewrites the assistant's message")
+            raise ModelError("the chat template of tiny drops or rewrites the assistant message")
         return render_student(fmt, tokenizer, problem, body)
 
     monkeypatch.setattr(select, "render_student", render)

@@ -109,7 +109,7 @@ def test_only_a_window_of_requests_waits():
     ("given", "words"),
     [
         ([None, {"1": {"logprob": -1.0}}, {"2": {"logprob": -1.0}}], "other tokens"),
-        (None, "server of a student must be vLLM"),
+        (None, "student's server must be vLLM"),
         (3, "must be vLLM"),
         ([None], "1 for 3 tokens"),
         ([None, None, None], "must be vLLM"),
@@ -141,7 +141,7 @@ def test_an_interrupted_call_closes_the_connections():
 def test_what_a_server_cannot_do_is_refused_with_the_reason():
     student = student_of(Answers())
     student.check(RewardOptions(score_temperature=1.0).resolved())
-    with pytest.raises(ConfigError, match="temperature 1 only"):
+    with pytest.raises(ConfigError, match="only at temperature 1"):
         student.check(RewardOptions().resolved())
     with pytest.raises(ConfigError, match="whole next-token distributions"):
         student.check(RewardOptions(preset="paper").resolved())
@@ -225,7 +225,7 @@ def test_a_server_that_is_not_vllm_is_refused(server):
 
 def test_servers_are_closed_when_another_student_is_refused(server):
     options = StudentOptions(student=["http://host/v1"])
-    with pytest.raises(ConfigError, match="temperature 1 only"):
+    with pytest.raises(ConfigError, match="only at temperature 1"):
         open_students(FMT, ModelOptions(), options, RewardOptions())
     assert server["closed"]
 
@@ -234,7 +234,7 @@ def test_servers_are_closed_when_another_student_is_refused(server):
 
 
 def test_the_same_student_twice_or_none_is_refused():
-    for student, words in (([], "name at least one"), (["a", "a"], "named twice")):
+    for student, words in (([], "name at least one"), (["a", "a"], "listed twice")):
         with pytest.raises(ConfigError, match=words):
             open_students(FMT, ModelOptions(), StudentOptions(student=student), RewardOptions())
 

@@ -1,5 +1,7 @@
 """Numbers of single tokens: they add up to the parts of their row, in JSONL, in Parquet and in training's samples."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from rlt.reward.items import ScoredRow
 from rlt.reward.placebos import with_placebos
 from rlt.reward.scoring import RewardEngine
 from rlt.reward.students import LocalModel
-from rlt.reward.tokens import half, packed, token_texts, unpacked
+from rlt.reward.tokens import TokenNumbers, half, packed, token_texts, unpacked
 from rlt.stages import score
 from rlt.text.formats import load_format, render_student
 from rlt.text.tokens import tokenize
@@ -97,6 +99,21 @@ def test_each_student_has_its_own():
     assert row.to_row()["students"]["model 3"]["tokens"]["log_probs"] == packed(row.tokens["model 3"].log_probs)
 
 
+def test_other_rankings_by_hand():
+    # Surprisals 1, 2 and 3: mean 2. Ranks 1, 4 and 100 (of 250): mean 35.
+    numbers = TokenNumbers(["s"], torch.zeros(1), ["a", "b", "c"], student=torch.tensor([-1.0, -2.0, -3.0]))
+    assert numbers.summary() == {"explanation_log_prob": -2.0, "rank_surprisal": None}
+    ranked = replace(numbers, explanation_ranks=[1, 4, 250])
+    assert ranked.summary() == {"explanation_log_prob": -2.0, "rank_surprisal": 17.5}
+
+
+def test_without_the_students_log_probs_there_is_no_ranking():
+    assert TokenNumbers(["s"], torch.zeros(1), ["a"]).summary() == {
+        "explanation_log_prob": None,
+        "rank_surprisal": None,
+    }
+
+
 def test_ranks_are_places_among_the_models_own_logits():
     student = model(1)
     (first, second) = (next(iter(row.tokens.values())) for row in scored(students=[student]))
@@ -160,6 +177,8 @@ def test_the_stage_writes_them(tmp_path, ending):
     score.run(config)
     good, bad = [row for _, row in read_rows(config.output)]
     assert bad["tokens"] is None
+    assert bad["rank_surprisal"] is None
+    assert good["rank_surprisal"] > 0
     numbers = good["tokens"]["log_probs"] if ending == ".parquet" else unpacked(good["tokens"]["log_probs"])
     assert np.mean(np.array(numbers, dtype=float)) == pytest.approx(good["solution_log_prob_mean"], abs=1e-3)
     assert "".join(good["tokens"]["solution"]) == "It is 5."
