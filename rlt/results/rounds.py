@@ -1,4 +1,4 @@
-"""Feedback rounds in numbers: solve rates, rewards by judge, properties of explanations; and a figure."""
+"""Feedback rounds in numbers: solve rates, rewards by judge, properties of explanations, a figure."""
 
 from __future__ import annotations
 

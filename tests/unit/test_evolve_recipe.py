@@ -98,7 +98,7 @@ def test_a_step_for_each_variant_of_a_shared_step_keeps_them():
     [
         ({"search": {"train.kl_coef": [1.0, 2.0]}}, "own value, 3.0, is not among 1.0, 2.0"),
         ({"search": {"train.kl_coef": {"low": 4.0, "high": 9.0}}}, "own value, 3.0, is not among 4.0 to 9.0"),
-        ({"search": {"trian.kl_coef": [1.0, 3.0]}}, "`evolve.search.trian.kl_coef`: begins with no step"),
+        ({"search": {"trian.kl_coef": [1.0, 3.0]}}, "`evolve.search.trian.kl_coef`: does not begin with a step"),
         ({"search": {"train.kl_coeff": [1.0, 3.0]}}, "own value, None"),
         ({"search": {"train.model": ["@warmup", "x"]}}, "cannot be searched"),
         ({"search": {"train.alpha": [0.01, -1.0], "train.floor": ["low"]}}, "two values or more"),
