@@ -1,4 +1,4 @@
-"""The C library's allocator, told to keep what a training or scoring process frees for its next tensors.
+"""Tells the C library's allocator to keep freed memory for the next tensors.
 
 glibc hands large freed blocks back to the kernel, and the next tensor's pages are then zeroed again, one fault each. On
 a CPU with small models that takes longer than the arithmetic: see `benchmarks/reward_speed.py`.
@@ -17,8 +17,8 @@ _OPTIONS = {_TRIM_THRESHOLD: 512 << 20, _TOP_PAD: 64 << 20, _MMAP_THRESHOLD: 32 
 def keep_freed_memory() -> bool:
     """Whether this process's C library now keeps freed memory (glibc only; elsewhere nothing changes).
 
-    For the whole process, so only programs call this (`rlt` does, for its stages), never an import. Costs at most
-    512 MiB of memory that is free and not handed back.
+    Affects the whole process, so only programs call this (`rlt` does, for its stages), never an import. Up to 512 MiB of
+    free memory are not returned to the system.
     """
     if not sys.platform.startswith("linux"):
         return False

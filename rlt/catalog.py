@@ -1,4 +1,7 @@
-"""The recipes that come with rlt: found by name, listed, copied. Their folder is `recipes/`, which a wheel carries too."""
+"""Shipped recipes: found by name, listed, copied.
+
+Their folder is `recipes/`; wheels contain it too.
+"""
 
 from __future__ import annotations
 
@@ -28,18 +31,14 @@ def shipped_recipes() -> dict[str, Path]:
 
 
 def _order(path: Path) -> tuple[object, ...]:
-    return (
-        path.parent.name != "quickstart",
-        path.parent.name,
-        path.name != MAIN,
-        path.name,
-    )  # the first one to run first
+    # The one to run first comes first.
+    return path.parent.name != "quickstart", path.parent.name, path.name != MAIN, path.name
 
 
 def recipe_path(name: str) -> Path:
-    """The file of a recipe, given as a file, as a folder with a recipe.yaml, or by the name of a shipped one, in this order.
+    """The file of a recipe, given as a file, a folder with a recipe.yaml, or the name of a shipped one, in this order.
 
-    Raises ConfigError for a name that is none of these.
+    Raises ConfigError if it is none of these.
     """
     path = Path(name).expanduser()
     if path.suffix in (".yaml", ".yml") or path.is_file():
@@ -50,8 +49,8 @@ def recipe_path(name: str) -> Path:
     if name in shipped:
         return shipped[name]
     near = difflib.get_close_matches(name, shipped, n=1)
-    hint = f" Did you mean `{near[0]}`?" if near else " `rlt recipes` lists those that come with rlt."
-    raise ConfigError(f"{name}: no such recipe: neither a file, nor a folder with a {MAIN}, nor a name.{hint}")
+    hint = f" Did you mean `{near[0]}`?" if near else " `rlt recipes` lists the shipped ones."
+    raise ConfigError(f"{name}: no such recipe: not a file, not a folder with a {MAIN}, not a shipped recipe.{hint}")
 
 
 def is_recipe(name: str) -> bool:
@@ -60,7 +59,7 @@ def is_recipe(name: str) -> bool:
 
 
 def listing() -> Iterator[tuple[str, str, str, str]]:
-    """`(name, time, hardware, purpose)` of each shipped recipe, as its own file says; `-` where it does not."""
+    """`(name, time, hardware, purpose)` of each shipped recipe, from its own file; `-` if not given."""
     for name, path in shipped_recipes().items():
         content = _content(path)
         time, hardware = (str(content.get(key) or "-") for key in ("time", "hardware"))
@@ -68,12 +67,12 @@ def listing() -> Iterator[tuple[str, str, str, str]]:
 
 
 def copy_recipe(name: str, folder: Path) -> Path:
-    """The copy of a shipped recipe, made with everything in its folder. Raises ConfigError where something is there."""
+    """Copies a shipped recipe with its whole folder; returns the copy. Raises ConfigError if `folder` is not empty."""
     shipped = shipped_recipes()
     if name not in shipped:
-        raise ConfigError(f"{name}: no recipe of this name comes with rlt; there are {', '.join(shipped)}.")
+        raise ConfigError(f"{name}: no such shipped recipe; expected one of {', '.join(shipped)}.")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder}: exists. Choose another folder for the copy.")
+        raise ConfigError(f"{folder}: already exists. Choose another folder for the copy.")
     try:
         shutil.copytree(shipped[name].parent, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     except OSError as error:

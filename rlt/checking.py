@@ -1,8 +1,8 @@
-"""What can be known to be wrong with a recipe before its first step begins: options, data, models, contexts, extras.
+"""Checks a recipe before its first step begins: options, data, models, contexts, extras.
 
-Nothing heavy is imported: TRL's, peft's and vLLM's options are read from their source, a model is its config.json, a data
-file its first rows. What earlier steps make cannot be looked at, and what only the hub has is not downloaded: such models
-and data sets are listed as not verified.
+Imports nothing heavy: options of TRL, peft and vLLM are read from their source; of a model only config.json is read, of a
+data file only the first rows. Outputs of earlier steps cannot be checked, and nothing is downloaded: models and datasets
+that only the hub has are listed as not verified.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ NEEDED = {"warmup": ("explanation",), "distill": ("explanation",), "coldstart": 
 
 @dataclass(frozen=True)
 class Checked:
-    """`problems`: what would stop a step, one line each. `unverified`: what only the hub can tell."""
+    """`problems`: what would stop a step, one line each. `unverified`: what only the hub can answer."""
 
     problems: list[str]
     unverified: list[str]
@@ -74,7 +74,7 @@ class Checked:
 def check_steps(recipe: Recipe, steps: Sequence[Step], *, connect: bool = False) -> Checked:
     """What is wrong with these steps of the recipe, found without running anything.
 
-    `connect`: also look whether the hub can be reached, where something has to come from it (1.5 seconds at most).
+    `connect`: also check that the hub can be reached, if something must come from it (at most 1.5 seconds).
     """
     check = _Check(recipe, connect)
     for step in steps:
@@ -86,14 +86,14 @@ def check_steps(recipe: Recipe, steps: Sequence[Step], *, connect: bool = False)
 
 
 def table(recipe: Recipe, checked: Checked) -> str:
-    """What `rlt check` prints of a recipe without problems: a line per step, and what could not be verified."""
+    """Output of `rlt check` for a recipe without problems: a line per step, and what could not be verified."""
     variants: dict[str, list[Step]] = {}
     for step in recipe.steps:
         if step.seed in (recipe.head.seeds[0], None):
             variants.setdefault(step.name.split("/")[0], []).append(step)
     width = max(map(len, variants), default=0)
     seeds = len(recipe.head.seeds)
-    lines = [f"{recipe.head.name}: {len(recipe.steps)} steps, {seeds} seed{'s' * (seeds > 1)}: no problem found"]
+    lines = [f"{recipe.head.name}: {len(recipe.steps)} steps, {seeds} seed{'s' * (seeds > 1)}: no problems found"]
     for name, steps in variants.items():
         count = f", {len(steps)} variants" if len(steps) > 1 else ""
         lines.append(f"  {name:<{width}}  ok ({steps[0].stage}{count})")
@@ -138,7 +138,7 @@ class _Check:
         for key in ("api_key_env", "student_api_key_env"):
             name = getattr(config, key, None)
             if name is not None and name not in os.environ:
-                self._say([f"`{key}`: the environment has no variable {name}. Set it to the server's key."])
+                self._say([f"`{key}`: the environment variable {name} is not set. Set it to the server's key."])
         for key, model in _models(config):
             self._try(self._model, key, model, getattr(config, "engine", "") == "openai")
         self._data(config, NEEDED.get(step.stage, ()))
@@ -163,7 +163,7 @@ class _Check:
             self._say([str(error)])
 
     def _made(self, path: str | Path) -> bool:
-        """Whether a step of this recipe makes the file or folder."""
+        """Whether a step of this recipe creates the file or folder."""
         absolute = Path(path).absolute()
         return any(place in self.makers for place in (absolute, *absolute.parents))
 
@@ -202,7 +202,7 @@ class _Check:
         if config.launch:
             try:
                 processes = launch_options(launch_file(config.launch)).get("num_processes")
-            except RltError:  # told by `_launch`
+            except RltError:  # reported by `_launch`
                 return
         if isinstance(processes, int):  # else as many as there are GPUs
             self._say(batch_problems(_trainer(step.stage, config), processes))
@@ -225,7 +225,7 @@ class _Check:
     # -- models --------------------------------------------------------------------------------------------------------
 
     def _open(self, model: str) -> JsonRow | None:
-        """The model's config.json, where it is here."""
+        """The model's config.json, if it is on this machine."""
         if self._made(model):
             return None
         if model not in self._opened:
@@ -266,8 +266,8 @@ class _Check:
                 self._try(one_passes, data, needs_of_score, LOOKED_AT)
             else:
                 self._try(one_passes, data, needs_of_grade)
-        for path in getattr(config, "exclude", []):
-            if not self._made(path):
+        for path in (*getattr(config, "exclude", []), getattr(config, "heldout", None)):
+            if path is not None and not self._made(path):
                 self._try(one_passes, path, has_column("question"))
         if isinstance(config, SelectConfig) and config.scores is not None and not self._made(config.scores):
             self._try(one_passes, config.scores, has_column(config.by))
@@ -281,7 +281,7 @@ class _Check:
         if self._made(data.path):
             return
         if not names_a_file(data.path):
-            self.unverified.append(f"data set {data.path} (on the hub)")
+            self.unverified.append(f"dataset {data.path} (on the hub)")
             if self.connect and not is_cached(data.path) and unreachable():
                 raise DataError(f"`data`: {data.path}: no such file, not in the hub's cache, and {unreachable()}.")
             return
@@ -305,7 +305,7 @@ class _Check:
     def _benchmarks(self, config: EvaluateConfig) -> None:
         names = config.benchmark or ([config.data] if config.data else [])
         if not names:
-            self._say(["nothing to evaluate on: give `benchmark`, names or files, or `data`, a file."])
+            self._say(["nothing to evaluate on: set `benchmark` (names or files) or `data` (a file)."])
         prompt = config.system_prompt
         if prompt not in ("format", "none") and not Path(prompt).is_file():
             self._say([f"`system_prompt`: {prompt!r} is neither `format`, `none` nor a text file."])
@@ -343,9 +343,9 @@ class _Check:
                     self._try(self._prompts, step, source, model, context - wanted, key)
 
     def _prompts(self, step: Step, data: DataConfig, model: str, room: int, key: str) -> None:
-        """Raises DataError where one of the first rows has more tokens than its prompt may have.
+        """Raises DataError if one of the first rows has more tokens than its prompt may have.
 
-        A lower bound, for it needs no template: what the prompt repeats of the row.
+        Counts only the columns that the prompt repeats, a lower bound that needs no template.
         """
         file = Path(model) / "tokenizer.json"
         if self._made(model) or not file.is_file() or not names_a_file(data.path):
@@ -364,12 +364,12 @@ class _Check:
             tokens = sum(len(self._tokenizers[str(file)].encode(part, add_special_tokens=False)) for part in text)
             if tokens > room:
                 raise DataError(
-                    f"{where}: {' and '.join(columns)} alone have {tokens} tokens, and `{key}` leaves {room} of the context of "
-                    f"{model} to the prompt. Lower it, or set `data.on_invalid: skip`."
+                    f"{where}: {' and '.join(columns)} alone have {tokens} tokens, but `{key}` leaves only {room} of the "
+                    f"context of {model} for the prompt. Lower it, or set `data.on_invalid: skip`."
                 )
 
     def _context_of(self, model: str) -> int | None:
-        """Tokens that the model's texts may have; for a model that a step makes, those of the model it starts from."""
+        """Context of the model in tokens; for a model that a step makes, that of the model it starts from."""
         maker = self.makers.get(Path(model).absolute())
         if maker is not None:
             start = getattr(maker.config, "model", None)
@@ -412,7 +412,7 @@ def _trainer(stage: str, config: TrainerOptions) -> JsonRow:
 
 
 def _tokens(step: Step) -> tuple[int | None, str]:
-    """Tokens that a step needs to fit a context, and the key that says so; None where it takes what there is."""
+    """Tokens that must fit the context, and the key that sets them; None if the step uses whatever is left."""
     config = step.config
     if isinstance(config, TrainConfig | ColdstartConfig):
         wanted = _trainer(step.stage, config).get("max_completion_length")

@@ -1,4 +1,7 @@
-"""The command `rlt`: one subcommand per stage, with flags from the stage's configuration. Imports torch only to run one."""
+"""The command `rlt`: one subcommand per stage, with flags from its configuration.
+
+Imports torch only to run a stage.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ from rlt.types import JsonRow
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit status: 0, 1 (a stage found something wrong with its rows), 2 (an error, printed in one line)."""
+    """The exit status: 0, 1 (some rows could not be processed) or 2 (an error, printed in one line)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a locale of ASCII cannot print every question
@@ -80,6 +83,16 @@ def _run(words: list[str]) -> int:
     return run_recipe(recipe, restart=restart, only=None if only is None else str(only))
 
 
+def _evolve(words: list[str]) -> int:
+    names, flags = parse_flags(words, recipe=True)
+    if len(names) != 1:
+        raise ConfigError("usage: rlt evolve RECIPE [--KEY VALUE ...] [--evolve.KEY VALUE ...] [--STEP.KEY VALUE ...]")
+    from rlt.evolve.run import evolve
+    from rlt.recipe import load_recipe
+
+    return evolve(load_recipe(recipe_path(names[0]), flags))
+
+
 def _check(words: list[str]) -> int:
     name, flags = _one_name("check", words, recipe=True)
     from rlt.checking import check_steps, table
@@ -105,7 +118,7 @@ def _recipes(words: list[str]) -> int:
     from rlt.results.tables import text_table
 
     print(text_table(["recipe", "time", "hardware", "purpose"], list(listing()), width=terminal_width()))
-    print("\n`rlt run NAME` runs one, `rlt recipes copy NAME FOLDER` gives you one to edit.")
+    print("\n`rlt run NAME` runs one, `rlt recipes copy NAME FOLDER` copies one to edit.")
     return 0
 
 
@@ -203,14 +216,14 @@ def _stage(stage: str, words: list[str]) -> int:
     with told_while_silent(stage, stage):
         result = run_stage(stage, config)
     if before:
-        print(f"{stage}: complete before: {summary(result)} -> {config.output}", flush=True)
+        print(f"{stage}: already complete: {summary(result)} -> {config.output}", flush=True)
     elif stage not in SAY_THEIR_END:
         print(f"{stage}: {summary(result)}", flush=True)
     return result.exit_status
 
 
 def _reported(folder: Path, others: list[str]) -> bool:
-    """Whether the run there has report steps of its own, which are then run. Raises ConfigError for `others`, more flags."""
+    """Runs the report steps of a run's own recipe; False if it has none. Raises ConfigError for `others`, more flags."""
     from rlt.pipeline import run_stage
     from rlt.recipe import recipe_of_run
 
@@ -219,7 +232,7 @@ def _reported(folder: Path, others: list[str]) -> bool:
     reports = [step for step in steps if step.stage == "report"]
     if reports and others:
         raise ConfigError(
-            f"rlt report: {folder} has reports of its own: {', '.join(step.name for step in reports)}. Change them: "
+            f"rlt report: the recipe of {folder} has its own reports: {', '.join(step.name for step in reports)}. Change them: "
             f"`rlt report {written} --{reports[0].name}.{others[0].replace('_', '-')} ...`; or give --output alone."
         )
     for step in reports:
@@ -240,14 +253,14 @@ def _compare(words: list[str]) -> int:
 # -- flags -------------------------------------------------------------------------------------------------------------------
 
 
-SAY_THEIR_END = ("score", "grade", "collect", "report")  # their own last line counts rows
-SWITCHES = ("restart", "live")  # flags that take no value, wherever they stand
+SAY_THEIR_END = ("score", "grade", "collect", "report")  # print their own summary
+SWITCHES = ("restart", "live")  # flags without a value
 
 
 def parse_flags(words: Sequence[str], recipe: bool = False) -> tuple[list[str], JsonRow]:
     """Plain words, and flags as nested values: `--train.kl-coef 2 --train.trainer.max-steps=3` gives
-    {"train": {"kl_coef": 2, "trainer": {"max_steps": 3}}}. A repeated flag makes a list; one without a value is True.
-    Dashes become underscores, except in the first part of a dotted flag of a `recipe`, which is the name of a step.
+    {"train": {"kl_coef": 2, "trainer": {"max_steps": 3}}}. Repeated flags become a list; a flag without a value is True.
+    Dashes become underscores, except in the step name of a `recipe`'s dotted flags.
     `--data F --data.on-invalid skip` gives {"data": {"path": "F", "on_invalid": "skip"}}, in either order.
     """
     plain: list[str] = []
@@ -301,6 +314,7 @@ def _put(flags: JsonRow, path: list[str], value: object) -> None:
 
 COMMANDS = {
     "run": _run,
+    "evolve": _evolve,
     "check": _check,
     "plan": _plan,
     "recipes": _recipes,

@@ -1,4 +1,7 @@
-"""Completion scripts for bash, zsh and fish, generated from what `rlt COMMAND --help` knows. The scripts call no Python."""
+"""Completion scripts for bash, zsh and fish, generated from the same source as `--help`.
+
+The scripts call no Python.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,16 @@ from rlt.catalog import shipped_recipes
 from rlt.config import STAGES
 from rlt.helptext import SUMMARIES, describe, keys
 
-TAKE_RECIPES = ("run", "check", "plan")
+TAKE_RECIPES = ("run", "evolve", "check", "plan")
 
 
 def script(shell: str) -> str:
-    """The completion script for a shell of SHELLS."""
+    """The completion script of a shell in SHELLS."""
     return SHELLS[shell]()
 
 
 def words_of(command: str) -> dict[str, tuple[str, ...]]:
-    """What may follow a command, mapped to the values that a flag may have (empty: any)."""
+    """Words that may follow a command, each with the values of a flag (empty: any)."""
     described = describe(command)
     words: dict[str, tuple[str, ...]] = {}
     if command in TAKE_RECIPES:

@@ -1,4 +1,4 @@
-"""The draft that `rlt init` writes: model, lengths and batches chosen for the data and the hardware, as YAML."""
+"""The recipe that `rlt init` writes: model, lengths and batches chosen for data and hardware."""
 
 from __future__ import annotations
 
@@ -22,29 +22,28 @@ from rlt.types import JsonRow, Problem
 
 MODELS = tuple(f"Qwen/Qwen2.5-{size}-Instruct" for size in ("7B", "3B", "1.5B", "0.5B"))
 LOOKED_AT = 1000  # rows from which columns, lengths and the grader are guessed
-CHARACTERS_PER_TOKEN = (
-    3.0  # low for English (about 4), right for formulas: lengths are rather over- than underestimated
-)
-QUESTIONS, SAMPLES = 8, 16  # of one step of RL: half of the paper's questions, a quarter of its explanations of each
+# Low for English (about 4), right for formulas: lengths are overestimated rather than underestimated.
+CHARACTERS_PER_TOKEN = 3.0
+QUESTIONS, SAMPLES = 8, 16  # per RL step: half of the paper's questions, a quarter of its explanations per question
 
 
 class InitConfig(Config):
-    """What `rlt init` looks at, and what it need not choose."""
+    """Input of `rlt init`, and choices that you make for it."""
 
     data: str
     """Your problems: a JSONL, JSON, Parquet or CSV file, given without a flag."""
     output: Path | None = None
-    """Recipe to write; null: the data's name with `.yaml`, in this folder."""
+    """Recipe to write; null: named after the data, in this folder."""
     columns: dict[str, str] = {}
-    """Your names of the columns, such as `--columns.question prompt`; those not given are guessed."""
+    """Your column names, such as `--columns.question prompt`; the rest are guessed."""
     model: str | None = None
-    """Folder or hub name that teacher and student start from; null: the largest Qwen2.5 that fits and is fast enough."""
+    """Folder or hub name of the model for teacher and student; null: the largest Qwen2.5 that fits and is fast enough."""
     gpu: str | None = None
-    """GPU to choose for, a name that `rlt plan` knows; null: this machine's, or an `rtx4090-24gb` where there is none."""
+    """GPU to plan for, by its name in `rlt plan`; null: this machine's, or `rtx4090-24gb` if it has none."""
     count: int | None = Field(None, ge=1)
-    """GPUs to choose for; null: this machine's."""
+    """Number of GPUs to plan for; null: this machine's."""
     hours: float = Field(24.0, gt=0)
-    """Most hours that the planned run may take."""
+    """Maximum number of hours that the planned run may take."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ class Draft:
 
     @property
     def task(self) -> str | None:
-        """The grader of the answers; None where there are none that one could grade."""
+        """The grader of the answers; None if there are no answers that can be graded."""
         if not self.data.has("answer"):
             return None
         answers = [str(problem.answer).strip() for problem in self.data.problems]
@@ -104,7 +103,7 @@ class Draft:
 
     @property
     def most_tokens(self) -> int:
-        """Tokens of an explanation: half more than the 95th percentile of the given ones, in steps of 128."""
+        """Tokens of an explanation: 1.5 times the 95th percentile of the given ones, in steps of 128."""
         longest, most = (1.5 * self.data.longest("explanation"), 8192) if self.explained else (0, 2048)
         most = min(most, 256) if self.gpu is None else most
         most = min(most, (self.context or 2 * most) // 2)
@@ -118,17 +117,17 @@ class Draft:
 
     @property
     def response_tokens(self) -> int:
-        """Tokens of a student's response, explanation and solution, where the context has room for the question too."""
+        """Tokens of a student's response (explanation and solution), leaving room for the question."""
         wanted = self.most_tokens + math.ceil(self.data.longest("solution") / 64) * 64 + 64
         return min(wanted, (self.context or 10**9) * 3 // 4)
 
     @property
     def context(self) -> int | None:
-        """Tokens that the given model's texts may have; those of MODELS have room."""
+        """Context of the given model in tokens; None for MODELS, whose contexts are long enough."""
         return load_shape(self.config.model).context if self.config.model else None
 
     def choose(self) -> Choice:
-        """The largest model, all weights or LoRA, whose plan fits; where none does, the smallest with LoRA."""
+        """The largest model whose plan fits, with all weights or LoRA; if none does, the smallest with LoRA."""
         models = (self.config.model,) if self.config.model else MODELS
         if self.gpu is None:
             return Choice(models[0], False, None)
@@ -213,7 +212,7 @@ class Draft:
             lines += ["defaults:", f"  collect: {half}", f"  score: {half}", f"  evaluate: {half}", ""]
         return [
             *lines,
-            f"# The first {self.held_out} rows judge; nothing is trained on them.",
+            f"# The first {self.held_out} rows are held out for evaluation.",
             f"heldout: {{stage: problems, data: {{{self._source}, limit: {self.held_out}}}, count: {self.held_out}}}",
             "",
         ]
@@ -223,7 +222,7 @@ class Draft:
             return []
         return [
             "# The data has no explanations to learn from, so the model writes the first ones itself, from question and",
-            "# solution. Only those that close their tag are kept: a cut-off one would be taught as if it were whole.",
+            "# solution. Only those that close their tag are kept: a truncated one would be learned as if it were complete.",
             "self-explained:",
             "  stage: collect",
             f"  model: {choice.model}",
@@ -276,7 +275,7 @@ class Draft:
             f"    beta: {'0.04' if choice.lora else '0.0'} # {why}",
             "    sync_ref_model: false",
             "",
-            "# What the reward says of the teacher's explanations of held-out problems, before and after RL, with placebos.",
+            "# Reward of the teacher's explanations of held-out problems before and after RL, with placebos.",
             "explain-heldout:",
             "  stage: collect",
             '  each: {before: {model: "@warmup"}, after: {model: "@train"}}',
@@ -293,13 +292,13 @@ class Draft:
         ]
 
     def _students(self, choice: Choice) -> tuple[list[str], list[str]]:
-        """The steps that judge by students, where answers can be graded, and the report."""
+        """The steps that evaluate students, if answers can be graded, and the report."""
         report = ["report:", "  teachers: [before, after]", "  explained: explain-heldout", "  scored: score-heldout",
                   "  trained: train"]  # fmt: skip
         if self.task is None:
             return [], report
         lines = [
-            "# Students that learned from the teacher's explanations before and after RL, alone on the held-out problems.",
+            "# Students that learned from the teacher's explanations before and after RL solve the held-out problems alone.",
             "collect:",
             '  each: {warmup: {model: "@warmup"}, rlt: {model: "@train"}}',
             f"  data: {{{self._rest}{self._limit(4000)}}}",
@@ -347,25 +346,25 @@ class Draft:
         why = "every row has one" if self.explained else "the file has none"
         graded = f"solve rates, graded as `{self.task}`" if self.task else "the reward only"
         because = f"answers look like {'letters' if self.task == 'multiple_choice' else 'numbers or formulas'}"
-        without = "no answers that a grader could compare"
+        without = "the file has no answers that a grader can compare"
         lines = [
             f"wrote {self.output}: {data.rows:,} problems of {self.config.data}{invalid}",
             f"columns: {mapped or 'as rlt knows them'}" + (" (no worked solution: the answer takes its place)" * same),
-            f"held out: the first {self.held_out} problems, a tenth and at most 200",
+            f"held out: the first {self.held_out} problems (a tenth, at most 200)",
             f"warm-up: on {training}, because {why}",
             f"judged by: {graded}, because {because if self.task else without}",
             f"hardware: {f'{self.count} x {self.gpu}' if self.gpu else 'CPU'}, {hardware}",
         ]
         how = "LoRA" if choice.lora else "all weights"
         length = f"explanations up to {self.most_tokens:,} tokens, " + (
-            "1.5 x the 95th percentile of the file's" if self.explained else "no length to go by"
+            "1.5 x the 95th percentile of the file's" if self.explained else "the file has none to measure"
         )
         if choice.planned is None:
             return [
                 *lines,
                 f"model: {choice.model} ({how}), as given",
                 length,
-                "time: not planned (`rlt plan` knows GPUs)",
+                "time: not planned (`rlt plan` covers GPUs only)",
             ]
         planned = choice.planned
         peak = max(step.peak for step in planned.steps) / GIB

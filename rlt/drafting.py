@@ -1,4 +1,4 @@
-"""A first recipe for one's own data: columns guessed from the file, hardware looked at, the draft written. Asks nothing."""
+"""`rlt init`: guesses columns from a file, detects the hardware, and writes a recipe. Asks nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rlt.recipe import NAME
 from rlt.text.formats import check_problem, load_format
 from rlt.types import JsonRow
 
-GUESSES = {  # spellings without case and punctuation, likeliest first
+GUESSES = {  # spellings without case and punctuation, most likely first
     "question": ("question", "problem", "prompt", "instruction", "query", "input", "task"),
     "solution": ("solution", "workedsolution", "groundtruthsolution", "output", "completion", "response", "target"),
     "answer": ("answer", "finalanswer", "expectedanswer", "groundtruth", "label", "result"),
@@ -30,15 +30,15 @@ SMALL = 300e6  # parameters that a CPU can train
 
 
 def init(config: InitConfig) -> list[str]:
-    """What was chosen and why, one line each, after the recipe has been written.
+    """Writes the recipe; returns what was chosen and why, one line each.
 
-    Raises DataError for a file without readable problems, ConfigError where the recipe exists.
+    Raises DataError for a file without readable problems, ConfigError if the recipe exists.
     """
     data = _looked_at(config)
     name = re.sub(r"[^\w.-]", "-", Path(config.data).stem).lstrip("-.") or "mine"
     output = config.output or Path(f"{name}.yaml")
     if output.exists():
-        raise ConfigError(f"{output}: exists. Choose another --output, or remove it.")
+        raise ConfigError(f"{output}: already exists. Choose another --output, or remove it.")
     if not re.fullmatch(NAME, name):
         name = "mine"
     gpu, count, hardware = _hardware(config)
@@ -71,12 +71,12 @@ def _looked_at(config: InitConfig) -> Data:
         except DataError as error:
             errors.append(error)
     if len(problems) < 4:
-        raise errors[0] if errors else DataError(f"{config.data}: has {len(problems)} rows; a run needs 4 at least.")
+        raise errors[0] if errors else DataError(f"{config.data}: has {len(problems)} rows; a run needs at least 4.")
     return Data(len(first) + sum(1 for _ in rows), len(errors), columns, problems)
 
 
 def _guessed(row: JsonRow, where: str, given: dict[str, str]) -> dict[str, str]:
-    """The mapping of columns that `data.columns` needs; empty where rlt reads the row as it is."""
+    """The mapping for `data.columns`; empty if rlt reads the row as it is."""
     if not given:
         try:
             problem_of(row, where, "0")
@@ -93,7 +93,7 @@ def _guessed(row: JsonRow, where: str, given: dict[str, str]) -> dict[str, str]:
             columns[ours] = found
             taken.add(found)
     if "solution" not in columns and "answer" in columns:
-        columns["solution"] = columns["answer"]  # the teacher must see something that the student has to understand
+        columns["solution"] = columns["answer"]  # the teacher needs something that the student has to understand
     for ours in ("question", "solution"):
         if ours not in columns:
             raise DataError(
@@ -107,7 +107,7 @@ def _guessed(row: JsonRow, where: str, given: dict[str, str]) -> dict[str, str]:
 
 
 def _hardware(config: InitConfig) -> tuple[str | None, int, str]:
-    """`(gpu, count, where it is from)`; no GPU where a CPU is all there is and the given model is small enough for it."""
+    """`(gpu, count, origin)`; no GPU if this machine has none and the given model is small enough for a CPU."""
     if config.gpu is not None:
         return load_gpu(config.gpu).name, config.count or 1, "as given"
     found = list(_gpus())
@@ -115,8 +115,8 @@ def _hardware(config: InitConfig) -> tuple[str | None, int, str]:
         name, count = found[0], config.count or len(found)
         return _known(*name), count, f"found here ({name[0]})"
     if config.model is not None and load_shape(config.model).parameters <= SMALL:
-        return None, 1, f"no GPU here; {os.cpu_count()} CPU cores, enough for a model this small"
-    return "rtx4090-24gb", config.count or 1, "no GPU here, so this one is assumed; choose with --gpu and --count"
+        return None, 1, f"no GPU found; {os.cpu_count()} CPU cores, enough for a model this small"
+    return "rtx4090-24gb", config.count or 1, "no GPU found, so this one is assumed; choose with --gpu and --count"
 
 
 def _gpus() -> Iterator[tuple[str, float]]:
@@ -136,7 +136,7 @@ def _gpus() -> Iterator[tuple[str, float]]:
 
 
 def _known(name: str, gib: float) -> str:
-    """The GPU of `rlt plan` with this name, else the largest that has no more memory."""
+    """The GPU of `rlt plan` with this name, else the largest with no more memory."""
     from rlt.planning.machine import known_gpus
 
     plain = re.sub(r"\W", "", name).lower()

@@ -1,4 +1,4 @@
-"""Errors of rlt: one short hierarchy, each member also a standard exception, each message naming the fix."""
+"""Errors of rlt: a short hierarchy; each is also a standard exception, and its message names the fix."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class ConfigError(RltError, ValueError):
 
 
 class ProblemsFound(ConfigError):
-    """Everything that was found wrong before a run, in `problems`, one line each."""
+    """Everything found wrong before a run: `problems`, one line each."""
 
     def __init__(self, where: str, problems: Sequence[str]) -> None:
         self.problems = tuple(dict.fromkeys(problems))
@@ -33,7 +33,11 @@ class DataError(RltError, ValueError):
 
 
 class RunError(RltError, RuntimeError):
-    """A run cannot proceed as asked: its folder belongs to another recipe, an input is missing, a process failed."""
+    """A run cannot proceed: its folder belongs to another recipe, an input is missing, a process failed."""
+
+
+class DivergedError(RunError):
+    """Training made the loss NaN or infinite; the weights are lost."""
 
 
 class ModelError(RltError, ValueError):
@@ -41,11 +45,11 @@ class ModelError(RltError, ValueError):
 
 
 class ScoringError(RltError, ValueError):
-    """One row cannot be scored (too long for the model, NaN, no tokens in a span); the other rows are."""
+    """One row cannot be scored (too long for the model, NaN, no tokens in a span); other rows are unaffected."""
 
 
 class ServerError(RltError, ConnectionError):
-    """A server is unreachable, refuses a request, or answers in a way that no client can use."""
+    """A server is unreachable, refuses a request, or sends an unusable answer."""
 
 
 class DependencyError(RltError, ImportError):
@@ -53,7 +57,7 @@ class DependencyError(RltError, ImportError):
 
 
 def guarded(action: Callable[[], int]) -> int:
-    """The exit status of `action`; errors of rlt are printed without a traceback and give 2."""
+    """The exit status of `action`; 2 for an error of rlt, which is printed without a traceback."""
     try:
         return action()
     except RltError as error:

@@ -1,4 +1,4 @@
-"""What `rlt --help` and `rlt COMMAND --help` print: keys by topic, those that are required first. No torch."""
+"""Output of `rlt --help` and `rlt COMMAND --help`: keys by topic, required ones first. No torch."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from rlt.terminal import terminal_width
 
 SUMMARIES = {
     "run": "Run all steps of a recipe; complete steps are skipped, interrupted ones resume",
+    "evolve": "Grow an archive of teachers: mutate a recipe, train on from a parent's weights, keep every child with its score",
     "check": "Check all steps of a recipe without running it: options, data, models, extras",
     "plan": "Estimate what a recipe needs on given GPUs: memory, hours, money, disk",
     "recipes": "List the recipes that come with rlt, or copy one to edit",
     "init": "Write a recipe for your own data, with settings that fit your hardware",
-    "timings": "Print how long each step of a run took: the table from which `rlt run` estimates the time left",
+    "timings": "Print how long each step of a run took, the table for estimating the time left",
     "serve": "Serve rewards over HTTP, for any trainer",
-    "export": "Write a benchmark as a task of lm-evaluation-harness, which then scores a student",
+    "export": "Export a benchmark as a task of lm-evaluation-harness, to evaluate a student there",
     "view": "Make one HTML page of scored rows, token by token, or of a whole run",
     "completion": "Print a script that completes commands, keys and recipes in bash, zsh or fish",
 } | {name: " ".join((config.__doc__ or "").split(". ")[0].split()).rstrip(".") for name, config in STAGES.items()}
@@ -33,11 +34,14 @@ OVERRIDES = {
     "--KEY VALUE": "Override a key of the recipe, for example `--seeds 0,1`.",
     "--STEP.KEY VALUE": "Override a key of a step, for example `--train.kl-coef 2`.",
 }
-RECIPE = "RECIPE is a YAML file, a folder with a recipe.yaml, or a name that `rlt recipes` lists; a folder comes before a name."
+RECIPE = (
+    "RECIPE is a YAML file, a folder with a recipe.yaml, or a name that `rlt recipes` lists. Local files and folders take "
+    "precedence."
+)
 
 
 class Command(NamedTuple):
-    """Usage lines, flags that are not keys of a configuration, the configuration, and a remark."""
+    """Usage lines, flags that are not configuration keys, the configuration, and a remark."""
 
     usages: Sequence[str]
     switches: Mapping[str, str] = {}
@@ -55,16 +59,21 @@ class Key(NamedTuple):
 
 
 def describe(name: str) -> Command:
-    """What a command takes."""
+    """Arguments of a command."""
     if name == "run":
         from rlt.recipe import RecipeHead
 
         switches = {
-            "--restart": "Remove the results of these steps, and everything made from them, and start over.",
+            "--restart": "Remove the results of these steps and of everything that depends on them, and start over.",
             "--only STEP": "Run only this step, or all steps of this stage; their inputs must be complete.",
         }
         usage = "rlt run RECIPE [--restart] [--only STEP] [--KEY VALUE ...] [--STEP.KEY VALUE ...]"
         return Command([usage], switches | OVERRIDES, RecipeHead, RECIPE)
+    if name == "evolve":
+        from rlt.recipe import RecipeHead
+
+        usage = "rlt evolve RECIPE [--KEY VALUE ...] [--evolve.KEY VALUE ...] [--STEP.KEY VALUE ...]"
+        return Command([usage], OVERRIDES, RecipeHead, RECIPE)
     if name == "plan":
         from rlt.planning import PlanConfig
 
@@ -99,7 +108,7 @@ INSTALL = (
 
 
 def keys(model: type[Config]) -> list[Key]:
-    """Every key: those that are required, then the model's own, then those that it shares with others, topic by topic."""
+    """Every key: required ones first, then the model's own, then shared ones by topic."""
     found = []
     for name, field in model.model_fields.items():
         owner = next(kind for kind in model.__mro__ if name in inspect.get_annotations(kind))
@@ -118,7 +127,7 @@ def _topic(kind: type) -> str:
 
 
 def page(name: str) -> str:
-    """The help of a command, as wide as the terminal."""
+    """Help of a command, wrapped to the terminal."""
     command, width = describe(name), terminal_width()
     usage = [
         textwrap.fill(line, width, initial_indent=head, subsequent_indent=" " * 11, break_on_hyphens=False)
@@ -141,7 +150,7 @@ def _sections(command: Command) -> Iterator[str]:
 
 
 def overview() -> str:
-    """What `rlt --help` prints."""
+    """Output of `rlt --help`."""
     width = max(map(len, SUMMARIES))
     lines = "\n".join(
         textwrap.fill(
@@ -187,7 +196,7 @@ def _all_choices(field: FieldInfo) -> tuple[object, ...]:
 
 
 def shown(value: object) -> str:
-    """A default as one would write it in YAML."""
+    """A default, written as YAML."""
     if isinstance(value, Config):
         value = value.model_dump(mode="json", exclude_defaults=True)
     if isinstance(value, Path):

@@ -1,6 +1,6 @@
-"""Run a training stage under `accelerate launch`, on as many processes as its configuration says.
+"""Run a training stage under `accelerate launch`, in as many processes as its configuration says.
 
-Who listens where: on one machine, the processes talk over its loopback interface only. The store where they find each
+Network: on one machine, the processes talk over the loopback interface only. The store through which they find each
 other listens on 127.0.0.1 (torch's own listens on every address of the machine), and so do the sockets of gloo and NCCL.
 With several machines (`num_machines`), or if the configuration sets `main_process_ip` or an `rdzv_backend` other than
 `static`, accelerate and torch decide: the store then listens on every address of the first machine.
@@ -74,14 +74,14 @@ def processes(accelerate: Path) -> list[str]:
 
 
 def on_this_machine(options: JsonMap) -> bool:
-    """Whether an accelerate configuration is for one machine and leaves it to rlt how the processes find each other."""
+    """Whether an accelerate configuration is for one machine and leaves the rendezvous to rlt."""
     several = str(options.get("num_machines") or 1) != "1"
     # `static` is what `accelerate config` writes by default.
     return not several and not options.get("main_process_ip") and options.get("rdzv_backend", "static") == "static"
 
 
 def rendezvous(options: JsonMap) -> list[str]:
-    """accelerate's flags for a store on 127.0.0.1, at a port that is free (0: or accelerate would look for one itself)."""
+    """accelerate's flags for a store on 127.0.0.1 at a free port (0 keeps accelerate from choosing one itself)."""
     return ["--rdzv_backend", "loopback", "--main_process_port", "0"] if on_this_machine(options) else []
 
 
@@ -105,7 +105,7 @@ def _launch(arguments: Sequence[str]) -> None:
     from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCPRendezvous
 
     class Loopback(StaticTCPRendezvous):
-        """torch's static rendezvous with a store that listens on a socket of ours; torch's listens on every address."""
+        """torch's static rendezvous with a store on our own socket; torch's listens on every address."""
 
         def get_backend(self) -> str:
             return "loopback"
@@ -133,7 +133,7 @@ def _launch(arguments: Sequence[str]) -> None:
 
 
 def main() -> None:
-    """Launch with accelerate (`launch ...`), or, launched, run the stage that the request file names (`STAGE FILE`)."""
+    """Launch with accelerate (`launch ...`), or, in a launched process, run the requested stage (`STAGE FILE`)."""
     if sys.argv[1] == "launch":
         return _launch(sys.argv[2:])
     from rlt.errors import guarded

@@ -1,4 +1,4 @@
-"""One writer per output: a lock file that is held while a process writes."""
+"""One writer per output: a lock file that a process holds while it writes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,14 @@ except ImportError:  # Windows: outputs are not locked there
     fcntl = None  # type: ignore[assignment]
 
 
-def hold(path: Path, output: Path) -> IO[str] | None:
-    """The lock file `path` of an output, locked until it is released or this process ends in any way.
+class BusyError(RunError):
+    """Another process writes the output."""
 
-    It is a record lock, which forked processes do not inherit, so a surviving worker cannot keep an output locked.
+
+def hold(path: Path, output: Path) -> IO[str] | None:
+    """The lock file `path` of an output, locked until it is released or this process ends.
+
+    It is a record lock, which forked processes do not inherit: a surviving worker cannot keep an output locked.
     """
     if fcntl is None:
         return None
@@ -35,13 +39,13 @@ def hold(path: Path, output: Path) -> IO[str] | None:
             holder = file.read().strip() or "unknown"
             file.close()
             if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise RunError(
-                    f"{output}: process {holder} is writing it. Wait for it or end it, then run this again."
+                raise BusyError(
+                    f"{output}: process {holder} is writing it. Wait for it or stop it, then run this again."
                 ) from None
             return None  # a file system without locks
         if os.fstat(file.fileno()).st_nlink:
             break
-        file.close()  # its holder finished, and removed it, a moment ago
+        file.close()  # its holder has just finished and removed it
     file.truncate(0)
     file.write(f"{os.getpid()} on {platform.node()}")
     file.flush()
@@ -49,7 +53,7 @@ def hold(path: Path, output: Path) -> IO[str] | None:
 
 
 def release(lock: IO[str] | None) -> None:
-    """Give the output free; the lock file goes."""
+    """Release the output and remove the lock file."""
     if lock is not None and not lock.closed:
         Path(lock.name).unlink(missing_ok=True)
         lock.close()

@@ -1,8 +1,8 @@
-"""What a stage leaves on disk and how it is found again: begin, refuse, resume, finish.
+"""The life of a stage's output on disk: begin, refuse, resume, finish.
 
-A stage's output is a folder (or one file of rows). With its results goes `stage.json` (for a file: `FILE.stage.json`):
-the resolved configuration, versions, the date that chat templates print, whether the stage is complete, and its inputs:
-outputs of other stages and fingerprints of other files. While a process writes an output it holds the lock `.stage.lock`.
+An output is a folder, or one file of rows. Next to the results is `stage.json` (for a file: `FILE.stage.json`) with the
+resolved configuration, versions, the date that chat templates print, whether the stage is complete, and its inputs
+(outputs of other stages, fingerprints of other files). A process that writes an output holds the lock `.stage.lock`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from rlt.locks import hold, release
 from rlt.text.clock import pinned_date
 from rlt.types import JsonMap, JsonRow
 
-# Keys that say how fast or where, not what: they may differ when a stage resumes.
+# Keys that do not affect results: they may differ when a stage resumes.
 INCIDENTAL = frozenset({
     "output", "launch", "batch_tokens", "batch_size", "max_in_flight", "timeout", "retry_for", "url",
     "api_key_env", "student_api_key_env", "workers", "ray", "ray_workers", "student_placement", "grade_timeout",
@@ -50,7 +50,7 @@ VERSIONED = ("torch", "transformers", "trl", "datasets", "accelerate", "peft", "
 
 
 class State(TypedDict, total=False):
-    """What a `stage.json` holds; `unreadable` says why it cannot be read."""
+    """Content of a `stage.json`; `unreadable` says why it cannot be read."""
 
     stage: str
     config: JsonRow
@@ -76,25 +76,25 @@ class Result:
 
     @property
     def seconds(self) -> float:
-        """How long the stage took, over all its starts."""
+        """Duration of the stage, over all its starts."""
         return seconds_of(self.metrics)
 
     @property
     def exit_status(self) -> int:
-        """0, or what the command exits with."""
+        """Exit status of the command, 0 for success."""
         status = self.metrics.get("exit_status", 0)
         return status if isinstance(status, int) else 1
 
 
 def seconds_of(metrics: JsonMap) -> float:
-    """How long the stage with these metrics took."""
+    """Duration of the stage with these metrics."""
     seconds = metrics.get("seconds", 0.0)
     return float(seconds) if isinstance(seconds, int | float) else 0.0
 
 
 @dataclass
 class StageFolder:
-    """A stage's output while the stage runs. `result` is set if it was complete before, `resumed` if it had begun."""
+    """A stage's output while the stage runs. `result`: set if it was already complete; `resumed`: whether it had begun."""
 
     stage: str
     config: StageConfig
@@ -112,9 +112,9 @@ class StageFolder:
         return Path(self.config.output)
 
     def finish(self, metrics: JsonMap) -> Result:
-        """The stage's Result, once it is marked complete with its metrics.
+        """Marks the stage complete and returns its Result.
 
-        `seconds` adds up all its starts; a start that was killed counts until the last file that it wrote.
+        `seconds` is the sum over all starts; a killed start counts until the last file it wrote.
         """
         if not is_main_process():
             return Result(self.path, dict(metrics))
@@ -140,11 +140,11 @@ def is_main_process() -> bool:
 
 
 def begin(stage: str, config: StageConfig) -> StageFolder:
-    """The output of `stage`, ready to be written, resumed, or already complete.
+    """The output of `stage`: new, resumed, or already complete.
 
-    Raises RunError if it was made with another configuration or from other inputs (naming the keys that differ and two
-    commands that help), if it holds files that rlt did not make, or if another process is writing it. Of processes launched
-    together, the first one begins.
+    Raises RunError if it was made with a different configuration or from different inputs (with the keys that differ and
+    two commands that help), if it contains files that rlt did not create, or if another process is writing it. Of
+    processes launched together, the first one begins.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from accelerate import PartialState
@@ -163,7 +163,7 @@ def _begin(stage: str, config: StageConfig) -> StageFolder:
     state, lock = read_state(output), None
     if is_main_process() and not (state and state["complete"]):
         lock = _hold(output)
-        state = read_state(output)  # as its holder left it
+        state = read_state(output)  # as the previous holder left it
     try:
         if state is None:
             _refuse_foreign(output)
@@ -187,14 +187,16 @@ def _begin(stage: str, config: StageConfig) -> StageFolder:
 
 
 def _refuse_foreign(output: Path) -> None:
-    # A partial state is our own: the process died while it wrote the first one.
+    # A partial state is rlt's own: the process died while writing the first one.
     ours = (".stage.json.", ".stage.lock")
     if output.is_dir() and any(not file.name.startswith(ours) for file in output.iterdir()):
         raise RunError(
-            f"{output}: holds files that rlt did not make. Choose another --output, or empty the folder first."
+            f"{output}: contains files that rlt did not create. Choose another --output, or empty the folder first."
         )
     if output.is_file():
-        raise RunError(f"{output}: exists, and rlt did not make it. Choose another --output, or remove it first.")
+        raise RunError(
+            f"{output}: already exists, and rlt did not create it. Choose another --output, or remove it first."
+        )
 
 
 def _refuse_changes(stage: str, config: StageConfig, state: State, output: Path) -> None:
@@ -208,14 +210,14 @@ def _refuse_changes(stage: str, config: StageConfig, state: State, output: Path)
     changes = differences(state, config)
     if changes:
         raise RunError(
-            f"{output}: made with another configuration: {'; '.join(changes)}. Mixing the two would mislead. Either keep it "
+            f"{output}: made with a different configuration: {'; '.join(changes)}. Results must not be mixed. Either keep it "
             f"and write elsewhere (`rlt run RECIPE --name NEW_NAME`, or `rlt {stage} ... --output OTHER`), or start over "
             f"(`rlt run RECIPE --restart`, or remove {' and '.join(map(str, files_of(output)))})."
         )
 
 
 def _seconds(state: State | None, output: Path) -> float:
-    """Seconds that earlier starts took, up to the newest file: after a `kill -9` nothing else is left to measure by."""
+    """Seconds of earlier starts, up to the newest file: after a `kill -9` there is nothing else to measure by."""
     if state is None or "started" not in state:
         return 0.0
     files = [*output.rglob("*")] if output.is_dir() else files_of(output)
@@ -227,10 +229,10 @@ def _seconds(state: State | None, output: Path) -> float:
 
 
 def differences(state: State, config: StageConfig) -> list[str]:
-    """What keeps a stage of this configuration from resuming the output with this state, in words; empty: nothing.
+    """Why a stage with this configuration cannot resume the output with this state, one line each; empty if it can.
 
-    Keys that decide what is made (not INCIDENTAL ones), and inputs that changed. Paths inside a run are compared relative
-    to it, so that a run's folder may be renamed.
+    Compares keys that affect results (not INCIDENTAL ones) and inputs. Paths inside a run are compared relative to it, so
+    that a run's folder may be renamed.
     """
     if "unreadable" in state:
         return [f"its `stage.json` cannot be read ({state['unreadable']})"]
@@ -241,12 +243,12 @@ def differences(state: State, config: StageConfig) -> list[str]:
     return (
         changed_keys(state["config"], now)
         + [
-            f"its input {path} was made again or removed since"
+            f"its input {path} has been regenerated or removed since"
             for path, finished in state.get("inputs", {}).items()
             if (read_state(Path(path)) or {}).get("finished") != finished
         ]
         + [
-            f"its input {path} was edited since"
+            f"its input {path} has been edited since"
             for path, known in state.get("files", {}).items()
             if os.path.exists(path) and not unchanged(Path(path), known)
         ]
@@ -254,7 +256,7 @@ def differences(state: State, config: StageConfig) -> list[str]:
 
 
 def _moved(state: State, there: str, now: str) -> State:
-    """The state with paths below the run's old folder put below its new one; `there`, `now`: the output then and now."""
+    """The state with paths in the run's old folder moved to its new one; `there`, `now`: the output then and now."""
     old, new = list(Path(there).parts), list(Path(now).parts)
     while old and new and old[-1] == new[-1]:
         old.pop()
@@ -294,9 +296,9 @@ def _served(students: object) -> object:
 
 
 def inputs_of(config: StageConfig) -> dict[str, str]:
-    """Path -> when it was finished, for each complete stage output that the configuration names.
+    """Path -> finishing time, for each complete output of a stage that the configuration names.
 
-    A file inside an output (`quarters/band-1.jsonl`) counts as that output.
+    A file inside an output (`quarters/band-1.jsonl`) stands for that output.
     """
     found = {}
     for text in _texts({key: value for key, value in _dumped(config).items() if key != "output"}):
@@ -310,7 +312,7 @@ def inputs_of(config: StageConfig) -> dict[str, str]:
 
 
 def files_read_by(config: StageConfig) -> dict[str, Fingerprint]:
-    """Path -> fingerprint, for each file, and each model or data folder that no stage made, that the configuration names."""
+    """Path -> fingerprint, for each file or folder named in the configuration that no stage made."""
     found = {}
     for text in _texts({key: value for key, value in _dumped(config).items() if key not in INCIDENTAL}):
         path = Path(text)
@@ -354,7 +356,7 @@ def _folder_of(output: Path) -> Path:
 
 
 def files_of(output: Path) -> list[Path]:
-    """What to remove to start over: the folder, or the file with its state, lock and partial rows."""
+    """Paths to remove to start over: the folder, or the file with its state, lock and partial rows."""
     output = Path(output)
     if output.suffix not in ROW_FILES:
         return [output] if output.exists() else []
@@ -363,7 +365,7 @@ def files_of(output: Path) -> list[Path]:
 
 
 def remove_output(output: Path) -> None:
-    """Remove a stage's output with its state. Raises RunError while another process writes it."""
+    """Remove a stage's output and its state. Raises RunError while another process is writing it."""
     check_free(output)
     for path in files_of(output):
         if path.is_dir():
@@ -373,9 +375,9 @@ def remove_output(output: Path) -> None:
 
 
 def read_state(output: Path) -> State | None:
-    """`stage.json` of a stage's output; None if it is missing, or if a complete output is gone but its state left.
+    """`stage.json` of a stage's output; None if it is missing, or if a complete output is gone and only its state is left.
 
-    A garbled one counts as incomplete, with the reason under `unreadable`: `begin` refuses it, `--restart` removes it.
+    A corrupt one counts as incomplete, with the reason under `unreadable`: `begin` refuses it, `--restart` removes it.
     """
     path = state_file_of(output)
     if not path.is_file():
@@ -397,7 +399,7 @@ def complete_state(output: Path) -> State | None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Errors of writing below `path` (full disk, read-only), those of safetensors and torch.save too, as a RunError."""
+    """Turns errors of writing to `path` (full disk, read-only), also those of safetensors and torch.save, into RunErrors."""
     from safetensors import SafetensorError
 
     try:
@@ -409,7 +411,7 @@ def writing(path: Path) -> Iterator[None]:
             raise
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
         raise RunError(
-            f"{path}: cannot be written ({reason}). Make room or fix the permissions; the same command resumes."
+            f"{path}: cannot be written ({reason}). Free disk space or fix the permissions; the same command resumes."
         ) from error
 
 
@@ -430,7 +432,7 @@ def _hold(output: Path) -> IO[str] | None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of rlt, Python and the installed libraries that decide results."""
+    """Versions of rlt, Python and the installed libraries that affect results."""
     from rlt import __version__
 
     found = {"rlt": __version__, "python": platform.python_version()}

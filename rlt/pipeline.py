@@ -1,6 +1,6 @@
-"""Running steps: one after another in this process, or in parallel in processes of one thread each.
+"""Runs steps: one after another in this process, or in parallel in processes of one thread each.
 
-Steps meet only through files. Complete steps are skipped, interrupted ones resume, and each step prints one line when it
+Steps meet only through files. Complete steps are skipped and interrupted ones resume; each step prints a line when it
 starts and one when it ends.
 """
 
@@ -33,17 +33,17 @@ from rlt.recipe import ONCE, Recipe, RecipeHead, Step, recipe_of_run
 from rlt.terminal import fitted
 from rlt.text.clock import pin_date
 
-SHOWN = 6  # differences that an error lists
-MOST_TOLD = 20  # complete steps whose numbers are repeated where others are still to be run
+SHOWN = 6  # differences listed in an error
+MOST_TOLD = 20  # complete steps whose numbers are repeated while other steps remain
 
 
 def run_stage(stage: str, config: StageConfig) -> Result:
-    """The Result of one stage, run in this process, or under `accelerate launch` where its `launch` says so."""
+    """The Result of one stage, run in this process, or under `accelerate launch` if `launch` is set."""
     config = prepared(stage, config)
     if getattr(config, "launch", None) and "LOCAL_RANK" not in os.environ:
         from rlt.launching import launch_stage
 
-        check_free(config.output)  # of a launcher that was killed the processes may still be at work
+        check_free(config.output)  # processes of a killed launcher may still be running
         return launch_stage(stage, config)
     return importlib.import_module(f"rlt.stages.{stage}").run(config)
 
@@ -51,9 +51,9 @@ def run_stage(stage: str, config: StageConfig) -> Result:
 def run_recipe(recipe: Recipe, *, restart: bool = False, only: str | None = None) -> int:
     """Exit status after running the recipe's steps (`only`: that step, its variants, or that stage).
 
-    Complete steps are not run, and need nothing that they were made from. All others are checked before the first of them
-    begins: ProblemsFound lists what is wrong. `restart` first removes the results of the steps, and of later steps made
-    from them. Raises RunError if the run's folder belongs to something else or to another recipe of this name, if an
+    Complete steps are skipped and no longer need their inputs. All others are checked before the first one begins:
+    ProblemsFound lists what is wrong. `restart` first removes the results of these steps and of the steps that depend on
+    them. Raises RunError if the run's folder belongs to something else or to a different recipe of the same name, if an
     input is missing, or if another process is writing one of the steps.
     """
     steps = [step for step in recipe.steps if only is None or _is(step, only)]
@@ -73,22 +73,22 @@ def run_recipe(recipe: Recipe, *, restart: bool = False, only: str | None = None
     print(fitted(f"{recipe.head.name}: {recipe.head.description}".rstrip(": ")), flush=True)
     print(
         f"  {len(steps)} steps, {seeds} seed{'s' * (seeds > 1)}, {recipe.head.jobs} at a time -> {recipe.folder}"
-        + (f"; {len(rest) - len(todo)} complete before" if len(rest) > len(todo) else ""),
+        + (f"; {len(rest) - len(todo)} already complete" if len(rest) > len(todo) else ""),
         flush=True,
     )
     statuses = []
     for step in rest:
         if step.key in ended and not _complete(step):
-            print(f"  not run: {step.key}: its loop ended at round {ended[step.key]}", flush=True)
+            print(f"  skipped: {step.key}: its loop ended at round {ended[step.key]}", flush=True)
         elif step not in todo:
             before = Result(step.config.output, (read_state(step.config.output) or State()).get("metrics", {}))
             statuses.append(before.exit_status)
             if len(rest) - len(todo) <= MOST_TOLD or not todo:
-                print(fitted(f"  complete before: {step.key}: {summary(before)}", indent=6), flush=True)
+                print(fitted(f"  already complete: {step.key}: {summary(before)}", indent=6), flush=True)
     progress = Progress([*todo, *once], recipe)
     seed_done, left = _seed_reporter(recipe, once, progress), Counter(step.seed for step in todo)
 
-    def done(step: Step, result: Result | None) -> None:  # None: not run, because its loop has ended
+    def done(step: Step, result: Result | None) -> None:  # None: skipped, because its loop has ended
         if result is not None:
             progress.end(step, result)
             statuses.append(result.exit_status)
@@ -105,7 +105,7 @@ def run_recipe(recipe: Recipe, *, restart: bool = False, only: str | None = None
 
 
 def _check(recipe: Recipe, steps: Sequence[Step]) -> None:
-    """Raises ProblemsFound with everything that would stop one of these steps, as far as it can be known now."""
+    """Raises ProblemsFound with everything that would stop one of these steps, as far as can be known."""
     problems = check_steps(recipe, steps, connect=True).problems
     if problems:
         raise ProblemsFound(recipe.head.name, problems)
@@ -155,12 +155,12 @@ def _claim(recipe: Recipe, steps: list[Step], todo: list[Step], restart: bool, *
         print(f"removed: {', '.join(dict.fromkeys(step.name for step in removed))}", flush=True)
         later = dict.fromkeys(step.name for step in removed if step not in steps and not whole)
         if later:
-            print(f"  made from it, so run again by the next `rlt run`: {', '.join(later)}", flush=True)
+            print(f"  depends on it, so the next `rlt run` runs it again: {', '.join(later)}", flush=True)
     write_text(written, recipe.dump())
 
 
 def _with_dependants(recipe: Recipe, steps: Iterable[Step]) -> list[Step]:
-    """These steps and all later ones that use their results."""
+    """These steps and all that depend on them."""
     names = {(step.seed, step.name) for step in steps}
     for step in recipe.steps:  # each after those it waits for
         if step.stage not in ONCE and any((step.seed, name) in names for name in step.after):
@@ -169,7 +169,7 @@ def _with_dependants(recipe: Recipe, steps: Iterable[Step]) -> list[Step]:
 
 
 def _refuse_changes(recipe: Recipe, made: list[Step], orphans: list[Step], removed: list[Step]) -> None:
-    """Raises RunError if any step, to be run or not, differs from what this recipe would make: they share `recipe.yaml`."""
+    """Raises RunError if any existing step differs from what this recipe would make: they share one `recipe.yaml`."""
     changes = []
     seeds = [*dict.fromkeys(step.seed for step in made)]
     if orphans and seeds != recipe.head.seeds:
@@ -186,9 +186,9 @@ def _refuse_changes(recipe: Recipe, made: list[Step], orphans: list[Step], remov
         changes = list(dict.fromkeys(changes))
         more = f"; and {len(changes) - SHOWN} more" if len(changes) > SHOWN else ""
         raise RunError(
-            f"{recipe.folder}: made with another recipe: {'; '.join(changes[:SHOWN])}{more}. Keep it and write elsewhere: "
-            f"rlt run RECIPE --name {recipe.head.name}-2. Or start over: rlt run RECIPE --restart (with `--only STEP`: that "
-            "step and everything made from it)."
+            f"{recipe.folder}: made with a different recipe: {'; '.join(changes[:SHOWN])}{more}. Keep it and write "
+            f"elsewhere: rlt run RECIPE --name {recipe.head.name}-2. Or start over: rlt run RECIPE --restart (with `--only "
+            "STEP`: that step and everything that depends on it)."
         )
 
 
@@ -225,7 +225,7 @@ def _has_gpu() -> bool:
 
 
 def timings(folder: Path) -> dict[str, dict[str, float]]:
-    """What each step of a run took, as a recipe's `seconds.json` has it (see `rlt.timing`). Raises RunError without a run."""
+    """Durations of a run's steps, as in a recipe's `seconds.json` (see `rlt.timing`). Raises RunError without a run."""
     if not (folder / "recipe.yaml").is_file():
         raise RunError(f"{folder}: not the folder of a run (no recipe.yaml in it).")
 
@@ -252,9 +252,9 @@ def _one_by_one(
 
 
 class _SideBySide:
-    """Steps in parallel processes: each starts in the order of `queue`, once its inputs are done, and prints to its log.
+    """Steps in parallel processes: started in the order of `queue` once their inputs are done, each printing to its log.
 
-    After a failure no step starts; running ones finish, then `run` raises the error.
+    After a failure no further step starts; running ones finish, then `run` raises the error.
     """
 
     def __init__(self, steps: Sequence[Step], recipe: Recipe, progress: Progress) -> None:
@@ -267,11 +267,11 @@ class _SideBySide:
     def run(self, done: Callable[[Step, Result | None], None]) -> None:
         jobs = self.recipe.head.jobs
         context = multiprocessing.get_context("spawn")
-        with _set_environment(), ProcessPoolExecutor(jobs, context, initializer=_prepare_worker) as pool:
+        with worker_environment(), ProcessPoolExecutor(jobs, context, initializer=prepare_worker) as pool:
             while self.running or (self.waiting and self.failed is None):
                 self._start(pool, jobs - len(self.running), done)
                 if not self.running:
-                    continue  # all that was ready is not run: what waited for it may be ready now
+                    continue  # every ready step was skipped; steps that waited for them may be ready now
                 ended, _ = wait(self.running, timeout=HEARTBEAT, return_when=FIRST_COMPLETED)
                 if not ended:
                     now = time.monotonic()
@@ -320,8 +320,8 @@ class _SideBySide:
 
 
 @contextmanager
-def _set_environment() -> Iterator[None]:
-    """While open, new processes get one thread each: two processes of two threads starve each other (docs/experiments.md)."""
+def worker_environment() -> Iterator[None]:
+    """Give new processes one thread each: two processes of two threads starve each other (docs/experiments.md)."""
     environment = {
         "OMP_NUM_THREADS": "1",
         "OMP_WAIT_POLICY": "PASSIVE",
@@ -342,11 +342,12 @@ def _first_line(error: BaseException) -> str:
 
 
 def log_of(recipe: Recipe, step: Step) -> Path:
-    """The file with everything that the step prints when steps run in parallel."""
+    """The step's log when steps run in parallel."""
     return recipe.folder / "logs" / (step.key.replace(" ", "-").replace("/", "-") + ".log")
 
 
-def _prepare_worker() -> None:
+def prepare_worker() -> None:
+    """Make this process a worker: one thread, no bars of its own, and it ends when the process that started it is gone."""
     import datasets
     import torch
     import transformers
@@ -362,7 +363,7 @@ def _prepare_worker() -> None:
 
 
 def _end_with_parent() -> None:
-    """Ends this worker when `rlt run` is gone (killed, say): otherwise it would keep writing outputs nobody waits for."""
+    """Ends this worker when `rlt run` is gone, for example killed: otherwise it would keep writing outputs."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -370,7 +371,7 @@ def _end_with_parent() -> None:
 
 
 def _run_logged(stage: str, config: StageConfig, log: Path) -> Result:
-    """run_stage, in a worker process whose standard output, its own children's included, goes to the end of `log`."""
+    """run_stage in a worker process; its standard output and that of its children are appended to `log`."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as file:
         os.dup2(file.fileno(), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""What a run prints while it runs: the time, the steps done, the time left, and one line for each result."""
+"""Progress lines of a run: time, steps done, time left, and one line per result."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from rlt.results.benchmarks import evaluation
 from rlt.terminal import fitted
 from rlt.timing import TimeLeft
 
-HEARTBEAT = 20.0  # seconds without a line after which it is said what runs
+HEARTBEAT = 20.0  # seconds without output before a line says what is running
 SILENT = ("problems", "select", "best")  # stages that show no progress of their own
 
 
 class Progress:
-    """Prints lines with the time since the start, the steps done of all, and, once it is known, the time left."""
+    """Prints lines with the elapsed time, the steps done, and, once known, the time left."""
 
     def __init__(self, steps: Sequence[Step], recipe: Recipe) -> None:
         self.started, self.done, self.total = time.monotonic(), 0, len(steps)
@@ -39,7 +39,7 @@ class Progress:
     def skip(self, step: Step, ended: int) -> None:
         self.done += 1
         self.time_left.skip(step)
-        self.say(f"{step.key}: not run, its loop ended at round {ended}")
+        self.say(f"{step.key}: skipped, its loop ended at round {ended}")
 
     def end(self, step: Step, result: Result) -> None:
         self.done += 1
@@ -49,7 +49,7 @@ class Progress:
 
 @contextmanager
 def told_while_silent(stage: str, name: str, say: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Says every HEARTBEAT seconds that a stage which shows no progress of its own still runs."""
+    """Prints every HEARTBEAT seconds that a stage without its own progress bar is still running."""
     done, begun = threading.Event(), time.monotonic()
 
     def tell() -> None:
@@ -69,7 +69,7 @@ def clock(seconds: float) -> str:
 
 
 def summary(result: Result) -> str:
-    """One line: how long a stage took, and its first numbers or its solve rates."""
+    """One line: the duration of a stage, and its first numbers or its solve rates."""
     if "benchmarks" in result.metrics:
         solved = evaluation(result.metrics)["benchmarks"]
         rates = ", ".join(f"{Path(name).stem} {row['pass@1']:.3f}" for name, row in solved.items())

@@ -8,7 +8,7 @@
         distill: {data: "@round{round}/collect", ...}
       accept: {by: evaluate}                                 # then `round1/accept` decides
 
-Resuming, `--restart`, `rlt check`, the planner and parallel jobs treat the unrolled steps like all others. Imports no torch.
+Resuming, `--restart`, `rlt check`, `rlt plan` and parallel jobs treat the unrolled steps like any others. Imports no torch.
 """
 
 from __future__ import annotations
@@ -54,32 +54,31 @@ def decision_of(output: Path) -> Decision | None:
 
 
 class Acceptance(AcceptanceOptions):
-    """How a round is accepted."""
+    """How rounds are accepted."""
 
     by: str = "evaluate"
-    """Evaluate step of a round whose responses decide; `initial` has one of this name too."""
+    """Evaluate step whose responses decide; `initial` needs one of the same name."""
 
 
 class Rounds(Config):
     """The key `rounds` of a recipe."""
 
     count: int = Field(ge=1)
-    """Most rounds."""
+    """Maximum number of rounds."""
     initial: dict[str, JsonRow]
-    """Steps of round 0, with which round 1 is compared."""
+    """Steps of round 0, the baseline of round 1."""
     steps: dict[str, JsonRow]
     """Steps of every round."""
     accept: Acceptance = Acceptance()
     """How a round is accepted."""
     result: str = "distill"
-    """Step of a round whose model is the result: the step `best`, which follows the rounds, copies that of the best round
-    to `@best:model`."""
+    """Step whose model is the result. After the rounds, the step `best` copies the best round's to `@best:model`."""
 
 
 def unrolled(raw: object) -> dict[str, JsonRow]:
     """Step name -> its keys with `stage`: every step of every round, in order, then `best`.
 
-    Under ROUND a step has its round, and under GATES the decisions of the rounds before. Raises ConfigError for what is wrong.
+    ROUND holds a step's round, GATES the decisions of earlier rounds. Raises ConfigError for a mistake.
     """
     if not isinstance(raw, dict):
         raise ConfigError(f"`{KEY}`: must be a mapping with `count`, `initial` and `steps`.")
@@ -120,9 +119,9 @@ def _check(rounds: Rounds) -> None:
             if _stage(name, keys) not in STAGES:
                 raise ConfigError(f"{where}: unknown stage {_stage(name, keys)!r}; stages are {', '.join(STAGES)}.")
             if "each" in keys:
-                raise ConfigError(f"{where}: a step of a round has no variants; write a step for each.")
+                raise ConfigError(f"{where}: steps of a round cannot have variants; write one step per variant.")
             if part == "initial" and "{previous}" in json.dumps(keys):
-                raise ConfigError(f"{where}: nothing is previous to round 0; name a step before the rounds.")
+                raise ConfigError(f"{where}: round 0 has no previous round; name a step before the rounds.")
         for key, name, stages in (("accept.by", rounds.accept.by, ("evaluate",)), ("result", rounds.result, None)):
             if name not in steps or (stages is not None and _stage(name, steps[name]) not in stages):
                 kind = f"{stages[0]} " if stages else ""

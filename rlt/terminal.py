@@ -1,4 +1,4 @@
-"""The terminal's width, and lines that keep to it."""
+"""The terminal: its width, wrapped lines, and whether to be quiet."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def quiet() -> bool:
 
 
 def fitted(text: str, indent: int = 4) -> str:
-    """A line wrapped to the terminal, its continuation indented; a path or a number is never split."""
+    """A line wrapped to the terminal, continuation lines indented; paths and numbers are never split."""
     return textwrap.fill(
         text, terminal_width(), subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
     )

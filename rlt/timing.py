@@ -1,8 +1,8 @@
-"""How long the rest of a run will take: from a table of what its steps took before, corrected as the run proceeds.
+"""Estimates the time left of a run from a table of earlier durations, corrected as the run proceeds.
 
-The table stands in `seconds.json` next to the recipe; `rlt timings RUN` prints it from a finished run. Each step has its
-`seconds`, the mean over seeds, and for training steps the `rows` of their metrics, by which a step that runs shows how far
-it is. Without a table, a step counts like finished ones of its stage, once there are some of every stage that is left.
+The table is `seconds.json` next to the recipe; `rlt timings RUN` prints it from a finished run. Each step has its
+`seconds`, the mean over seeds; training steps also have the `rows` of their metrics, which show how far a running step is.
+Without a table, a step counts like finished ones of its stage, once every remaining stage has some.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from rlt.recipe import ONCE, Step, Timing
 
 Key = tuple[int | None, str]
 
-# How fast this machine is at a stage that was not seen yet: every stage that was has a vote, the table half a one.
+# Speed of this machine at a stage not seen yet: every stage seen has a vote, the table half a vote.
 VOTE_OF_TABLE = 0.5
-# Seconds of the table that are observed of a stage until what is observed weighs as much as what was believed before.
+# Observed seconds of a stage, by the table, at which observation weighs as much as prior belief.
 TRUST = 20.0
-# Below this share of a step its rows say more of its beginning than of its speed.
+# Below this share of a step, its rows reflect start-up more than speed.
 EARLY = 0.05
 
 
 def key_of(step: Step) -> Key:
-    """What tells a step from all others of its recipe."""
+    """Identifies a step in its recipe."""
     return step.seed, step.name
 
 
 def queue(steps: Sequence[Step]) -> list[Step]:
-    """The order in which steps begin as soon as their inputs are there: the first seed's first, so that its table is there
-    early, then those on which the longest chain of others waits.
+    """The order in which steps start once their inputs are ready: those of the first seed, so that its table is printed
+    early, then those that the longest chain of other steps waits for.
     """
     behind = _longest_chains(steps)
     return sorted(steps, key=lambda step: (step.seed != steps[0].seed, -behind[key_of(step)]))
 
 
 def _longest_chains(steps: Sequence[Step]) -> dict[Key, int]:
-    """How many steps of the same seed have to follow one another after each step."""
+    """Length of the longest chain of steps of the same seed that must follow each step."""
     chains = {key_of(step): 0 for step in steps}
     for step in reversed(steps):  # a recipe names what a step waits for before the step
         for name in step.after:
@@ -53,8 +53,8 @@ def replayed(
 ) -> tuple[float, list[tuple[float, float, Step]]]:
     """`(total, plan)`: seconds until all steps are done, `jobs` at a time, and `(start, end, step)` of each.
 
-    `seconds` of each step that has yet to begin; `running`: seconds that those under way still need. `steps` are all
-    that are not done. Reports come last, one by one.
+    `seconds`: of each step that has not begun; `running`: seconds that running steps still need. `steps`: all that are
+    not done. Reports come last, one by one.
     """
     running = running or {}
     queued = queue([step for step in steps if step.stage not in ONCE])
@@ -68,7 +68,7 @@ def replayed(
                 waiting.remove(step)
                 active.append((now + seconds[key_of(step)], now, step))
         if not active:
-            break  # what is left waits for steps of another run
+            break  # the rest waits for steps of another run
         active.sort(key=lambda item: item[0])
         now, began, step = active.pop(0)
         unfinished.discard(key_of(step))
@@ -83,14 +83,14 @@ def replayed(
 
 @dataclass
 class _Run:
-    """A step under way."""
+    """A running step."""
 
     step: Step
     began: float
 
 
 class TimeLeft:
-    """Says how many seconds a run of these steps still needs. `table`: step name -> Timing; `rows`: how far a step is."""
+    """Estimates how many seconds these steps still need. `table`: step name -> Timing; `rows`: progress of a step."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class TimeLeft:
         self.finished: list[tuple[Step, float]] = []
 
     def begin(self, step: Step, now: float) -> None:
-        """The step begins at this time, in seconds of any clock."""
+        """The step begins at this time, in seconds on any clock."""
         self.running[key_of(step)] = _Run(step, now)
 
     def end(self, step: Step, seconds: float) -> None:
@@ -134,12 +134,12 @@ class TimeLeft:
         running = {}
         for key, run in self.running.items():
             whole, elapsed, share = seconds[key], now - run.began, shares[key]
-            over = 0.1 * elapsed  # a step that takes longer than expected is not about to end
+            over = 0.1 * elapsed  # an overdue step is not about to end
             running[key] = whole * (1 - share) if share else whole - elapsed if whole - elapsed > over else over
         return replayed(rest, self.jobs, seconds, running)[0]
 
     def _expected(self, step: Step) -> float | None:
-        """Seconds by the table, else by finished steps of the same stage (scaled to its `max_steps`), else None."""
+        """Seconds from the table, else from finished steps of the same stage (scaled to its `max_steps`), else None."""
         if step.name in self.table:
             return self.table[step.name].seconds
         alike = [(_units(other), seconds) for other, seconds in self.finished if other.stage == step.stage]
@@ -148,13 +148,13 @@ class TimeLeft:
         return sum(seconds for _, seconds in alike) / sum(units for units, _ in alike) * _units(step)
 
     def _share(self, step: Step) -> float:
-        """How much of a running step is done, by the rows of its metrics; 0 where they do not tell."""
+        """Share of a running step that is done, by the rows of its metrics; 0 if unknown."""
         timing = self.table.get(step.name)
         share = self.rows(step) / timing.rows if timing is not None and timing.rows else 0.0
         return min(share, 0.95) if share >= EARLY else 0.0
 
     def _speeds(self, now: float, shares: Mapping[Key, float]) -> Callable[[str], float]:
-        """Stage -> seconds here per second of the table, by what is done."""
+        """Stage -> seconds here per second of the table, from completed work."""
         told: dict[str, float] = defaultdict(float)
         real: dict[str, float] = defaultdict(float)
         observed = [(step, 1.0, seconds) for step, seconds in self.finished]
@@ -176,7 +176,7 @@ def _units(step: Step) -> float:
 
 
 def rows_written(step: Step) -> int:
-    """Rows of metrics that a training step has written, those of its parts included."""
+    """Rows of metrics that a training step has written, including those of its parts."""
     output = Path(step.config.output)
     count = 0
     for path in (output / "metrics.jsonl", *output.glob("*/metrics.jsonl")):
@@ -188,7 +188,7 @@ def rows_written(step: Step) -> int:
 
 
 def timings(steps: Iterable[Step], seconds: Callable[[Step], float | None]) -> dict[str, dict[str, float]]:
-    """Step name -> `seconds` and, where it has metrics, `rows`: means over the seeds for which `seconds` says how long."""
+    """Step name -> `seconds` and, if it has metrics, `rows`: means over the seeds for which `seconds` is known."""
     found: dict[str, list[tuple[float, int]]] = {}
     for step in steps:
         took = seconds(step)

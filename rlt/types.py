@@ -7,23 +7,23 @@ from dataclasses import asdict, dataclass
 from typing import Any, NotRequired, TypedDict
 
 JsonRow = dict[str, object]
-"""One row of a file, or what JSON can hold by name."""
+"""One row of a file, or any JSON object."""
 
 AnyRow = dict[str, Any]
-"""The same where another library or another program checks the values: keyword arguments, columns that are read as found."""
+"""The same for values that another library checks, such as keyword arguments."""
 
 JsonMap = Mapping[str, object]
-"""A JsonRow to be read only."""
+"""A read-only JsonRow."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
     """A question with its worked solution, as every stage receives it.
 
-    `id` is unique in its dataset and stays the same between runs (the row's own `id` column, else its number).
-    `answer` is the short final answer a grader compares; `explanation` an existing thought (a solver's trace, say);
-    `system` the dataset's own system prompt, used where the format's `student_system_prompt` is null; `task` the task whose
-    grader reads `answer`; `source` the data set of a mixture that it comes from.
+    `id` is unique in its dataset and the same in every run (the row's `id` column, else its number). `answer`: the short
+    final answer that a grader compares. `explanation`: an existing thought, such as a solver's trace. `system`: the
+    dataset's own system prompt, used if the format's `student_system_prompt` is null. `task`: the task whose grader reads
+    `answer`. `source`: the dataset of a mixture that the problem comes from.
 
     Example: Problem(id="3", question="What is 2+3?", solution="2+3 = 5", answer="5")
     """
@@ -38,7 +38,7 @@ class Problem:
     source: str | None = None
 
     def to_row(self) -> JsonRow:
-        """This problem as a row of JSON, without the columns it does not have."""
+        """This problem as a row, without empty columns."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
@@ -70,10 +70,10 @@ class ExplanationRow(TypedDict):
 class Explanation:
     """One explanation of a problem, from the engine that wrote it to the student that learns from it.
 
-    `text` is what stands between the teacher's prompt and its closing tag, to the letter; `closed`: whether that tag was
-    written. `id` is unique in its file; `sample` counts the explanations of one problem. What follows is known of
-    explanations that an engine wrote: tokens, their log-prob in nats, the seed (None: none was used), why it stopped
-    (`stop`, `length`), who wrote it, and whether the server gave text without token ids (`text_only`).
+    `text`: everything between the teacher's prompt and its closing tag, unchanged; `closed`: whether that tag was written.
+    `id` is unique in its file; `sample` numbers the explanations of one problem. Known only if an engine wrote it: token
+    counts, log-prob in nats, seed (None: not seeded), finish reason (`stop`, `length`), the engine, and whether the server
+    returned text without token ids (`text_only`).
 
     Example: Explanation(Problem("3", "2+3?", "5"), "two and three", id="3/0", sample=0, completion_tokens=4, seed=1234)
     """
@@ -94,8 +94,8 @@ class Explanation:
     def to_row(self, padding: str, tag: str) -> ExplanationRow:
         """The row with every column of `rlt.data.explanations.COLUMNS`, for a format with this padding and closing tag.
 
-        `completion` is what the teacher wrote with its tag; `explanation` is that without the tag and the one padding
-        that belongs before it: a student's text is padding + explanation + padding.
+        `completion` is the teacher's text with its tag; `explanation` has neither the tag nor the padding before it: a
+        student's text is padding + explanation + padding.
         """
         problem = self.problem
         return {
@@ -109,7 +109,7 @@ class Explanation:
 
     @classmethod
     def from_row(cls, row: ExplanationRow, tag: str) -> Explanation:
-        """The explanation in a row that `to_row` made."""
+        """The explanation in a row made by `to_row`."""
         problem = Problem(
             row["problem"], row["question"], row["solution"], row["answer"], system=row["system"],
             task=row.get("task"), source=row.get("source"),
@@ -123,11 +123,11 @@ class Explanation:
 
 @dataclass(frozen=True, slots=True)
 class RewardParts:
-    """One row's reward and what it is made of. Log-probs and divergences in nats; `None` where a part is not defined.
+    """One row's reward and its parts. Log-probs and divergences in nats; `None` if a part is undefined.
 
     `r_ss = mean + alpha * min` over the solution's tokens; `r_kl = mean + alpha * max` over the explanation's;
-    `reward = r_ss - kl_coef * r_kl + format_penalty` (paper, section 3; see `rlt.reward.formula`). `error` says why a row could
-    not be scored; every number is then `None`.
+    `reward = r_ss - kl_coef * r_kl + format_penalty` (paper, section 3; see `rlt.reward.formula`). If a
+    row cannot be scored, `error` says why and every number is `None`.
     """
 
     reward: float | None = None
@@ -143,5 +143,5 @@ class RewardParts:
     error: str | None = None
 
     def to_row(self) -> JsonRow:
-        """Every column, `None` included."""
+        """Every column, including those that are `None`."""
         return asdict(self)

@@ -1,7 +1,7 @@
 """Configuration: one frozen model per stage, each default in one place with its source. Imports no torch.
 
-The sentence under a field is the only place where its meaning is written; the command line prints it as help. Unknown
-keys are refused. The training options of TRL and transformers pass through `trainer` and are not mirrored here.
+The docstring under a field is its only documentation; the command line prints it as help. Unknown keys are refused. The
+training options of TRL and transformers pass through `trainer` and are not mirrored here.
 """
 
 # ruff: noqa: F401 (what `from rlt.config import ...` gives)
@@ -19,12 +19,14 @@ from rlt.config.data import (
     WholeData,
 )
 from rlt.config.engines import EngineOptions, FormatOptions, ModelOptions, RayOptions, SamplingOptions
+from rlt.config.evolve import Arm, EvolveOptions, Range, Setting
 from rlt.config.explanations import CollectConfig, SelectConfig
 from rlt.config.results import (
     AcceptanceOptions,
     AcceptConfig,
     BestConfig,
     EvaluateConfig,
+    GainConfig,
     GradeConfig,
     ReachesConfig,
     ReportConfig,
@@ -55,6 +57,7 @@ STAGES: dict[str, type[StageConfig]] = {
     "coldstart": ColdstartConfig,
     "evaluate": EvaluateConfig,
     "score": ScoreConfig,
+    "gain": GainConfig,
     "grade": GradeConfig,
     "accept": AcceptConfig,
     "best": BestConfig,

@@ -1,4 +1,4 @@
-"""What every configuration is: frozen, without unknown keys, checked; and the types that several fields share."""
+"""The base of every configuration (frozen, checked, no unknown keys), and the types that several fields share."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from rlt.types import JsonMap
 class Config(BaseModel):
     """Base of every configuration: frozen, no unknown keys, finite numbers, `~/` expanded, help texts under the fields."""
 
-    # A number where a text is wanted is that text: `name: 2`, `--model 7`.
+    # Numbers are accepted for text: `name: 2`, `--model 7`.
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, coerce_numbers_to_str=True,
         allow_inf_nan=False,
@@ -36,7 +36,7 @@ class Config(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _plain_values(cls, values: object) -> object:
-        """Also inside mappings that are passed on unread: no number without end, no `true` for a number, `~/` expanded."""
+        """Finite numbers, no booleans for numbers, `~/` expanded; also inside mappings that are passed through."""
         if not isinstance(values, dict):
             return values
         wrong: list[InitErrorDetails] = []
@@ -88,7 +88,7 @@ def _has_bool(value: object) -> bool:
     return isinstance(value, bool) or (isinstance(value, list | tuple) and any(isinstance(one, bool) for one in value))
 
 
-def _as_list(value: object) -> object:
+def as_list(value: object) -> object:
     """A list from one value, or from several separated by commas."""
     if isinstance(value, int | float):
         return [value]
@@ -97,12 +97,12 @@ def _as_list(value: object) -> object:
     return value
 
 
-Names = Annotated[list[str], BeforeValidator(_as_list)]
+Names = Annotated[list[str], BeforeValidator(as_list)]
 
 
 def _as_described(value: object) -> object:
     """A mapping of names to descriptions from such a mapping, a list of names, or one name."""
-    value = _as_list(value)
+    value = as_list(value)
     return dict.fromkeys(value) if isinstance(value, list) else value
 
 
@@ -133,7 +133,7 @@ AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
 def validate(model: type[AnyConfig], values: JsonMap, where: str) -> AnyConfig:
-    """`model` made from `values`; raises ConfigError with `where`, every bad key and, for a typo, the near names."""
+    """`model` built from `values`. Raises ConfigError with `where`, every bad key and, for a typo, the closest names."""
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -150,5 +150,5 @@ def _lines(model: type[Config], error: ValidationError) -> list[str]:
         near = difflib.get_close_matches(key.split(".")[-1], model.model_fields, n=2, cutoff=0.6)
         hint = f" (did you mean {' or '.join(near)}?)" if item["type"] == "extra_forbidden" and near else ""
         message = "unknown key" if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ")
-        lines.append(f"`{key}`: {message}{hint}" if key else message)  # none: it is about several keys together
+        lines.append(f"`{key}`: {message}{hint}" if key else message)  # no key: the message is about several keys
     return lines

@@ -1,4 +1,4 @@
-"""Where problems come from: datasets and files, and the stage `problems`, which writes them."""
+"""Where problems come from: datasets, files and mixtures of them, and the stage `problems`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rlt.config.stage import StageConfig
 from rlt.types import JsonRow
 
 SHORT_FORMS = {"data": "path"}
-"""Key that takes a mapping, or one plain value -> the key that the plain value sets."""
+"""Key that takes a mapping or a plain value -> the key of the mapping that the plain value sets."""
 
 
 class DataConfig(Config):
@@ -28,24 +28,24 @@ class DataConfig(Config):
     columns: dict[str, str] = {}
     """Maps rlt's column names to the file's, for example {question: problem}. Known schemas need no mapping."""
     limit: int | None = Field(None, ge=1)
-    """Use only the first N rows after those skipped; invalid rows count too."""
+    """Use only the first N rows after the skipped ones; invalid rows count too."""
     skip: int = Field(0, ge=0)
-    """Skip the first N rows, for example those that another step holds out."""
+    """Skip the first N rows, for example those held out by another step."""
     stream: bool = False
     """Stream a hub dataset instead of downloading it first."""
     task: str | None = None
-    """Task whose grader reads the rows' answers; null: what each row's column `task` says, else the stage's own `task`."""
+    """Task whose grader checks the answers; null: each row's `task` column, else the stage's own `task`."""
     on_invalid: Literal["error", "skip"] = "error"
     """What to do with an invalid row: stop with an error that names it, or skip and count it."""
 
     @property
     def sources(self) -> list[DataConfig]:
-        """The data sets that are read: this one."""
+        """The datasets to read: this one."""
         return [self]
 
     @property
     def labels(self) -> list[str]:
-        """The sources' names: one alone has none."""
+        """Names of the sources; empty for a single one."""
         return []
 
 
@@ -66,7 +66,7 @@ class SourceConfig(DataConfig):
 
 
 class MixtureConfig(Config):
-    """Several sources of problems, read one after the other; training draws from them by weight."""
+    """Several sources of problems, read one after another; training draws from them by weight."""
 
     sources: list[SourceConfig] = Field(min_length=1)
     """The sources: a list of `{path, weight, task, ...}`."""
@@ -74,13 +74,13 @@ class MixtureConfig(Config):
     """Training draws from source i with probability proportional to weight_i * rows_i^(1/temperature): 1 follows the sizes,
     a large number evens them out; null: 1."""
     on_invalid: Literal["error", "skip"] = "error"
-    """`skip`: skip the invalid rows of every source; a source can also say so for itself."""
+    """`skip`: skip invalid rows in every source; `error`: each source's own `on_invalid` decides."""
 
     @model_validator(mode="after")
     def _different_names(self) -> MixtureConfig:
         twice = next((label for label in self.labels if self.labels.count(label) > 1), None)
         if twice is not None:
-            raise ValueError(f"two sources are called {twice!r}; give one of them another name by `source`")
+            raise ValueError(f"two sources are named {twice!r}; rename one of them with `source`")
         return self
 
     @property
@@ -95,7 +95,7 @@ class MixtureConfig(Config):
 
     @property
     def drawn(self) -> bool:
-        """Whether the sources are to be drawn from other than row by row, which only training does."""
+        """Whether rows are drawn by weight, which only training does."""
         return self.temperature is not None or any(source.weight != 1 for source in self.sources)
 
 
@@ -141,19 +141,19 @@ class ProblemsConfig(StageConfig):
     data: WholeData | None = None
     """Dataset to choose the problems from, instead of a task."""
     count: int | None = Field(None, ge=1)
-    """Number of problems; null: 1000 of a task, all of a dataset."""
+    """Number of problems; null: 1000 from a task, all from a dataset."""
     shortest: bool = False
-    """From a dataset: the problems with the fewest characters (question, solution and explanation together)."""
+    """For a dataset: take the shortest problems, by the characters of question, solution and explanation."""
     solution: Literal["full", "answer", "wrong", "other"] = "full"
-    """From a dataset: `answer` makes the worked solution the explanation, and "The answer is N." the solution. Placebos for a
-    teacher to explain (`solutions` of `score`): `wrong` says so of another problem's answer, `other` is another problem's
-    whole solution."""
+    """For a dataset: `answer` turns the worked solution into the explanation, and "The answer is N." into the solution.
+    `wrong` and `other` are placebos for a teacher to explain (see `solutions` of `score`): that sentence with another
+    problem's answer, or another problem's whole solution."""
     options: JsonRow = {}
     """Options of the task's generator, for example {steps: [2, 5]}."""
     experts: str | None = None
-    """Mixture of the task's simulated experts that writes an explanation per problem; null: no explanations."""
+    """Mixture of the task's simulated experts that writes one explanation per problem; null: none."""
     exclude: list[Path] = []
-    """Files of held-out problems, whose questions are left out."""
+    """Files of held-out problems; their questions are left out."""
 
     @model_validator(mode="after")
     def _one_source(self) -> ProblemsConfig:

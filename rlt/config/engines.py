@@ -1,4 +1,4 @@
-"""Models that write text: how they are loaded, which format they use, how they sample, where they run."""
+"""Options of models that generate text: loading, format, sampling, engine."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class FormatOptions(Config):
     """How prompts and responses are written."""
 
     format: str | None = None
-    """A shipped format (`r1`, `stratos`, `words`, or with the solution in the user's turn `r1-user`, `stratos-user`,
-    `words-user`) or your own YAML file; null: the one the model was trained with, as its folder says, otherwise `stratos`."""
+    """A shipped format (`r1`, `stratos`, `words`; with the solution in the user's turn: `r1-user`, `stratos-user`,
+    `words-user`) or your own YAML file; null: the one recorded in the model's folder, else `stratos`."""
 
 
 class SamplingOptions(Config):
@@ -41,7 +41,7 @@ class SamplingOptions(Config):
 
 
 class RayOptions(Config):
-    """Whether the work is spread over several machines."""
+    """Spreading the work over several machines."""
 
     ray: str | None = None
     """Spread the work over the Ray cluster at this address; `local` starts one. null: run in this process."""
@@ -50,10 +50,10 @@ class RayOptions(Config):
 
 
 class EngineOptions(RayOptions):
-    """Who generates text."""
+    """The engine that generates text."""
 
     engine: Literal["transformers", "openai", "vllm"] = "transformers"
-    """What generates: `transformers` or `vllm` in this process, or `openai`, a server's completions API."""
+    """`transformers` or `vllm` in this process, or `openai`: the completions API of a server."""
     url: str | None = None
     """Base URL of the server for engine `openai`, for example http://127.0.0.1:8000/v1."""
     served_model: str | None = None

@@ -19,7 +19,7 @@ class CollectConfig(StageConfig, ModelOptions, FormatOptions, EngineOptions, Sam
     model: str
     """Folder or hub name of the teacher (for engine `openai`: whose tokenizer and chat template to use)."""
     data: WholeData
-    """Problems to explain. A problem whose prompt fills the context is an error, or left out, as `on_invalid` says."""
+    """Problems to explain. `on_invalid` also decides about a prompt that fills the context."""
     samples: int = Field(1, ge=1)
     """Explanations per problem."""
     file_format: Literal["jsonl", "parquet"] = "jsonl"
@@ -36,27 +36,27 @@ class CollectConfig(StageConfig, ModelOptions, FormatOptions, EngineOptions, Sam
 
 
 class SelectConfig(StageConfig, FormatOptions):
-    """Select the explanations that a student learns from; the others are listed with a reason."""
+    """Select the explanations that a student learns from; the rest are listed with a reason."""
 
     data: WholeData
     """Explanations: the output of `rlt collect`, or any file with `question`, `solution` and `explanation` or `completion`."""
     keep: Literal["all", "closed", "random", "best", "bands", "correct"]
-    """`all`: every explanation, as the paper's students do. `closed`: those that close their tag and contain no tag of the
-    format. `random`, `best`: of these, one for each problem, drawn or with the highest score. `bands`: all that have a
-    score, in `bands` files of equal size, lowest first (the paper's correlation study). `correct`: of the responses that
-    `rlt evaluate` wrote (`data: "@evaluate:responses.jsonl"`), the first right one to each question: rejection sampling."""
+    """`all`: every explanation, as in the paper. `closed`: those that close their tag and contain no other tag. `random`,
+    `best`: one closed explanation per problem, drawn at random or with the highest score. `bands`: all scored ones, in
+    `bands` files of equal size, lowest first (the paper's correlation study). `correct`: rejection sampling, the first
+    correct response to each question in the output of `rlt evaluate` (`data: "@evaluate:responses.jsonl"`)."""
     scores: Path | None = None
-    """For `best` and `bands`: what `rlt score` wrote for the same rows, in the same order."""
+    """For `best` and `bands`: output of `rlt score` for the same rows, in the same order."""
     by: str = "reward"
     """Column of the scores to compare."""
     bands: int = Field(4, ge=2)
     """Number of bands, for `keep: bands`."""
     student: Names = []
-    """Folders or hub names of students; rows that do not fit all their contexts are left out."""
+    """Folders or hub names of students; rows that do not fit the context of each are left out."""
     student_context: int | None = Field(None, ge=1)
-    """Maximum number of tokens of a student's text; null: the student's own context."""
+    """Maximum number of tokens of a student's text; null: the student's context."""
     trust_remote_code: bool = False
-    """Run Python code that comes with a student. Off: only architectures that transformers knows."""
+    """Allow a student to run its own Python code. Off: only architectures that transformers knows."""
     file_format: Literal["jsonl", "parquet"] = "jsonl"
     """Format of the selected files."""
 
@@ -69,7 +69,7 @@ class SelectConfig(StageConfig, FormatOptions):
             raise ValueError(f"`scores` has no effect with `keep: {self.keep}`; use `best` or `bands`, or leave it out")
         if ranked and isinstance(self.data, MixtureConfig):
             raise ValueError(
-                "`scores` belong to one file; select from each file on its own, then give a list to training"
+                "`scores` belong to one file; select from each file separately, then give training the list"
             )
         if self.student_context is not None and not self.student:
             raise ValueError("`student_context` needs `student`, whose tokenizer counts the tokens")

@@ -1,4 +1,4 @@
-"""Stages and commands that measure: `evaluate`, `grade`, `report`, `view`."""
+"""Stages and commands that measure: `evaluate`, `accept`, `best`, `grade`, `report`, `view`."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from rlt.config.stage import StageConfig
 
 
 class EvaluateConfig(StageConfig, ModelOptions, FormatOptions, EngineOptions):
-    """Solve rates of a model on held-out problems, graded by their task."""
+    """Evaluate a model: solve rates on held-out problems, graded by their task."""
 
     model: str
     """Folder or hub name of the model."""
     benchmark: Names = []
     """Benchmarks by name, or files with `question` and `answer`."""
     data: str | None = None
-    """A file that replaces the (single) benchmark's download."""
+    """Local file to use instead of downloading the (only) benchmark."""
     task: str | None = None
-    """Task whose grader decides; null: the one in each row's column `task`, else the benchmark's own, and `math` for files."""
+    """Task whose grader decides; null: each row's `task` column, else the benchmark's own task (`math` for files)."""
     preset: Literal["paper", "robust"] | None = None
     """`paper`: greedy, 32,768 tokens, one sample. `robust`: temperature 0.6, top-p 0.95, 8 samples."""
     samples: int | None = Field(None, ge=1)
@@ -50,43 +50,70 @@ class EvaluateConfig(StageConfig, ModelOptions, FormatOptions, EngineOptions):
 
 
 class AcceptanceOptions(Config):
-    """How sure a gain must be."""
+    """How certain a gain must be."""
 
     error_rate: float = Field(0.05, gt=0, lt=0.5)
-    """Chance, over all looks together, to accept a round that is no better than the best before it."""
+    """Probability, over all looks, of accepting a round that is no better than the best previous one."""
     patience: int = Field(2, ge=1)
-    """Rejections in a row that end the loop."""
+    """End the loop after this many rejections in a row."""
 
 
 class AcceptConfig(StageConfig, AcceptanceOptions):
-    """Accept a round if its student solves more than that of the best round before it, beyond noise."""
+    """Accept a round if its student solves more than the best previous round's, beyond noise."""
 
     evaluations: list[Path] = Field(min_length=2)
-    """Outputs of `evaluate` for rounds 0, 1, ..., on the same questions; the last one is decided about."""
+    """Outputs of `evaluate` for rounds 0, 1, ..., on the same questions; the last round is the one to decide about."""
     decisions: list[Path] = []
-    """Outputs of `accept` for rounds 1, 2, ... before this one."""
+    """Outputs of `accept` for the rounds 1, 2, ... before this one."""
     looks: int = Field(ge=1)
-    """Most rounds that will be decided about; each look may spend an equal part of `error_rate`."""
+    """Maximum number of decisions; each may spend an equal part of `error_rate`."""
 
     @model_validator(mode="after")
     def _one_decision_a_round(self) -> AcceptConfig:
         if len(self.decisions) != len(self.evaluations) - 2:
             raise ValueError(
-                f"{len(self.evaluations)} `evaluations` need {len(self.evaluations) - 2} `decisions`, those of the rounds "
+                f"{len(self.evaluations)} `evaluations` need {len(self.evaluations) - 2} `decisions`, one per round "
                 "between the first and the last"
             )
         if self.looks < len(self.evaluations) - 1:
-            raise ValueError(f"`looks` {self.looks} is less than the round, {len(self.evaluations) - 1}")
+            raise ValueError(f"`looks` is {self.looks}, but this is round {len(self.evaluations) - 1}")
         return self
 
 
 class BestConfig(StageConfig):
-    """Copy the model of the best round to the folder `model` of the output."""
+    """Copy the best round's model to the output's folder `model`."""
 
     models: list[Path] = Field(min_length=1)
     """Models of rounds 0, 1, ..."""
     decisions: list[Path] = []
     """Outputs of `accept` for rounds 1, 2, ...; those after the end of the loop need not exist."""
+
+
+class GainConfig(StageConfig, ModelOptions, FormatOptions):
+    """Measure what a few steps of learning from explanations change in a student, next to the reward that they earned."""
+
+    writes: ClassVar[Literal["folder", "file"]] = "file"
+
+    model: str
+    """Folder or hub name of the student; it is copied, not changed."""
+    data: Path
+    """Explanations: JSONL or Parquet file or the output of `rlt collect`."""
+    scores: Path
+    """Output of `rlt score` for the same explanations."""
+    by: str = "reward"
+    """Column of `scores` to compare with."""
+    heldout: Path
+    """File of problems whose solutions should become more likely, without any explanation."""
+    heldout_limit: int = Field(64, ge=1)
+    """Use only the first N of these problems."""
+    count: int = Field(64, ge=1)
+    """Explanations to draw."""
+    group: int = Field(8, ge=1)
+    """Explanations that the student learns from together: neighbours by score."""
+    steps: int = Field(4, ge=1)
+    """Optimizer steps per group, each on the whole group."""
+    learning_rate: float = Field(1e-4, gt=0)
+    """Learning rate of AdamW. Too small, and the gains drown in rounding: use `dtype: float32`."""
 
 
 class GradeConfig(StageConfig, FormatOptions):
@@ -130,14 +157,14 @@ class ReportConfig(StageConfig):
     """Report a run: tables and three sentences on the terminal, results.json and report.html."""
 
     suffix: str = Field("", pattern=r"^[\w.-]*$")
-    """Suffix of both file names, for recipes with several reports: `-transfer` writes results-transfer.json."""
+    """Suffix of the file names, for recipes with several reports: `-transfer` writes results-transfer.json."""
 
     title: str | None = None
     """Heading of the report; null: the run's name."""
     note: str | None = None
     """Text under the heading, such as a caveat about these results."""
     arms: Described = {}
-    """Variants of the evaluate steps to compare, in table order: a list, or a mapping of each to a short description of
+    """Variants of the evaluate steps to compare, in table order: a list, or a mapping from each to a short description of
     what its student learned from. Empty: one row per evaluate step."""
     sampled: str = "evaluate"
     """Evaluate step whose variants are sampled."""
@@ -154,7 +181,7 @@ class ReportConfig(StageConfig):
     trained: str | None = None
     """Train step whose curves are drawn."""
     task: str | None = None
-    """Task whose `inspect` tells which explanations leak the answer and which are fully correct."""
+    """Task whose `inspect` finds explanations that leak the answer or are fully correct."""
     rankings: dict[str, list[str]] = {}
     """Rankings to compare: name -> variants whose students learned from its bands, lowest first."""
     sweep: SweepConfig | None = None
@@ -166,7 +193,7 @@ class ReportConfig(StageConfig):
 
 
 class ViewConfig(Config):
-    """One HTML page of scored rows, token by token, or of a whole run; two files stand side by side."""
+    """Make one HTML page of scored rows, token by token, or of a whole run; two files are shown side by side."""
 
     paths: list[Path] = Field(min_length=1)
     """A run's folder, or files that `rlt score` wrote."""
@@ -175,10 +202,10 @@ class ViewConfig(Config):
     limit: int = Field(500, ge=1)
     """Maximum number of rows on the page: a third with the highest rewards, a third with the lowest, the rest random."""
     id: Names = []
-    """Rows to show in any case."""
+    """Ids of rows to show in any case."""
     seed: int = 0
     """Seed of the random rows."""
     live: bool = False
-    """Serve the page on this machine instead of writing it, and update it while the files grow."""
+    """Serve the page on this machine instead of writing it; it updates as the files grow."""
     port: int = Field(8200, ge=0, le=65535)
-    """Port of `live`; 0 takes a free one and prints it."""
+    """Port for `live`; 0 picks a free one and prints it."""

@@ -22,7 +22,7 @@ PRESETS: dict[str, JsonRow] = {
 
 
 class AccuracyConfig(Config):
-    """How often the student is right after reading the explanation: the reward in the first reports on RLT."""
+    """How often the student is correct after reading the explanation: the reward in the first reports on RLT."""
 
     samples: int = Field(8, ge=1)
     """Number of solutions that the student samples per explanation."""
@@ -39,7 +39,7 @@ class AccuracyConfig(Config):
 
 
 class RewardOptions(Config):
-    """The reward r = r_ss - kl_coef * r_kl + format_penalty, with every choice in it."""
+    """The reward r = r_ss - kl_coef * r_kl + format_penalty."""
 
     preset: Literal["reference-code", "paper"] = "reference-code"
     """Values of the options left null: those of the published code, or of the formula printed in the paper."""
@@ -54,9 +54,9 @@ class RewardOptions(Config):
     score_temperature: float | None = Field(None, gt=0)
     """Temperature for the log-probs of teacher and student; null: 0.7 (`reference-code`) or 1 (`paper`)."""
     estimator: Literal["k1", "k3", "exact"] | None = None
-    """KL estimator per token: `k1` or `k3` (one sample), or `exact` (whole vocabulary); null: `k1` or `exact`, by preset."""
+    """KL estimator per token: `k1` or `k3` (one sample), or `exact` (whole vocabulary); null: set by the preset."""
     unclosed_penalty: float | None = Field(None, le=0)
-    """Added to the reward of an explanation that never closes its tag; null: -1 or 0, by preset."""
+    """Added to the reward of an explanation that never closes its tag; null: -1 (`reference-code`) or 0 (`paper`)."""
     floor: float | None = None
     """Lower bound of the reward; null is off, as in the paper."""
     aggregate: Literal["mean", "min"] = "mean"
@@ -112,14 +112,14 @@ class ScoreConfig(StageConfig, ModelOptions, FormatOptions, StudentOptions, Rewa
     placebos: bool = False
     """Also score an empty explanation and another question's, and report the lift over both."""
     tokens: bool = False
-    """Also write the text and the numbers of every token, which `rlt view` shows, and two columns to rank explanations by
-    (`explanation_log_prob`, `rank_surprisal`); makes the file ten times as large."""
+    """Also write the text and numbers of every token, for `rlt view`, and two columns to rank explanations by
+    (`explanation_log_prob`, `rank_surprisal`); the file becomes ten times as large."""
     solutions: Path | None = None
-    """File of problems whose solutions are scored in place of the rows' own, matched by question: with explanations of
-    `wrong` solutions, what a wrong explanation does for the right one."""
+    """File of problems whose solutions replace the rows' own, matched by question. With explanations of `wrong` solutions
+    it shows what a wrong explanation earns for the right solution."""
     control: Literal["empty", "numbers", "solution"] | None = None
-    """Score this in place of each explanation: an `empty` one, the same with its `numbers` replaced at random, or the
-    `solution` itself (the answer given away). What a reward should not like; null scores the explanations."""
+    """Score a control in place of each explanation: an `empty` one, the explanation with its `numbers` replaced at random,
+    or the `solution` itself (the answer given away). A good reward rates these low. null scores the explanations."""
 
     @model_validator(mode="after")
     def _one_temperature(self) -> ScoreConfig:
@@ -133,18 +133,18 @@ class ScoreConfig(StageConfig, ModelOptions, FormatOptions, StudentOptions, Rewa
 
 
 class ServeConfig(ModelOptions, FormatOptions, RewardOptions, StudentOptions):
-    """Answer rewards over HTTP, for any trainer."""
+    """Serve rewards over HTTP, for any trainer."""
 
     teacher: str | None = None
-    """Folder or hub name of the teacher, for r_kl of rows without the policy's log-probs; null: their r_kl is null."""
+    """Folder or hub name of the teacher, for r_kl of rows without the policy's log-probs; null: no r_kl for them."""
     policy: str | None = None
-    """Folder or hub name whose tokenizer reads `token_ids`; null: the teacher's, or the first student's without one."""
+    """Folder or hub name of the tokenizer for `token_ids`; null: the teacher's, else the first student's."""
     host: str = "127.0.0.1"
     """Address to listen on. Set `token_env` for anything but loopback."""
     port: int = Field(8100, ge=0, le=65535)
     """Port to listen on; 0 picks a free one and prints it."""
     token_env: str | None = None
-    """Name of the environment variable that holds the bearer token which clients must send; null asks for none."""
+    """Environment variable that holds the bearer token clients must send; null requires none."""
     replicas: int = Field(1, ge=1)
     """Number of scoring processes, one per GPU, behind one address."""
     max_wait_ms: float = Field(5.0, ge=0)
@@ -159,4 +159,4 @@ class ServeConfig(ModelOptions, FormatOptions, RewardOptions, StudentOptions):
     """Date that chat templates print, as 2026-01-31; null: the one recorded with the policy, teacher or student, else
     today's."""
     failed_reward: float | None = None
-    """For engines that can take only a number: the reward of a row that cannot be scored; null answers 422 instead."""
+    """Reward of a row that cannot be scored, for engines that accept only numbers; null answers 422 instead."""

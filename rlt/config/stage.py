@@ -1,4 +1,4 @@
-"""What every stage has, and what to write instead of the keys and stages of earlier versions."""
+"""Keys of every stage, and replacements for the keys and stages of earlier versions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rlt.config.base import Config, Seed
 
 
 class StageConfig(Config):
-    """What every stage has."""
+    """Options of every stage."""
 
     writes: ClassVar[Literal["folder", "file"]] = "folder"
 

@@ -1,4 +1,4 @@
-"""Stages that train a model, and the trainer's options, which pass through."""
+"""Stages that train a model, with the trainer's options passed through."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class TrainerPassthrough(TrainerOptions):
     """Options of the trainer, of LoRA and of accelerate."""
 
     peft: JsonRow | None = None
-    """Train LoRA adapters with these arguments of peft.LoraConfig; null trains all weights."""
+    """Arguments of peft.LoraConfig to train LoRA adapters; null trains all weights."""
     merge_dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Type of the saved weights after LoRA is merged into them; null: as trained. Rounding to 16 bits costs part of a small
-    update; the stage prints how much."""
+    """Type of the saved weights after LoRA is merged; null: as trained. Rounding to 16 bits loses part of a small update;
+    the stage prints how much."""
     launch: str | None = None
-    """Accelerate configuration to train under: `single`, `ddp`, `fsdp2`, `deepspeed-zero3`, `deepspeed-zero3-offload`, or
+    """accelerate configuration for training: `single`, `ddp`, `fsdp2`, `deepspeed-zero3`, `deepspeed-zero3-offload`, or
     a YAML file; null: this process alone."""
 
 
@@ -42,7 +42,7 @@ class PretrainConfig(StageConfig, FormatOptions, TrainerOptions):
     task: str
     """Task that supplies the problems and the vocabulary."""
     exclude: list[Path] = []
-    """Files of held-out problems, whose questions are not trained on."""
+    """Files of held-out problems; their questions are not trained on."""
     tokenizer: Literal["words", "bpe"] = "words"
     """`words`: one token per word of the task. `bpe`: byte-level, as in GPT-2's family, for a student of another family."""
     model: JsonRow = {}
@@ -71,18 +71,18 @@ class TrainConfig(StageConfig, ModelOptions, FormatOptions, StudentOptions, Rewa
     data: Data
     """Problems to explain."""
     self_weights: Literal["live", "ema", "frozen"] = "live"
-    """For `student: self`, the model that is trained as its own student, which does not see the solution: with its current
-    weights, with their moving average, or with those at the start."""
+    """For `student: self`, where the policy without the solution is its own student: its current weights (`live`), their
+    moving average (`ema`), or the initial ones (`frozen`)."""
     ema_decay: float = Field(0.99, ge=0, lt=1)
-    """For `self_weights: ema`: share of the average that stays at each optimizer step."""
+    """For `self_weights: ema`: decay of the average per optimizer step."""
     shuffle_rewards: bool = False
-    """Control: deal each batch's rewards out to its explanations at random, so that they teach nothing."""
+    """Control: shuffle the rewards within each batch, so that they carry no information."""
     placebos: int = Field(8, ge=0)
     """Explanations per step that are also scored against two placebos: an empty explanation and another question's."""
     keep_samples: int = Field(4, ge=0)
     """Explanations per step that are written to `samples.jsonl` with the parts of their reward."""
     tokens: bool = False
-    """Also keep the numbers of every token of those explanations, for `rlt view`."""
+    """Also keep the per-token numbers of these explanations, for `rlt view`."""
     sync_threshold: float | None = Field(0.1, gt=0)
     """With vLLM: stop if, after a weight sync, sampler and trainer differ by more than this many nats in their log-probs
     (mean over tokens, weighted by probability); null: never. Raise it for quantised samplers. We assume that bfloat16 alone
@@ -113,7 +113,7 @@ class DistillConfig(StageConfig, ModelOptions, FormatOptions, TrainerPassthrough
     max_length: int | None = Field(None, ge=1)
     """Maximum number of tokens per row; null: the model's context. `data.on_invalid` decides about longer rows."""
     token_budget: str | int | None = None
-    """Use rows up to this number of explanation tokens, or up to that of another step's data."""
+    """Stop after this many explanation tokens, or after as many as another step's data has; null: use all rows."""
 
 
 class ColdstartConfig(StageConfig, ModelOptions, FormatOptions, TrainerPassthrough):

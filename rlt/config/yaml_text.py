@@ -1,4 +1,4 @@
-"""YAML as people write it: `1e-6` is a number, a key stands once, aliases cannot explode; mistakes in one line."""
+"""YAML as people write it: `1e-6` is a number, `no` a word; repeated keys and exploding aliases are refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ MOST_NODES = 100_000  # of a YAML text with its aliases expanded
 
 
 class _Yaml(yaml.SafeLoader):
-    """YAML as people write it: 1e-6 is a number (YAML 1.1 reads text), a key is written once, aliases cannot explode."""
+    """SafeLoader that reads 1e-6 as a number and `no` as a word, as YAML 1.2 does, and checks keys and aliases."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, regexp) for tag, regexp in resolvers if first in "tTfF" or tag != "tag:yaml.org,2002:bool"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def get_single_data(self) -> object:
         node = self.get_single_node()
@@ -57,10 +62,10 @@ def _refuse_repeated_keys(node: yaml.MappingNode) -> None:
 
 
 def parse_yaml(text: str) -> object:
-    """The content of a YAML text, numbers such as 1e-6 included. For every YAML that a user writes.
+    """The content of a YAML text that a user wrote.
 
-    Raises yaml.YAMLError, also for a key that is written twice, an anchor that contains itself, and aliases or nesting
-    without measure. `yaml_problem` makes one line of it.
+    Raises yaml.YAMLError, also for a repeated key, an anchor that contains itself, and excessive aliases or nesting.
+    `yaml_problem` formats it as one line.
     """
     try:
         return yaml.load(text, _Yaml)
@@ -69,7 +74,7 @@ def parse_yaml(text: str) -> object:
 
 
 def yaml_problem(error: yaml.YAMLError) -> str:
-    """One line: what is wrong with a YAML text, and in which line."""
+    """What is wrong with a YAML text, and in which line, as one line."""
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
     problem = " ".join(str(problem).split())
     return f"line {mark.line + 1}: {problem}" if mark is not None else problem

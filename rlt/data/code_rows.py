@@ -1,4 +1,4 @@
-"""Rows of datasets of programs (APPS, TACO, HumanEval, MBPP, LiveCodeBench) as questions, solutions and tests."""
+"""Rows of code datasets (APPS, TACO, HumanEval, MBPP, LiveCodeBench): question, solution, tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Explanations on disk: rows in shards of whole problems, each complete or absent, with a dataset card.
+"""Explanations on disk: shards of whole problems, each complete or absent, and a dataset card.
 
 A shard's rows first go to an append-only journal under `state/`. With its last row, the shard is written as a whole, in
 the order of the data, and the journal is removed. A process can be killed between any two writes: visible files are

@@ -1,4 +1,4 @@
-"""Fingerprints of input files: cheap if nothing changed, by content if the modification time differs."""
+"""Fingerprints of input files, by content if the modification time differs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The first rows of a file, looked at before a run begins: whether they have what a stage needs."""
+"""Checks the first rows of a file before a run begins: do they have what a stage needs?"""
 
 from __future__ import annotations
 

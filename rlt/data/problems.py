@@ -1,4 +1,4 @@
-"""Datasets to problems: from the hub or files, by known schemas, with errors that name file, row and column."""
+"""Datasets to problems: known schemas, and errors that name file, row and column."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def _problems_of(
             problem = problem_in(source, row, where, str(number))
             for column in need:
                 if getattr(problem, column) is None:
-                    raise DataError(f"{where}: column `{column}` is missing; this stage needs it.")
+                    raise DataError(f"{where}: column `{column}` is missing, and this stage needs it.")
             if fmt is not None:
                 check_problem(fmt, problem, where)
         except DataError as error:

@@ -1,4 +1,4 @@
-"""The teacher's prompts: one per problem of a data set, and the room that the context leaves after them."""
+"""The teacher's prompts for a data set, and the room that the context leaves after them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of rows: JSONL, JSON, Parquet and CSV, read lazily; JSONL files are valid at every moment of writing."""
+"""Files of rows: JSONL, JSON, Parquet and CSV, read lazily and written crash-safe."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import csv
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rlt.errors import DataError, RltError
@@ -109,7 +109,7 @@ def _object(row: object, where: str) -> JsonRow:
     return row
 
 
-class JsonlWriter:
+class JsonlWriter(AbstractContextManager["JsonlWriter"]):
     """Appends rows to a JSONL file; `read_rows` sees whole rows at every moment, even after `kill -9`.
 
     Opening cuts off a half-written last line. Raises DataError on a full disk or in an unwritable folder; earlier rows are
@@ -153,12 +153,7 @@ class JsonlWriter:
     def close(self) -> None:
         self._file.close()
 
-    def __enter__(self) -> JsonlWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 

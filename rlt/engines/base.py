@@ -1,4 +1,4 @@
-"""The interface of every engine (transformers, vLLM, an OpenAI-compatible server, Ray) and what engines share."""
+"""The interface of all engines (transformers, vLLM, servers, Ray), and code they share."""
 
 from __future__ import annotations
 

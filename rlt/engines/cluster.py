@@ -11,11 +11,15 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from dataclasses import dataclass, field
 from functools import partial
 from types import ModuleType
-from typing import Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from rlt.errors import ConfigError, DependencyError, RltError, RunError
 from rlt.text.clock import pin_date, pinned_date
 from rlt.types import JsonRow
+
+if TYPE_CHECKING:
+    from ray import ObjectRefGenerator
+    from ray.actor import ActorHandle
 
 Job = TypeVar("Job")
 Answer = TypeVar("Answer")
@@ -74,23 +78,6 @@ Item = tuple[Hashable, object]  # a key, and a job or its answer
 _Work = Callable[..., Iterator[Item]]
 
 
-class _Method(Protocol):
-    """A method of an actor, called on the cluster."""
-
-    def remote(self, *arguments: object) -> Hashable: ...
-
-    def options(self, *, num_returns: str) -> _Method: ...
-
-
-class _Actor(Protocol):
-    """A `_Worker` on the cluster."""
-
-    give: _Method
-    end: _Method
-    about: _Method
-    run: _Method
-
-
 class _Worker:
     """The code of an actor with two threads: one works in `run`, the other takes new items."""
 
@@ -137,8 +124,8 @@ class _Worker:
 class _Member:
     """One actor, its stream of answers, and its unanswered items."""
 
-    actor: _Actor
-    stream: Iterator[object]
+    actor: ActorHandle
+    stream: ObjectRefGenerator
     held: dict[Hashable, object] = field(default_factory=dict)
     ended: bool = False
 
@@ -153,7 +140,7 @@ class Pool:
             print(warning, file=sys.stderr)
         actor_of = ray.remote(num_cpus=1, num_gpus=share, max_restarts=0, max_concurrency=2)(_Worker)
         self._start = lambda: actor_of.remote(make, pinned_date())
-        self.actors: list[_Actor] = []
+        self.actors: list[ActorHandle] = []
 
     def about(self) -> object:
         """The `about` of the first actor that is ready; raises the error of its `make`."""
@@ -228,11 +215,10 @@ class Pool:
     def _fill(self) -> None:
         self.actors += [self._start() for _ in range(self.workers - len(self.actors))]
 
-    def _member(self, actor: _Actor, arguments: tuple[object, ...]) -> _Member:
-        stream = actor.run.options(num_returns="streaming").remote(*arguments)
-        return _Member(actor, cast(Iterator[object], stream))
+    def _member(self, actor: ActorHandle, arguments: tuple[object, ...]) -> _Member:
+        return _Member(actor, actor.run.options(num_returns="streaming").remote(*arguments))
 
-    def _replace(self, actor: _Actor, error: Exception) -> _Actor:
+    def _replace(self, actor: ActorHandle, error: Exception) -> ActorHandle:
         """A new actor in place of a dead one."""
         self.deaths += 1
         if self.deaths > DEATHS:

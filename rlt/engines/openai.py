@@ -209,20 +209,20 @@ class _Written:
 
 def _written(answer: JsonRow, with_ids: bool) -> _Written:
     """The parts of an answer. Raises ValueError, naming the field, for an answer that is not a completion."""
-    choices = _part(answer, "choices", list)
+    choices = part(answer, "choices", list)
     if not choices or type(choices[0]) is not dict:
         raise ValueError("`choices` contains no object")
     choice = choices[0]
-    usage = _optional(answer, "usage", dict) or {}
-    text, reason = _part(choice, "text", str), _part(choice, "finish_reason", str)
+    usage = optional(answer, "usage", dict) or {}
+    text, reason = part(choice, "text", str), part(choice, "finish_reason", str)
     if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
         raise ValueError("`text` contains a lone surrogate")  # not encodable in files or for a tokenizer
-    prompt_tokens = _optional(usage, "prompt_tokens", int)
-    completion_tokens = _optional(usage, "completion_tokens", int) or 0
+    prompt_tokens = optional(usage, "prompt_tokens", int)
+    completion_tokens = optional(usage, "completion_tokens", int) or 0
     if not with_ids:
         return _Written(text, reason, prompt_tokens, completion_tokens, None, [], None)
-    ids = _part(choice, "token_ids", list)
-    logprobs = _part(_part(choice, "logprobs", dict), "token_logprobs", list)
+    ids = part(choice, "token_ids", list)
+    logprobs = part(part(choice, "logprobs", dict), "token_logprobs", list)
     if set(map(type, ids)) - {int} or (ids and not 0 <= min(ids) <= max(ids) < 2**31):
         raise ValueError("`token_ids` are not all token ids")
     if set(map(type, logprobs)) - {int, float} or not all(map(math.isfinite, logprobs)):
@@ -235,12 +235,14 @@ def _written(answer: JsonRow, with_ids: bool) -> _Written:
 T = TypeVar("T")
 
 
-def _optional(holder: JsonRow, name: str, kind: type[T]) -> T | None:
-    return None if holder.get(name) is None else _part(holder, name, kind)
+def optional(holder: JsonRow, name: str, kind: type[T]) -> T | None:
+    """As `part`; None if the value is missing or null."""
+    return None if holder.get(name) is None else part(holder, name, kind)
 
 
-def _part(holder: JsonRow, name: str, kind: type[T]) -> T:
+def part(holder: JsonRow, name: str, kind: type[T]) -> T:
+    """The value of `name` in a part of an answer; raises ValueError, naming it, if it is not exactly of this type."""
     value = holder.get(name)
-    if type(value) is kind:  # exactly: True is no number
+    if type(value) is kind:  # a bool is not an int
         return cast(T, value)
     raise ValueError(f"`{name}` is {'missing or null' if value is None else f'a {type(value).__name__}'}")

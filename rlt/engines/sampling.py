@@ -1,4 +1,4 @@
-"""Sampling tokens: one uniform number per seed and step, mapped through the inverse cumulative distribution."""
+"""Sampling tokens by inverse transform, with one uniform number per seed and step."""
 
 from __future__ import annotations
 

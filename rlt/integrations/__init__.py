@@ -1,1 +1,1 @@
-"""rlt's reward inside other trainers, through a running `rlt serve`. See docs/integrations."""
+"""rlt's reward in other trainers, through a running `rlt serve`. See docs/integrations."""

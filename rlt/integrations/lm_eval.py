@@ -1,7 +1,8 @@
-"""`rlt export lm-eval`: a benchmark of rlt as a task of lm-evaluation-harness, so that its grader scores a student.
+"""`rlt export lm-eval`: a benchmark as a task of lm-evaluation-harness.
 
-Why lm-evaluation-harness and not lighteval: its tasks are YAML files that `--include_path` finds, and it installs next to rlt.
-lighteval's tasks are Python modules, and lighteval 0.13 pins another latex2sympy2_extended than math-verify needs here.
+The harness's grader then scores a student. Why not lighteval: the harness's tasks are YAML files found by `--include_path`,
+and it installs next to rlt. lighteval's tasks are Python modules, and lighteval 0.13 pins a latex2sympy2_extended that
+conflicts with math-verify's.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ GRADED = {
     "math": ("process_math", ("exact_match", "math_verify")),
     "multiple_choice": ("process_choice", ("exact_match",)),
 }
-"""Task of rlt -> the function of utils.py that gives the harness's verdicts, and their names."""
+"""Task of rlt -> the function of utils.py that gives the harness its verdicts, and their names."""
 
 
 class ExportConfig(Config):
@@ -35,26 +36,26 @@ class ExportConfig(Config):
     benchmark: str
     """Benchmark by name, or a file with `question` and `answer`."""
     output: Path
-    """Folder for the task, given to `lm_eval --include_path`."""
+    """Folder for the task, to be passed to `lm_eval --include_path`."""
     data: str | None = None
-    """A file that replaces the benchmark's download."""
+    """A file to use instead of the benchmark's download."""
     task: str | None = None
-    """Task whose answers a file has; null: the benchmark's own, and `math` for files."""
+    """Task that grades the answers; null: the benchmark's own, or `math` for files."""
     format: str = "stratos"
-    """Format that the student was trained with: its system prompt, and the tags around its solution."""
+    """Format the student was trained with, for the system prompt and the tags around the solution."""
     system_prompt: str = "format"
-    """`format`: the student format's own; `none`; or a text file."""
+    """`format` (that of the student's format), `none`, or a text file."""
     max_tokens: int = Field(32768, ge=1)
-    """Most tokens of a response; the default is that of the preset `paper`."""
+    """Maximum tokens of a response; the default is that of the preset `paper`."""
 
 
 def export(config: ExportConfig) -> str:
-    """The command that runs the task, which is written into `config.output`. Raises ConfigError for other tasks than GRADED."""
+    """The command that runs the task written into `config.output`. Raises ConfigError for tasks other than GRADED."""
     benchmark, path = load_benchmark(config.benchmark, config.task)
     if benchmark.task not in GRADED:
         raise ConfigError(
-            f"benchmark {benchmark.name}: its task is {benchmark.task}; tasks that lm-evaluation-harness can grade: "
-            f"{', '.join(GRADED)}. Choose one with `task` if the answers fit."
+            f"benchmark {benchmark.name}: lm-evaluation-harness cannot grade its task {benchmark.task}, only "
+            f"{', '.join(GRADED)}. Choose one of these with `task` if the answers fit."
         )
     fmt = load_format(config.format)
     system = fmt.student_system_prompt
@@ -83,12 +84,12 @@ def export(config: ExportConfig) -> str:
     return (
         f"lm_eval --model hf --model_args pretrained=STUDENT --tasks {name} --include_path {config.output} "
         "--apply_chat_template --log_samples --output_path results"
-        + ("\n(without --log_samples: it would write the questions)" if benchmark.private else "")
+        + ("\n(without --log_samples, which would write the questions to disk)" if benchmark.private else "")
     )
 
 
 def asked(name: str, rows: Iterable[JsonMap]) -> list[JsonRow]:
-    """The rows of a benchmark's dataset as the task has them: `id`, `prompt` and `target`."""
+    """The rows of a benchmark's dataset in the task's form: `id`, `prompt` and `target`."""
     benchmark, _ = load_benchmark(name)
     return [_doc(benchmark, question) for question in questions_of_rows(benchmark, rows)]
 

@@ -1,6 +1,6 @@
-"""rlt's reward in NeMo Gym: a resources server that asks a running `rlt serve`. See docs/integrations/nemo_gym.md.
+"""rlt's reward in NeMo Gym: a resources server that calls a running `rlt serve`.
 
-Its environment has NeMo Gym and this package alone (`pip install --no-deps rlt`).
+See docs/integrations/nemo_gym.md. Its environment needs only NeMo Gym and this package (`pip install --no-deps rlt`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rlt.integrations.service import RewardService, whole_distribution
 
 
 class VerifyRequest(BaseVerifyRequest):
-    """A row of the dataset, with `question` and `solution` in it, and the policy's response."""
+    """A row of the dataset, with `question` and `solution`, and the policy's response."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -32,9 +32,9 @@ class VerifyResponse(BaseVerifyResponse):
 
 
 class TeacherRewardServer(SimpleResourcesServer):
-    """`/verify` answers what the service says, after retries; where it has no reward, the request fails.
+    """`/verify` returns the service's answer, after retries; a row without a reward fails the request.
 
-    r_kl comes from `generation_token_ids` and `generation_log_probs`, which NeMo Gym's training models add.
+    r_kl is computed from `generation_token_ids` and `generation_log_probs`, which NeMo Gym's training models add.
     """
 
     config: BaseResourcesServerConfig

@@ -1,26 +1,29 @@
-"""rlt's reward in OpenRLHF: an agent that samples as OpenRLHF does and asks a running `rlt serve` for the reward.
+"""rlt's reward in OpenRLHF: an agent that gets the reward from a running `rlt serve`.
 
     RLT_URL=http://127.0.0.1:8100 python -m openrlhf.cli.train_ppo_ray --train.agent_func_path .../openrlhf.py ...
 
-OpenRLHF's own `--reward.remote_url` turns a failed request into a missing reward; here it raises. See
-docs/integrations/openrlhf.md.
+It samples as OpenRLHF does. With OpenRLHF's own `--reward.remote_url`, a failed request becomes a missing reward; here it
+raises. See docs/integrations/openrlhf.md.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from openrlhf.utils.agent import SingleTurnAgentExecutor
 
 from rlt.integrations.service import RewardService, labelled, whole_distribution
 from rlt.types import JsonRow
 
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+
 
 class AgentExecutor(SingleTurnAgentExecutor):
-    """Samples one completion for each prompt and has it scored; the `label` is JSON with `question` and `solution`.
+    """Samples one completion for each prompt and scores it; the `label` is JSON with `question` and `solution`.
 
-    With `--algo.advantage.is_correction_level` OpenRLHF asks vLLM for log-probs at the sampling temperature, and r_kl comes
-    from these; without, from the service's `--teacher`.
+    With `--algo.advantage.is_correction_level`, OpenRLHF gets log-probs at the sampling temperature from vLLM, and r_kl is
+    computed from these; otherwise by the service's `--teacher`.
     """
 
     def __init__(self) -> None:
@@ -31,15 +34,15 @@ class AgentExecutor(SingleTurnAgentExecutor):
         self,
         prompt: str,
         label: object,
-        sampling_params: Any,
+        sampling_params: SamplingParams,
         max_length: int,
-        hf_tokenizer: Any,
-        llm_engine: Any,
-        images: Any = None,
+        hf_tokenizer: object,
+        llm_engine: object,
+        images: object = None,
     ) -> JsonRow:
         """The executor's output with `reward`, `scores` and, in `extra_logs`, the reward's parts.
 
-        Raises ServiceError for a label without a solution and for a reward that cannot be had.
+        Raises ServiceError for a label without a solution and for a row without a reward.
         """
         row = labelled(label)
         output = await super().execute(

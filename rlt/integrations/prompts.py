@@ -1,4 +1,4 @@
-"""Problems as rows that other engines read: the teacher's prompt, and a label with what the reward needs.
+"""Problems as rows for other engines: the teacher's prompt, and a label with what the reward needs.
 
     python -m rlt.integrations.prompts --data problems.jsonl --model TEACHER --format stratos --output prompts.jsonl
 
@@ -30,7 +30,7 @@ def text_row(problem: Problem, prompt: str) -> JsonRow:
 
 
 def messages_row(fmt: Format, problem: Problem) -> JsonRow:
-    """A row for verifiers and NeMo Gym, whose `prompt` is messages; raises ConfigError for a format that needs prefill."""
+    """A row for verifiers and NeMo Gym, with messages as `prompt`; raises ConfigError for a format that needs prefill."""
     messages = fmt.teacher_messages(problem)
     return {
         "prompt": messages,
@@ -41,7 +41,7 @@ def messages_row(fmt: Format, problem: Problem) -> JsonRow:
 
 
 def verl_row(fmt: Format, problem: Problem, prompt: str, number: int) -> JsonRow:
-    """A row for verl. One that needs prefill names the agent loop `rlt`, since verl's own would not continue its turn."""
+    """A row for verl. With prefill, it selects the agent loop `rlt`, because verl's own would not continue the turn."""
     prefilled = fmt.solution_turn == "assistant"
     messages = fmt.teacher_messages(problem, fmt.teacher_prefix(problem) if prefilled else None)
     return {
@@ -54,7 +54,7 @@ def verl_row(fmt: Format, problem: Problem, prompt: str, number: int) -> JsonRow
 
 
 def skyrl_row(fmt: Format, problem: Problem) -> JsonRow:
-    """A row for SkyRL, whose `prompt` is messages; raises ConfigError for a format that needs prefill."""
+    """A row for SkyRL, with messages as `prompt`; raises ConfigError for a format that needs prefill."""
     known = {"ground_truth": _label(problem), "method": "rule"}
     return {"data_source": "rlt", "env_class": "rlt", "prompt": fmt.teacher_messages(problem), "reward_spec": known}
 
@@ -69,15 +69,15 @@ def _known(problem: Problem) -> JsonRow:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write the rows; the exit status."""
+    """Write the rows. The exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m rlt.integrations.prompts", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("--data", required=True, help="JSONL, JSON or Parquet file of problems, or a hub dataset")
     parser.add_argument("--model", help="teacher whose chat template renders the prompts; for --kind text and verl")
-    parser.add_argument("--format", default=DEFAULT_FORMAT, help="as in every command of rlt")
+    parser.add_argument("--format", default=DEFAULT_FORMAT, help="shipped format or YAML file, as in other commands")
     parser.add_argument(
-        "--kind", choices=("text", "messages", "verl", "skyrl"), default="text", help="what `prompt` is"
+        "--kind", choices=("text", "messages", "verl", "skyrl"), default="text", help="form of the rows"
     )
     parser.add_argument("--output", type=Path, required=True, help="JSONL file to write")
     options = parser.parse_args(arguments)

@@ -2,33 +2,32 @@
 
     GRPOTrainer(reward_funcs=[ServiceReward("http://127.0.0.1:8100")], ...)
 
-In asynchronous GRPO the processes that compute rewards see no GPU; a service holds the student on its own.
+In asynchronous GRPO, the processes that compute rewards have no GPU; the service keeps the student on its own GPU.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import cast
 
-from rlt.integrations.service import RewardService, ServiceError
-
-LOGGED = ("r_ss", "r_kl", "explanation_kl_max", "format_penalty")
+from rlt.integrations.service import LOGGED, JsonRow, RewardService, ServiceError, parts_of
 
 
 class ServiceReward:
-    """TRL reward function for completions of `rlt.text.formats.teacher_prompt`; the dataset has `question` and `solution`.
+    """TRL reward function for completions of `rlt.text.formats.teacher_prompt`.
 
-    The reward is r_ss + format_penalty; also - kl_coef * r_kl if the service has a `--teacher`, which should then be the
-    policy's start. A completion that cannot be scored gets None, which TRL leaves out of its group; if none of a batch can
-    be, ServiceError is raised. `eos_tokens`: texts that end a completion and do not belong to it.
+    The dataset has `question` and `solution`. The reward is r_ss + format_penalty, minus kl_coef * r_kl if the service has
+    a `--teacher`, which should be the policy's starting model. A completion that cannot be scored gets None, which TRL
+    leaves out of its group; if no completion of a batch can be scored, raises ServiceError. `eos_tokens`: texts at which
+    completions are cut off.
     """
 
     def __init__(self, service: str | RewardService, *, eos_tokens: Sequence[str] = ()) -> None:
         self.__name__ = "rlt"
         self.service = RewardService(service) if isinstance(service, str) else service
         self.eos_tokens = tuple(eos_tokens)
-        self.last_rows: list[dict[str, Any]] = []
+        self.last_rows: list[JsonRow] = []
 
     def __call__(
         self,
@@ -44,7 +43,7 @@ class ServiceReward:
     ) -> list[float | None]:
         """The reward of each completion, in order, or None."""
         columns = {"question": question, "solution": solution, "answer": answer, "system": system}
-        rows: list[dict[str, Any]] = []
+        rows: list[JsonRow] = []
         for i, completion in enumerate(completions):
             given = {
                 name: column[i] for name, column in columns.items() if column is not None and column[i] is not None
@@ -55,12 +54,13 @@ class ServiceReward:
         if rows and len(errors) == len(rows):
             raise ServiceError(f"none of {len(rows)} completions could be scored; the first: {errors[0]}")
         if log_metric is not None:
+            parts = [parts_of(row) for row in self.last_rows]
             for name in LOGGED:
-                values = [row[name] for row in self.last_rows if row[name] is not None]
+                values = [part[name] for part in parts if name in part]
                 if values:
                     log_metric(f"rlt/{name}", statistics.fmean(values))
             log_metric("rlt/failed", len(errors) / max(1, len(rows)))
-        return [row["reward"] for row in self.last_rows]
+        return [cast(float | None, row["reward"]) for row in self.last_rows]
 
     def _ended(self, completion: str) -> str:
         ends = [at for token in self.eos_tokens if (at := completion.find(token)) >= 0]

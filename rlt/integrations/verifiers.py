@@ -1,4 +1,4 @@
-"""rlt's reward in verifiers and prime-rl: a reward function, and a taskset of problems in rlt's format.
+"""rlt's reward in verifiers and prime-rl: a reward function and a taskset.
 
     --env.taskset.task.rewards.rlt.fn rlt.integrations.verifiers:rlt
 
@@ -11,9 +11,9 @@ import json
 from collections.abc import Iterator
 from itertools import compress
 from pathlib import Path
-from typing import Any
 
 import verifiers.v1 as vf
+from verifiers.v1.trace import Trace
 
 from rlt.integrations.service import RewardService, ServiceError, labelled, whole_distribution
 from rlt.types import JsonRow
@@ -21,11 +21,11 @@ from rlt.types import JsonRow
 __all__ = ["TeacherTaskset", "rlt"]
 
 
-async def rlt(task: Any, trace: Any) -> float:
+async def rlt(task: object, trace: Trace) -> float:
     """The reward of a trace of one turn, whose `task` has `question` and `solution`; its parts become metrics.
 
-    r_kl comes from the trace's log-probs. Raises ServiceError for several turns, and for a reward that cannot be had:
-    verifiers then records the trace as failed, and gives it no reward.
+    r_kl is computed from the trace's log-probs. Raises ServiceError for several turns and for a trace without a reward:
+    verifiers then records the trace as failed, without a reward.
     """
     row = labelled({name: getattr(task, name, None) for name in ("question", "solution", "answer", "system")})
     reward, parts = await RewardService.from_environment().reward(row | sampled(trace))
@@ -33,13 +33,14 @@ async def rlt(task: Any, trace: Any) -> float:
     return reward
 
 
-def sampled(trace: Any) -> JsonRow:
-    """What the policy sampled: token ids and log-probs of prime-rl's engine, or the text where a client has no tokens."""
+def sampled(trace: Trace) -> JsonRow:
+    """What the policy sampled: token ids and log-probs from prime-rl's engine, or text if the client has no tokens."""
     branches = [branch for branch in trace.branches if branch.trainable]
     calls = [call for call in trace.calls if call.node is not None]
     if len(branches) != 1 or len(calls) != 1:
         raise ServiceError(
-            f"verifiers: a trace with {len(branches)} branches and {len(calls)} model calls; the reward is of one explanation"
+            f"verifiers: a trace with {len(branches)} branches and {len(calls)} model calls; the reward is for one "
+            "explanation"
         )
     (branch,), mask, sampling = branches, branches[0].sampled_mask, calls[0].sampling
     if not any(mask):
@@ -55,7 +56,7 @@ def sampled(trace: Any) -> JsonRow:
 
 
 class TeacherData(vf.TaskData):
-    """A problem: what the teacher is asked, and what its explanation is rewarded against."""
+    """A problem: the teacher's prompt, and what its explanation is rewarded against."""
 
     question: str
     solution: str
@@ -65,27 +66,27 @@ class TeacherData(vf.TaskData):
 
 class TeacherTask(vf.Task[TeacherData]):
     @vf.reward
-    async def rlt(self, trace: Any) -> float:
+    async def rlt(self, trace: Trace) -> float:
         return await rlt(self.data, trace)
 
 
 class TeacherConfig(vf.TasksetConfig):
     data: Path
-    """What `python -m rlt.integrations.prompts --kind messages` wrote."""
+    """File written by `python -m rlt.integrations.prompts --kind messages`."""
 
 
 class TeacherTaskset(vf.Taskset[TeacherTask, TeacherConfig]):
     """Problems in rlt's format, each with the messages that ask a teacher for its explanation."""
 
     def load(self) -> Iterator[TeacherTask]:
-        """A task for each row; raises ValueError, naming file, row and field, for a row without its messages."""
+        """A task for each row; raises ValueError, naming file, row and field, for a row without messages."""
         with self.config.data.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
                 row = json.loads(line)
                 messages = row.get("prompt")
                 if not isinstance(messages, list) or not messages or messages[-1].get("role") != "user":
                     raise ValueError(
-                        f"{self.config.data} line {number}: `prompt` must be messages that end with the user's. Write the file "
+                        f"{self.config.data} line {number}: `prompt` must be messages that end with a user's. Write the file "
                         "with: python -m rlt.integrations.prompts --kind messages"
                     )
                 *before, last = messages

@@ -1,4 +1,4 @@
-"""Whether a model is available locally (folder or hub cache), and whether the hub can be reached. No torch."""
+"""Whether a model is in a folder or the hub's cache, and whether the hub can be reached. No torch."""
 
 from __future__ import annotations
 

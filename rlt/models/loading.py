@@ -1,4 +1,4 @@
-"""Loading models and tokenizers. Unusable ones are rejected in one line, before weights are read where possible."""
+"""Loading models and tokenizers; unusable ones are rejected in one line."""
 
 from __future__ import annotations
 

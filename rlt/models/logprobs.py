@@ -3,8 +3,7 @@
 A forward pass is an ordinary call of the model, so DDP, FSDP2, ZeRO-3, PEFT and autocast work as in training. For that
 call, a hook on the transformer's body keeps the hidden states that predict a wanted token and drops the others before
 the output layer. A plain output layer is then projected tile by tile with TRL's chunked kernel; any other (LoRA on
-`lm_head`, layers before it, quantized) runs the model's own code. Before a model is first used, one probe batch is
-compared with its own logits.
+`lm_head`, layers before it, quantized) runs the model's own code. One probe batch is first compared with its own logits.
 """
 
 from __future__ import annotations

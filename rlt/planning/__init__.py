@@ -1,6 +1,6 @@
-"""What a recipe needs on given GPUs, from model shapes alone: memory, hours, money, disk. Nothing is loaded or run.
+"""Estimates what a recipe needs on given GPUs: memory, hours, money, disk. Nothing is loaded or run.
 
-For each step: memory of one GPU while sampling, scoring and updating; FLOPs and bytes moved; what stays on disk.
+For each step: memory of one GPU while sampling, scoring and updating; FLOPs and bytes moved; bytes left on disk.
 docs/planning.md has the formulas and compares them with published costs.
 """
 

@@ -1,4 +1,4 @@
-"""A recipe on a machine: the models, rows and processes that its steps refer to."""
+"""A recipe on a machine: models, rows and processes of its steps."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from rlt.recipe import Recipe, Step
 
 @dataclass(frozen=True)
 class Context:
-    """The machine and the recipe's steps by their output folder. Paths of outputs resolve to the steps that make them."""
+    """The machine, and the recipe's steps by output folder. Paths of outputs resolve to the steps that make them."""
 
     gpu: Gpu
     options: PlanConfig
@@ -45,11 +45,11 @@ class Context:
         return cls(load_gpu(options.gpu), options, {str(step.config.output): step for step in recipe.steps})
 
     def speed(self, n: int) -> float:
-        """FLOP/s that `n` GPUs reach in training and scoring."""
+        """FLOP/s of `n` GPUs in training and scoring."""
         return self.gpu.flops * n * self.options.utilisation
 
     def processes(self, launch: str | None, step: Step) -> tuple[Launch, int]:
-        """The launch configuration and its number of processes. Raises ConfigError where it wants too many GPUs."""
+        """The launch configuration and its number of processes. Raises ConfigError if it needs too many GPUs."""
         placement = load_launch(launch)
         n = placement.processes or self.options.count
         if n > self.options.count:
@@ -59,7 +59,7 @@ class Context:
         return placement, n
 
     def step_of(self, path: str) -> Step | None:
-        """The step that writes `path`, or None where no step does. Of `best`, which copies a model, the first it may copy."""
+        """The step that writes `path`, or None. `best` copies a model: the step of the first one it may copy."""
         inside = (step for output, step in self.steps.items() if path.startswith(output + "/"))
         found = self.steps.get(path) or next(inside, None)
         if found is not None and isinstance(found.config, BestConfig):
@@ -67,14 +67,14 @@ class Context:
         return found
 
     def name_of(self, model: str) -> str:
-        """`@step` for the output of a step, otherwise the model as given."""
+        """`@step` for the output of a step, else the model as given."""
         step = self.step_of(model)
         return model if step is None else f"@{step.name}"
 
     # -- models ----------------------------------------------------------------------------------------------------
 
     def shape(self, model: str) -> Shape:
-        """The shape of a model; for the output of a step, of the model that the step starts from."""
+        """The shape of a model; for the output of a step, that of the model it starts from."""
         step = self.step_of(model)
         if step is None:
             return _load_shape(model)
@@ -89,7 +89,7 @@ class Context:
         return self.shape(start)
 
     def weight_bytes(self, model: str, dtype: str) -> int:
-        """Bytes per weight of a model that is loaded without training it; `auto` takes the checkpoint's type."""
+        """Bytes per weight of a model that is not trained; `auto` is the checkpoint's type."""
         if dtype != "auto":
             return 4 if dtype == "float32" else 2
         step = self.step_of(model)
@@ -111,7 +111,7 @@ class Context:
     # -- rows ------------------------------------------------------------------------------------------------------
 
     def rows(self, data: AnyData) -> int:
-        """Rows of data: of the step that makes it, counted in its file, or known. Raises ConfigError."""
+        """Number of rows: of the step that makes them, of the file, or known. Raises ConfigError."""
         return sum(self._rows_of(source) for source in data.sources)
 
     def _rows_of(self, data: DataConfig) -> int:
@@ -125,7 +125,7 @@ class Context:
         elif self.options.rows is not None:
             found = self.options.rows
         else:
-            raise ConfigError(f"{data.path}: unknown number of rows; give it as --rows.")
+            raise ConfigError(f"{data.path}: unknown number of rows; set --rows.")
         return max(1, min(found - data.skip, data.limit or found))
 
     def rows_at(self, path: str) -> int:
@@ -159,7 +159,7 @@ class Context:
 
 
 def _limit(data: AnyData | None) -> int:
-    """Rows that the data is limited to; 0 where it is not."""
+    """The data's limit of rows; 0 without one."""
     return sum(source.limit or 0 for source in data.sources) if data is not None else 0
 
 

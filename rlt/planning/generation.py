@@ -1,4 +1,4 @@
-"""Plans of writing text: engines, their memory, and the stages collect and evaluate."""
+"""Plans of generation: engines, their memory, and the stages collect and evaluate."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class Texts(NamedTuple):
-    """Lengths of the texts that an engine writes, in tokens: `mean` is that of texts not cut off at `cap`."""
+    """Token lengths of the texts that an engine writes: `mean` is that of texts not truncated at `cap`."""
 
     prompt: float
     mean: float
@@ -29,7 +29,7 @@ class Texts(NamedTuple):
 
 
 class Engine(NamedTuple):
-    """A sampler, the bytes of KV cache on each of its GPUs, and the fewest bytes with which it starts."""
+    """A sampler, the bytes of KV cache per GPU, and the minimum number of bytes to start."""
 
     sampler: Sampler
     kv_cache: float
@@ -39,7 +39,7 @@ class Engine(NamedTuple):
 def vllm_engine(
     context: Context, shape: Shape, gpus: int, share: float, limit: float, texts: Texts, at_once: float, wide: int = 2
 ) -> Engine:
-    """A vLLM engine on `gpus` GPUs that may use `share` of each; its cache always holds one sequence of `limit` tokens.
+    """A vLLM engine on `gpus` GPUs that may use `share` of each; its cache holds at least one sequence of `limit` tokens.
 
     `wide`: bytes per weight and cache element.
     """
@@ -73,7 +73,7 @@ def plan_evaluate(context: Context, step: Step, config: EvaluateConfig) -> StepP
 
 @dataclass(frozen=True)
 class Replicas:
-    """Equal engines that share the work of a step, and the memory of one GPU."""
+    """Identical engines that share a step's work, and the memory of one GPU."""
 
     sampler: Sampler
     count: int

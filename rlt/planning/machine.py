@@ -1,4 +1,4 @@
-"""The machine: a GPU's numbers, and how a launch configuration spreads training over several."""
+"""The machine: the numbers of a GPU, and how a launch configuration spreads training over several."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Gpu(NamedTuple):
 
 
 def load_gpu(name: str) -> Gpu:
-    """The GPU of that name, or of the only name that begins so (`h100`), in rlt/shipped/gpus.yaml; else ConfigError."""
+    """The GPU with this name, or with the only name that begins with it (`h100`). Raises ConfigError."""
     known = {gpu.name: gpu for gpu in known_gpus()}
     begins = [full for full in known if _plain(full).startswith(_plain(name))]
     if name not in known and len(begins) == 1:
@@ -37,7 +37,7 @@ def load_gpu(name: str) -> Gpu:
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
-        raise ConfigError(f"--gpu: no GPU {name!r} is known{hint}; known are {', '.join(known)}.")
+        raise ConfigError(f"--gpu: unknown GPU {name!r}{hint}; expected one of {', '.join(known)}.")
     return known[name]
 
 

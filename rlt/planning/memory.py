@@ -1,4 +1,4 @@
-"""Bytes on one GPU: weights, gradients, optimiser, activations, logits, from shapes and placement."""
+"""Bytes on one GPU, from shapes and placement: weights, gradients, optimiser, activations, logits."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PARTS = tuple(f.name for f in fields(Memory) if f.name != "moment")
 
 
 def with_overhead(memory: Memory, options: PlanConfig) -> Memory:
-    """`memory` with what the driver, the libraries and the allocator take besides."""
+    """`memory` plus the overhead of driver, libraries and allocator."""
     return replace(memory, overhead=options.overhead_gib * GIB + options.fragmentation * memory.total)
 
 
@@ -41,10 +41,10 @@ def training_state(
 ) -> tuple[dict[str, float], float]:
     """Bytes of weights, gradients and optimiser on one of `n` GPUs, and bytes on the host.
 
-    `trainable` of the P parameters are trained (LoRA: few, in float32). A weight of the base takes `dtype_bytes`; under
-    DeepSpeed it is bfloat16 with a float32 master copy, under FSDP2 float32 (accelerate casts what is trained up).
-    `moments`: bytes of optimiser state for a parameter. Without sharding, autocast keeps bfloat16 copies of float32
-    weights, and DDP has a second copy of the gradients in its buckets.
+    `trainable` of the P parameters are trained (LoRA: few, in float32). A base weight takes `dtype_bytes`; under DeepSpeed
+    it is bfloat16 with a float32 master copy, under FSDP2 float32 (accelerate upcasts trained weights). `moments`: bytes
+    of optimiser state per parameter. Without sharding, autocast keeps bfloat16 copies of float32 weights, and DDP has a
+    second copy of the gradients in its buckets.
     """
     p, lora = shape.parameters, trainable < shape.parameters
     shard_weights = n if launch.shards_weights else 1
@@ -75,7 +75,7 @@ def training_state(
 
 
 def gathered_bytes(shape: Shape, launch: Launch) -> float:
-    """Bytes of bfloat16 weights that sharding gathers at a time: FSDP2 two layers and the tables, ZeRO-3 up to 1e9."""
+    """Bytes of bfloat16 weights gathered at a time: two layers and the tables (FSDP2), up to 1e9 weights (ZeRO-3)."""
     if launch.kind == "fsdp2":
         tables = shape.parameters - shape.layers * shape.layer_parameters
         return 2.0 * (2 * shape.layer_parameters + tables)
@@ -83,13 +83,13 @@ def gathered_bytes(shape: Shape, launch: Launch) -> float:
 
 
 def training_activations(shape: Shape, tokens: float, checkpointing: bool, residual: int = 2) -> float:
-    """Bytes that forward keeps for backward of `tokens` at once, with a fused attention (no length x length matrix).
+    """Bytes that the forward pass of `tokens` keeps for the backward pass, with fused attention.
 
-    A layer keeps for each token 10 + 5 * `residual` bytes a hidden element, 8 an MLP element (gate, up, activation,
-    product in bfloat16) and 4 a KV element. `residual`: bytes of an element of the residual stream, 2, or 4 where
-    autocast computes with float32 weights. The counts are those of the tensors that transformers saves (see the tests);
-    LoRA on every layer adds 4 a hidden element, left out here. With checkpointing: the input of each layer, and one
-    layer whole with as much again for its gradients.
+    Per token, a layer keeps 10 + 5 * `residual` bytes per hidden element, 8 per MLP element (gate, up, activation,
+    product in bfloat16) and 4 per KV element. `residual`: bytes per element of the residual stream, 2, or 4 if autocast
+    computes with float32 weights. These are the tensors that transformers saves (see the tests); LoRA on every layer
+    would add 4 per hidden element. With checkpointing: the input of each layer, and one whole layer twice, for its
+    gradients.
     """
     kept = (10 + 5 * residual) * shape.hidden + 8 * shape.intermediate + 4 * shape.kv_heads * shape.head_dim
     if checkpointing:
@@ -98,12 +98,12 @@ def training_activations(shape: Shape, tokens: float, checkpointing: bool, resid
 
 
 def forward_activations(shape: Shape, tokens: float) -> float:
-    """Bytes of a forward pass without gradient: one layer's inputs and outputs in bfloat16."""
+    """Bytes of a forward pass without gradients: inputs and outputs of one layer in bfloat16."""
     return tokens * 2 * (6 * shape.hidden + 3 * shape.intermediate)
 
 
 def head_bytes(shape: Shape, tokens: float, trained: bool) -> float:
-    """Bytes of the fused output layer: one tile of logits; where trained also gradients of weight and hidden states."""
+    """Bytes of the fused output layer: one tile of logits; if trained, also gradients of weights and hidden states."""
     tile = 2 * min(FIXED.logits_tile, tokens * 32768, tokens * shape.vocab)
     if not trained:
         return tile + 4 * tokens

@@ -1,4 +1,4 @@
-"""What a plan assumes, each number with its source."""
+"""Assumptions of a plan, each number with its source."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from rlt.config import Config
 
 
 class PlanConfig(Config):
-    """What `rlt plan` assumes. `--assumptions` prints every value."""
+    """Assumptions of `rlt plan`. `--assumptions` prints every value."""
 
     gpu: str
-    """Name of the GPU, such as `h100-80gb` or `rtx4090-24gb`; an unknown name lists all."""
+    """Name of the GPU, such as `h100-80gb` or `rtx4090-24gb`; an unknown name prints the list."""
     count: int = Field(1, ge=1)
     """GPUs of the machine or cluster, including those that sample."""
     price_per_hour: float | None = Field(None, ge=0)
@@ -21,9 +21,9 @@ class PlanConfig(Config):
     assumptions: bool = False
     """Also print memory by part, hours by part, and every assumption with its source."""
     sampler_gpus: int | None = Field(None, ge=1)
-    """GPUs that serve vLLM for a trainer with `vllm_mode: server`; null: those its batch does not need, or half."""
+    """GPUs that serve vLLM for a trainer with `vllm_mode: server`; null: those that its batch does not need, or half."""
     rows: int | None = Field(None, ge=1)
-    """Rows of each dataset that is neither a local file nor known."""
+    """Number of rows of each dataset that is neither a local file nor known."""
     question_tokens: int = Field(300, ge=1)
     """Mean tokens of system prompt and question (Bespoke-Stratos' system prompt alone has about 150)."""
     solution_tokens: int = Field(400, ge=1)
@@ -45,7 +45,7 @@ class PlanConfig(Config):
     padding: Literal["generation", "micro-batch"] = "micro-batch"
     """What RL pads completions to: the longest in the micro-batch (rlt), or in the process's generation (TRL)."""
     max_num_seqs: int = Field(256, ge=1)
-    """Most sequences that a vLLM engine decodes at once, if its KV cache has room."""
+    """Maximum number of sequences that a vLLM engine decodes at once, if its KV cache has room."""
     overhead_gib: float = Field(1.5, ge=0)
     """GiB per GPU for the CUDA context and the workspaces of NCCL and cuBLAS."""
     fragmentation: float = Field(0.05, ge=0, lt=1)
@@ -60,19 +60,19 @@ class Fixed(Config):
     """Assumptions without a flag; `--assumptions` prints them too."""
 
     zero3_live: int = 10**9
-    """Most parameters that ZeRO-3 keeps gathered (DeepSpeed's default of stage3_max_live_parameters)."""
+    """Maximum number of parameters that ZeRO-3 keeps gathered (DeepSpeed's default of stage3_max_live_parameters)."""
     logits_tile: int = 4096 * 32768
     """Tokens x vocabulary of the one tile of logits that exists at a time (TRL's fused output layer)."""
     score_tokens: int = 32768
     """Tokens per scoring pass on a GPU, unless the recipe sets `batch_tokens` (rlt.models.logprobs)."""
     response_limit: int = 32768
-    """Most tokens of a response, unless an evaluate step sets `max_tokens`."""
+    """Maximum number of tokens of a response, unless an evaluate step sets `max_tokens`."""
     vllm_share: float = 0.92
     """Share of a GPU's memory that vLLM takes, unless the recipe sets it (default of vLLM 0.32)."""
     colocated_share: float = 0.3
-    """The same for a vLLM inside the trainer (TRL's default of vllm_gpu_memory_utilization)."""
+    """The same for vLLM inside the trainer (TRL's default of vllm_gpu_memory_utilization)."""
     layer_launch_ms: float = 1.0
-    """Least milliseconds per layer and decoding step of transformers' generation: Python and kernel launches."""
+    """Minimum milliseconds per layer and decoding step of transformers' generation: Python and kernel launches."""
     adam_host_bytes: int = 28
     """Bytes moved per parameter by a step of Adam on the CPU: three float32 states in and out, one gradient in."""
     gpus_per_node: int = 8

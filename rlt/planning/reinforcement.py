@@ -21,12 +21,12 @@ from rlt.recipe import Step
 
 @dataclass(frozen=True)
 class Work:
-    """What a reinforcement step does on its GPUs, in tokens, completions and updates."""
+    """Work of a reinforcement step, in tokens, completions and updates."""
 
     setup: TrainingSetup
     scorers: Scorers
     servers: int
-    """GPUs that serve samples; 0 where the trainers sample."""
+    """GPUs that serve samples; 0 if the trainers sample."""
     texts: Texts
     updates: int
     generations: int
@@ -81,7 +81,7 @@ def _work_of(context: Context, step: Step, config: TrainConfig | ColdstartConfig
     generations = math.ceil(updates / max(1, setup.completions // setup.rows_per_step * iterations))
     scorers = Scorers()
     if isinstance(config, TrainConfig):
-        # The live policy as its own student needs no weights besides; its pass is planned like another student's.
+        # The live policy as its own student needs no extra weights; its pass is planned like any student's.
         students = [config.model if name == SELF else name for name in config.student]
         scorers = Scorers.of(context, students, config.student_placement, config.dtype)
     texts = Texts(prompt, mean, setup.get("max_completion_length", 512))
@@ -98,8 +98,8 @@ def _padded_width(context: Context, work: Work) -> float:
 
 
 def _trainers(context: Context, step: Step, setup: TrainingSetup) -> int:
-    """GPUs that train while the others serve samples: what `sampler_gpus` leaves; otherwise as many as make
-    `generation_batch_size` one update; otherwise half."""
+    """GPUs that train while the others serve samples: those that `sampler_gpus` leaves; else as many as make
+    `generation_batch_size` one update; else half."""
     count, servers = context.options.count, context.options.sampler_gpus
     if setup.launch.processes == 1:
         trainers = 1
@@ -111,7 +111,7 @@ def _trainers(context: Context, step: Step, setup: TrainingSetup) -> int:
         trainers = count // 2
     if not 0 < trainers < count:
         raise ConfigError(
-            f"step `{step.name}`: of {count} GPUs, {trainers} would train and the rest serve samples (`vllm_mode: "
+            f"step `{step.name}`: of {count} GPUs, {trainers} would train and the rest would serve samples (`vllm_mode: "
             "server`). Plan with more GPUs (--count), set how many serve (--sampler-gpus), or use `vllm_mode: colocate`."
         )
     return trainers
@@ -144,7 +144,7 @@ def _moments(
 
 
 def _idle_vllm(context: Context, setup: TrainingSetup) -> float:
-    """Bytes that a colocated vLLM keeps while the trainer works: its whole share, unless it sleeps."""
+    """Bytes that a colocated vLLM keeps during training: its whole share, unless it sleeps."""
     if setup.vllm != "colocate" or setup.get("vllm_enable_sleep_mode", False):
         return 0.0
     return setup.get("vllm_gpu_memory_utilization", FIXED.colocated_share) * context.gpu.memory
@@ -197,8 +197,8 @@ def _sample_vllm(context: Context, work: Work, update: Memory) -> tuple[Memory, 
 def _seconds(context: Context, work: Work, width: float, sampling: float) -> dict[str, float]:
     """Seconds of each part of the work; `sampling`: of one generation."""
     setup, scorers, generations = work.setup, work.scorers, work.generations
-    # Besides the update: one pass of the policy without gradient, for the sampler's correction and the KL to the
-    # student, and one of the reference. Students read texts batched by length, without padding.
+    # Besides the update: one pass of the policy without gradients, for importance sampling and the KL to the student, and
+    # one of the reference. Students read texts batched by length, without padding.
     extra = int(setup.vllm is not None or work.teaching) + int(bool(setup.get("beta", 0.0)))
     flops = setup.completions * setup.shape.forward_flops(width) * (setup.passes * work.iterations + extra)
     moved = generations * scorers.moved / (context.options.pcie_gb_per_s * GB)

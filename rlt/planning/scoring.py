@@ -1,4 +1,4 @@
-"""Plans of reading text: the models that score explanations, and the stage score."""
+"""Plans of scoring: the models that score explanations, and the stage score."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rlt.recipe import Step
 
 @dataclass(frozen=True)
 class Scorers:
-    """Models that score and are loaded here, the bytes of their weights, and how many are served elsewhere."""
+    """Models loaded for scoring, the bytes of their weights, and the number of models served elsewhere."""
 
     names: tuple[str, ...] = ()
     shapes: tuple[Shape, ...] = ()
@@ -28,7 +28,7 @@ class Scorers:
 
     @classmethod
     def of(cls, context: Context, names: Iterable[str], placement: str, dtype: str) -> Scorers:
-        """The models `names`; those that are addresses are only counted."""
+        """The models `names`; served ones are only counted."""
         listed = tuple(names)
         local = tuple(name for name in listed if not is_url(name))
         shapes = tuple(context.shape(name) for name in local)
@@ -37,12 +37,12 @@ class Scorers:
 
     @property
     def widest(self) -> float:
-        """Bytes per weight of the model with the widest weights; 2 where there is no model."""
+        """Bytes per weight of the model with the widest weights; 2 without a model."""
         return max((w / s.parameters for w, s in zip(self.weights, self.shapes, strict=True)), default=2.0)
 
     @property
     def resident(self) -> float:
-        """Bytes on a GPU all the time."""
+        """Bytes on a GPU at all times."""
         return sum(self.weights) if self.placement == "same" else 0.0
 
     @property
@@ -52,7 +52,7 @@ class Scorers:
 
     @property
     def moved(self) -> float:
-        """Bytes that one process keeps on the host and moves to the GPU for each use."""
+        """Bytes that a process keeps on the host and moves to the GPU for each use."""
         return sum(self.weights) if self.placement == "offload" else 0.0
 
     @property
@@ -70,7 +70,7 @@ def scoring_seconds(context: Context, models: Iterable[str], rows: float, n: int
 
 
 def plan_score(context: Context, step: Step, config: ScoreConfig) -> StepPlan:
-    """The plan of a score step: every model reads every row, three times with placebos."""
+    """The plan of a score step: every model reads every row, with placebos three times."""
     options = context.options
     names = [*config.student, *([config.teacher] if config.teacher else [])]
     rows = context.rows_at(str(config.data))

@@ -22,7 +22,7 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The numbers of a dense decoder that decide what it costs.
+    """The numbers of a dense decoder that determine its cost.
 
     Example, Qwen2.5-0.5B: Shape(896, 4864, 24, 14, 2, 64, 151936, True, 32768, qkv_bias=True)
     """
@@ -41,7 +41,7 @@ class Shape:
     mlp_bias: bool = False
     qk_norm: bool = False
     weight_bytes: int = 2
-    """Bytes of a weight of the checkpoint: 4 where `config.json` says float32, else 2."""
+    """Bytes per weight of the checkpoint: 4 if `config.json` says float32, else 2."""
 
     @property
     def layer_parameters(self) -> int:
@@ -53,18 +53,18 @@ class Shape:
 
     @property
     def embedding_parameters(self) -> int:
-        """V * H: the input table; the output layer has as many again unless it is tied to it."""
+        """V * H: the input table; an untied output layer has as many again."""
         return self.vocab * self.hidden
 
     @property
     def parameters(self) -> int:
-        """P: layers, final norm, input table, and the output layer where it is not tied."""
+        """P: layers, final norm, input table, and an untied output layer."""
         tables = self.embedding_parameters * (1 if self.tied else 2)
         return self.layers * self.layer_parameters + self.hidden + tables
 
     @property
     def matmul_parameters(self) -> int:
-        """Parameters that each token is multiplied with: all but the input table, which is only looked up."""
+        """Parameters that each token is multiplied with: all except the input table, which is a lookup."""
         return self.layers * self.layer_parameters + self.embedding_parameters
 
     @property
@@ -73,7 +73,7 @@ class Shape:
         return 2 * 2 * self.layers * self.kv_heads * self.head_dim
 
     def forward_flops(self, length: float) -> float:
-        """FLOPs of one forward pass over a text of `length` tokens: 2 a parameter and token, and causal attention.
+        """FLOPs of one forward pass over a text of `length` tokens: 2 per parameter and token, plus causal attention.
 
         Attention: scores and weighted values are 4 * heads * head_dim * length FLOPs per token and layer, half masked.
         """
@@ -97,11 +97,11 @@ class Shape:
 
 
 def shape_of(config: Mapping[str, Any], where: str) -> Shape:
-    """The shape in a `config.json`; `where` names it in errors. Raises ModelError for no dense decoder we know."""
+    """The shape in a `config.json`; `where` names it in errors. Raises ModelError for an unknown kind of model."""
     kind = config.get("model_type")
     if kind not in FAMILIES:
         raise ModelError(
-            f"{where}: model_type {kind!r} cannot be planned; known are {', '.join(FAMILIES)} (dense decoders)."
+            f"{where}: model_type {kind!r} cannot be planned; supported are {', '.join(FAMILIES)} (dense decoders)."
         )
     try:
         heads, hidden = config["num_attention_heads"], config["hidden_size"]
@@ -126,9 +126,9 @@ def shape_of(config: Mapping[str, Any], where: str) -> Shape:
 
 
 def load_shape(model: str) -> Shape:
-    """The shape of a model: of its folder's `config.json`, of the shapes shipped with rlt, or of the hub's.
+    """The shape of a model, from its folder's `config.json`, the shapes shipped with rlt, or the hub.
 
-    Weights are never read. Raises ModelError where none of the three is there.
+    Weights are never read. Raises ModelError if none of the three exists.
     """
     local = Path(model).expanduser() / "config.json"
     if local.is_file():

@@ -1,4 +1,4 @@
-"""What one step needs: the record that planning produces for each step of a recipe."""
+"""What one step needs: the result of planning it."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class StepPlan:
     disk: float = 0.0
     """Bytes left on disk."""
     disk_peak: float = 0.0
-    """Most bytes on disk while the step runs, where that is more than `disk`."""
+    """Maximum bytes on disk while the step runs, if more than `disk`."""
     host: float = 0.0
-    """Bytes of host memory of all its processes."""
+    """Bytes of host memory over all processes."""
     notes: tuple[str, ...] = ()
     """What was planned: rows, steps, GPUs."""
     warnings: tuple[str, ...] = ()
-    """What the user may want to change, or what is not counted."""
+    """What to change, or what is not counted."""
 
     @property
     def peak(self) -> float:

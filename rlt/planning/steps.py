@@ -1,4 +1,4 @@
-"""The plan of one step, by its kind of stage."""
+"""The plan of one step, by stage."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from rlt.recipe import Step
 
 
 def plan_supervised(context: Context, step: Step, config: WarmupConfig | DistillConfig) -> StepPlan:
-    """The plan of warm-up or distillation. Rows longer than `max_length` are left out, never cut."""
+    """The plan of warm-up or distillation. Rows longer than `max_length` are dropped, never truncated."""
     options, shape = context.options, context.shape(config.model)
     setup = TrainingSetup.of(step, config, shape, *context.processes(config.launch, step))
     cap = config.max_length or shape.context or math.inf

@@ -1,4 +1,4 @@
-"""The plan of a whole recipe, and the text that `rlt plan` prints."""
+"""The plan of a whole recipe, and the output of `rlt plan`."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from rlt.results.tables import text_table
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe's steps on a machine, and what was assumed. `str(plan)` is what the command prints."""
+    """A recipe's steps on a machine, with the assumptions. `str(plan)` is the output of the command."""
 
     recipe: str
     gpu: Gpu
     options: PlanConfig
     steps: tuple[StepPlan, ...]
-    """The steps of one seed, and those that all seeds share."""
+    """The steps of one seed, and those shared by all seeds."""
     seeds: int = 1
 
     @property
@@ -44,7 +44,7 @@ class Plan:
 
     @property
     def gpu_hours(self) -> float:
-        """Hours times all GPUs of the machine: idle GPUs are held, and paid for, too."""
+        """Hours times all GPUs of the machine: idle GPUs are paid for too."""
         return self.hours * self.options.count
 
     @property
@@ -54,12 +54,12 @@ class Plan:
 
     @property
     def disk(self) -> float:
-        """Bytes that all steps of all seeds leave."""
+        """Bytes that all steps of all seeds leave on disk."""
         return self.seeds * sum(step.disk for step in self.steps)
 
     @property
     def disk_peak(self) -> float:
-        """Most bytes on disk at a time: what earlier steps left, and the peak of the running one."""
+        """Maximum bytes on disk at a time: those left by earlier steps, plus the peak of the running one."""
         left = (self.seeds - 1) * sum(step.disk for step in self.steps)
         peak = 0.0
         for step in self.steps:
@@ -68,7 +68,7 @@ class Plan:
         return peak
 
     def host_of_node(self, step: StepPlan) -> float:
-        """Bytes of host memory that a step needs on each machine."""
+        """Bytes of host memory that a step needs per machine."""
         return step.host / max(1, math.ceil(step.gpus / FIXED.gpus_per_node))
 
     def __str__(self) -> str:
@@ -127,12 +127,12 @@ class Plan:
         ]
 
     def _remarks(self) -> str:
-        """What the columns mean, what else is needed, and warnings, in at most 11 lines."""
-        seeds = "" if self.seeds == 1 else f" Rows are one seed's; the last is all {self.seeds} seeds'."
+        """The meaning of the columns, host memory and warnings, in at most 11 lines."""
+        seeds = "" if self.seeds == 1 else f" Rows are for one seed; the last row is for all {self.seeds} seeds."
         paid = "GPU-hours" if self.cost is None else "GPU-hours and cost"
         lines = _wrapped(
             f"GiB/GPU: the fullest GPU at its fullest moment. {paid}: all {self.options.count} GPUs for the whole step. "
-            f"disk GB: left by the step; peak GB: the most on disk while it runs.{seeds}"
+            f"disk GB: left by the step; peak GB: maximum on disk while it runs.{seeds}"
         )
         hosts = [f"{step.name} {self.host_of_node(step) / GIB:,.0f} GiB" for step in self.steps if step.host]
         if hosts:
@@ -147,7 +147,7 @@ class Plan:
             lines += _wrapped(
                 f"Hours depend most on the length of explanations ({self.options.explanation_tokens:,} tokens, "
                 f"--explanation-tokens) and on --utilisation {self.options.utilisation}. "
-                "Add --assumptions for memory by part, hours by part and everything assumed."
+                "Add --assumptions for memory by part, hours by part and all assumptions."
             )
         return "\n".join(lines)
 
@@ -205,7 +205,7 @@ SIMPLIFIED = (
 
 
 def plan(recipe: Recipe, options: PlanConfig, name: str | None = None) -> Plan:
-    """The plan of a recipe. All seeds do the same work, so one is planned and multiplied by the number of seeds.
+    """The plan of a recipe. All seeds do the same work: one is planned, and multiplied by their number.
 
     Raises ConfigError and ModelError, naming step and key, for an unknown GPU, model, launch configuration or dataset.
     """
@@ -221,16 +221,16 @@ def plan(recipe: Recipe, options: PlanConfig, name: str | None = None) -> Plan:
 def _shortest_apart(
     steps: Sequence[StepPlan], most: int | None, keep: Callable[[StepPlan], bool]
 ) -> tuple[list[StepPlan], list[StepPlan]]:
-    """At most `most` rows in the recipe's order: the steps to show, and the shortest ones to combine into one row."""
+    """The steps to show, at most `most` rows in the recipe's order, and the shortest ones to combine into one row."""
     if most is None or len(steps) <= most:
         return list(steps), []
-    ranked = sorted(steps, key=lambda step: (keep(step), -step.hours))  # steps that do not fit are never hidden first
+    ranked = sorted(steps, key=lambda step: (keep(step), -step.hours))  # steps that do not fit are hidden last
     shown = {step.name for step in ranked[: most - 1]}
     return [step for step in steps if step.name in shown], [step for step in steps if step.name not in shown]
 
 
 def _models(step: StepPlan) -> str:
-    """The step's models without their organisation."""
+    """The step's models without their organization."""
     return ", ".join(name.rsplit("/", 1)[-1] for name in step.model.split(", "))
 
 
@@ -256,7 +256,7 @@ def _wrapped(text: str) -> list[str]:
 
 
 def _at_most(count: int, lines: list[str]) -> list[str]:
-    """The first `count` lines; where some are left out, the last says so."""
+    """The first `count` lines; if some are omitted, the last line says so."""
     return lines if len(lines) <= count else [*lines[: count - 1], "... more with --assumptions"]
 
 

@@ -18,7 +18,7 @@ def _log_normal(mean: float, spread: float) -> tuple[float, float]:
 
 
 def cut(mean: float, spread: float, cap: float) -> float:
-    """Mean length of texts that end by themselves or at `cap` tokens."""
+    """Mean length of texts that end on their own or at `cap` tokens."""
     if spread == 0 or math.isinf(cap):
         return min(mean, cap)
     mu, sigma = _log_normal(mean, spread)
@@ -50,7 +50,7 @@ def longest(mean: float, count: float, spread: float, cap: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """One engine: its model is spread over `gpus` GPUs and decodes `concurrency` sequences at once."""
+    """One engine: a model spread over `gpus` GPUs that decodes `concurrency` sequences at once."""
 
     shape: Shape
     gpus: int
@@ -61,10 +61,10 @@ class Sampler:
 def sampling_seconds(
     sampler: Sampler, gpu: Gpu, completions: float, prompt: float, mean: float, cap: float, options: PlanConfig
 ) -> float:
-    """Seconds for one engine to write `completions` texts. `mean`: tokens of a text that is not cut off at `cap`.
+    """Seconds for one engine to write `completions` texts. `mean`: tokens of a text that is not truncated at `cap`.
 
     Every decoding step reads all weights and the KV cache of the running sequences. `concurrency` sequences run until
-    the queue is empty; then the longest runs to its end.
+    the queue is empty; then the longest one finishes.
     """
     shape, spread = sampler.shape, options.length_spread
     written = cut(mean, spread, cap)

@@ -1,4 +1,4 @@
-"""How one step trains: its trainer options, memory of an update, passes over each token, checkpoints on disk."""
+"""How a step trains: trainer options, memory of an update, passes per token, checkpoints on disk."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """A training step's model, trainer options with the stage's defaults, and `n` processes that share the work."""
+    """A training step: its model, trainer options including the stage's defaults, and `n` processes."""
 
     shape: Shape
     trainer: Mapping[str, object]
@@ -39,7 +39,7 @@ class TrainingSetup:
         n: int,
     ) -> TrainingSetup:
         """The setup of a training step. Raises ModelError for LoRA targets that cannot be planned."""
-        # The stage's own defaults, so the two cannot drift apart. No other import of the planner loads torch.
+        # The stage's own defaults, so that the two cannot diverge. This is the planner's only import that loads torch.
         defaults = getattr(importlib.import_module(f"rlt.stages.{step.stage}"), "DEFAULTS", {})
         trainable = shape.parameters
         if config.peft is not None:
@@ -49,7 +49,7 @@ class TrainingSetup:
         return cls(shape, {**defaults, **config.trainer}, launch, n, 2 if half else 4, trainable)
 
     def get(self, option: str, default: T) -> T:
-        """A trainer option; `default` is that of TRL or transformers. Recipes are checked elsewhere for its type."""
+        """A trainer option; `default` is that of TRL or transformers. Its type is checked with the recipe."""
         value = self.trainer.get(option)
         return default if value is None else cast(T, value)
 
@@ -77,12 +77,12 @@ class TrainingSetup:
 
     @property
     def residual(self) -> int:
-        """Bytes per element of the residual stream: under autocast, float32 weights leave it in float32."""
+        """Bytes per element of the residual stream: under autocast, float32 weights keep it in float32."""
         return 4 if self.dtype_bytes == 4 and self.launch.kind in ("single", "ddp") else 2
 
     @property
     def passes(self) -> int:
-        """Forward passes that an update costs: forward 1, backward 2 (LoRA 1: no weight gradients), recomputing 1."""
+        """Cost of an update in forward passes: forward 1, backward 2 (LoRA 1: no weight gradients), recomputation 1."""
         return (2 if self.lora else 3) + self.checkpointing
 
     @property
@@ -106,15 +106,15 @@ class TrainingSetup:
 
     @property
     def host_bytes(self) -> float:
-        """Bytes of training state offloaded to the host, of all GPUs."""
+        """Bytes of training state offloaded to the host, over all GPUs."""
         return training_state(self.shape, self.trainable, self.launch, self.n, self.dtype_bytes, self.moments)[1]
 
     @property
     def reference_bytes(self) -> float:
         """Bytes of the reference model on one GPU.
 
-        ZeRO-3 shards it. FSDP2 gathers it whole for a forward pass, because TRL wraps it as one group. Otherwise it is
-        a full copy. LoRA needs none: the adapter is switched off.
+        ZeRO-3 shards it. FSDP2 gathers it whole for a forward pass, because TRL wraps it as one group. Otherwise it is a
+        full copy. LoRA needs none: the adapter is disabled.
         """
         if self.lora or not self.get("beta", 0.0):
             return 0.0
@@ -140,7 +140,7 @@ class TrainingSetup:
         return 2 if self.launch.kind.startswith("zero") else self.dtype_bytes
 
     def disk(self, steps: int) -> tuple[float, float]:
-        """Bytes left on disk, and the most bytes on disk at a time.
+        """Bytes left on disk, and the maximum at a time.
 
         Left: the final model and the checkpoints that `save_total_limit` keeps (rlt's default: 2). A new checkpoint is
         written before the oldest is deleted. With a reference (`beta`), a checkpoint also contains its moving copy.
@@ -149,7 +149,7 @@ class TrainingSetup:
         final = float(self.saved_bytes * self.shape.parameters)
         if self.get("save_strategy", "no") == "no":
             return final, final
-        saves = max(1, math.ceil(steps / self.get("save_steps", 500)))  # the last step is saved whatever its number
+        saves = max(1, math.ceil(steps / self.get("save_steps", 500)))  # the last step is always saved
         limit = self.trainer.get("save_total_limit", 2)  # null keeps all of them
         kept = saves if limit is None else min(cast(int, limit), saves)
         if self.lora:
@@ -182,5 +182,5 @@ class TrainingSetup:
 
     @property
     def vllm(self) -> str | None:
-        """`server` or `colocate`; None where transformers samples."""
+        """`server` or `colocate`; None if transformers samples."""
         return self.get("vllm_mode", "colocate") if self.get("use_vllm", False) else None

@@ -31,6 +31,7 @@ from rlt.config import (
     MOVED,
     STAGES,
     Config,
+    EvolveOptions,
     ReportConfig,
     Seed,
     StageConfig,
@@ -39,6 +40,7 @@ from rlt.config import (
     yaml_problem,
 )
 from rlt.errors import ConfigError, ProblemsFound
+from rlt.recipe.evolution import check_evolve
 from rlt.recipe.reports import check_report
 from rlt.recipe.values import deep_merge, filled, with_paths_of, with_references
 from rlt.rounds import BEST, GATES, KEY, ROUND, decision_of, unrolled
@@ -59,7 +61,7 @@ def _as_numbers(value: object) -> object:
 def _different(seeds: list[int]) -> list[int]:
     twice = [seed for seed, count in Counter(seeds).items() if count > 1]
     if twice:
-        raise ValueError(f"seed {twice[0]} is listed twice; the same run would be made twice")
+        raise ValueError(f"seed {twice[0]} is listed twice; list each seed once")
     return seeds
 
 
@@ -73,7 +75,7 @@ class RecipeHead(Config):
     time: str = ""
     """How long the recipe takes, and whether that was measured or planned; for `rlt recipes`."""
     hardware: str = ""
-    """What it was measured or planned on; for `rlt recipes`."""
+    """Hardware of that measurement or plan; for `rlt recipes`."""
     folder: Path = Path("runs")
     """Folder that holds all runs."""
     seeds: Annotated[list[Seed], BeforeValidator(_as_numbers), Field(min_length=1), AfterValidator(_different)] = [0]
@@ -84,11 +86,13 @@ class RecipeHead(Config):
     """Refuse to start without a GPU, because the run would take weeks."""
     defaults: dict[str, JsonRow] = {}
     """Keys for every step of a stage, by stage."""
+    evolve: EvolveOptions | None = None
+    """What `rlt evolve` varies; `rlt run` ignores it."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step for one seed (None: over all seeds), with its checked configuration and the steps it waits for.
+    """One step for one seed (None: for all seeds), with its checked configuration and the steps it waits for.
 
     `name` is `step` or `step/variant`; `key` is unique in the run.
     """
@@ -99,9 +103,9 @@ class Step:
     config: StageConfig
     after: tuple[str, ...]
     gates: tuple[Path, ...] = ()
-    """Of a step of a later round: the decisions about earlier ones, any of which may have ended the loop."""
+    """For a step of a later round: outputs of earlier decisions, any of which may have ended the loop."""
     round: int | None = None
-    """Of a step of a recipe's `rounds`: its round."""
+    """Number of the round, for a step of `rounds`."""
 
     @property
     def key(self) -> str:
@@ -109,20 +113,19 @@ class Step:
 
 
 class Timing(Config):
-    """What a step took before."""
+    """What a step took in an earlier run."""
 
     seconds: float = Field(ge=0)
     """Mean over seeds."""
     rows: int = Field(0, ge=0)
-    """Rows of metrics that it wrote; 0 for steps that write none."""
+    """Rows of metrics written; 0 for steps that write none."""
 
 
 @dataclass(frozen=True)
 class Recipe:
     """A recipe with every step expanded; each step comes after those it waits for.
 
-    `values` is the YAML's content with overrides applied. `timings`: what each step took when the recipe
-    was last measured, by its name.
+    `values`: content of the YAML with overrides applied. `timings`: step name -> what it took when last measured.
     """
 
     head: RecipeHead
@@ -136,21 +139,21 @@ class Recipe:
         return self.head.folder / self.head.name
 
     def dump(self) -> str:
-        """YAML that repeats this run, also in other versions of rlt: its steps with overrides, and under `defaults` every
-        default of their stages.
+        """YAML that repeats this run, also in other versions of rlt: steps with overrides, and all defaults of their stages
+        under `defaults`.
         """
         steps = {key: value for key, value in self.values.items() if key not in RecipeHead.model_fields}
         defaults = {
             stage: deep_merge(_defaults_of(stage), self.head.defaults.get(stage, {}))
             for stage in dict.fromkeys(step.stage for step in self.steps)
         }
-        head = self.head.model_dump(mode="json")
+        head = self.head.model_dump(mode="json", exclude_none=True)
         return yaml.safe_dump({**head, "defaults": defaults, **steps}, sort_keys=False, allow_unicode=True, width=120)
 
     def not_run(self) -> dict[str, int]:
-        """Key of each step that will not run, since its loop of rounds has ended -> the round at which it ended.
+        """Key of each step that will not run because its loop of rounds has ended -> the round at which it ended.
 
-        Steps elsewhere that use such a step are among them; `best` and the report take what there is.
+        Includes steps that depend on such a step, except `best` and reports, which use what exists.
         """
         found: dict[str, int] = {}
         waiting: dict[tuple[int | None, str], int] = {}
@@ -163,6 +166,11 @@ class Recipe:
                 found[step.key] = waiting[step.seed, step.name] = ended
         return found
 
+    def keys_of(self, name: str, stage: str) -> JsonRow:
+        """A step's keys as they are written, over the recipe's defaults for its stage."""
+        keys = self.values[name]
+        return deep_merge(self.head.defaults.get(stage, {}), keys if isinstance(keys, dict) else {})
+
     def of_seed(self, seed: int) -> Iterator[Step]:
         return (step for step in self.steps if step.seed == seed)
 
@@ -173,7 +181,7 @@ def _defaults_of(stage: str) -> JsonRow:
 
 
 def recipe_of_run(folder: Path) -> Recipe:
-    """The recipe of an existing run, at the folder's current place. Raises ConfigError as load_recipe does."""
+    """The recipe of an existing run, with its folder's current path. Raises ConfigError as load_recipe does."""
     folder = folder if folder.name else folder.resolve()
     return load_recipe(folder / "recipe.yaml", {"folder": str(folder.parent), "name": folder.name})
 
@@ -191,9 +199,9 @@ def load_recipe(path: Path | str, overrides: JsonMap | None = None) -> Recipe:
 
 
 def read_recipe(path: Path | str, overrides: JsonMap | None = None) -> tuple[Recipe, list[str]]:
-    """`(recipe, problems)`: the steps without mistakes, and one line per mistake in the others.
+    """`(recipe, problems)`: the valid steps, and one line per mistake in the others.
 
-    Raises ConfigError where the file or its head cannot be read at all.
+    Raises ConfigError if the file or its head cannot be read at all.
     """
     path = Path(path).expanduser()
     try:
@@ -252,7 +260,8 @@ def _built(values: JsonRow, where: str, timings: Mapping[str, Timing]) -> tuple[
         if isinstance(step.config, ReportConfig):
             problems += _told(check_report, step.config, expanded, f"step `{step.name}`")
     problems += _shared_outputs(steps)
-    return Recipe(head, tuple(steps), values, timings), problems
+    recipe = Recipe(head, tuple(steps), values, timings)
+    return recipe, problems or _told(check_evolve, recipe, build_recipe)
 
 
 def _timings_beside(path: Path) -> dict[str, Timing]:
@@ -284,7 +293,7 @@ def _shared_outputs(steps: list[Step]) -> list[str]:
     for step in steps:
         other = None if step.stage in ONCE else makers.setdefault(step.config.output, step)
         if other is not None and other is not step:
-            problems.append(f"step `{step.name}`: `output` {step.config.output} is also that of {other.key}.")
+            problems.append(f"step `{step.name}`: `output` {step.config.output} is already used by {other.key}.")
     return problems
 
 
@@ -310,7 +319,7 @@ def _rounds(raw: object, head: RecipeHead, values: JsonMap) -> dict[str, JsonRow
     steps = unrolled(raw)
     taken = [name for name in values if name in {step.split("/")[0] for step in steps}]
     if taken:
-        raise ConfigError(f"step `{taken[0]}`: `{KEY}` makes a step of that name. Choose another name.")
+        raise ConfigError(f"step `{taken[0]}`: `{KEY}` already creates a step of this name. Choose another one.")
     return {name: deep_merge(head.defaults.get(str(keys["stage"]), {}), keys) for name, keys in steps.items()}
 
 
@@ -347,10 +356,10 @@ def _expanded_step(name: str, raw: object, head: RecipeHead, expanded: JsonMap) 
 def _check_name(name: str, where: str) -> None:
     if not re.fullmatch(NAME, name):
         raise ConfigError(
-            f"{where}: a name has letters, digits, `_`, `-` and `.` only, and begins with none of the last two."
+            f"{where}: a name consists of letters, digits, `_`, `-` and `.`, and does not begin with `-` or `.`."
         )
     if name in TAKEN:
-        raise ConfigError(f"{where}: the run's folder has a `{name}` of its own. Choose another name.")
+        raise ConfigError(f"{where}: `{name}` is reserved in the run's folder. Choose another name.")
 
 
 def _variants(each: object, expanded: JsonMap, where: str) -> JsonRow | None:
@@ -388,7 +397,7 @@ def _step(
         if other == name:
             raise ConfigError(f"step `{name}`: @{other} is this step itself. Name an earlier one.")
         if stages.get(other) in ONCE:
-            raise ConfigError(f"step `{name}`: @{other} is a report, which no step can use.")
+            raise ConfigError(f"step `{name}`: @{other} is a report; no step can use one.")
         if not known:
             raise ConfigError(f"step `{name}`: @{other}: no such step{_near(other, expanded, prefix='@')}.")
         if not set(known) <= set(earlier):
@@ -415,7 +424,7 @@ def _step(
 
 
 def output_of(head: RecipeHead, name: str, stage: str | None, seed: int | None) -> Path:
-    """Where the step of that name leaves its results."""
+    """The output of the step with this name."""
     run = head.folder / head.name
     if stage in ONCE:
         return run

@@ -1,4 +1,4 @@
-"""Names that a recipe's report gives: each must be a step, variant or arm, or it would silently be left out."""
+"""Checks that every name in a report is a step, variant or arm of its recipe."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rlt.types import JsonRow
 
 
 def check_report(config: ReportConfig, expanded: Mapping[str, JsonRow], where: str) -> None:
-    """Raises ConfigError for a name in a report that no step, variant or arm has: it would silently be left out."""
+    """Raises ConfigError for an unknown step, variant or arm in a report, which would silently be left out."""
 
     def check(key: str, name: str, known: Collection[str]) -> None:
         if name not in known:

@@ -1,4 +1,4 @@
-"""A recipe's values: overrides merged in, `@step` and `{each}` replaced, paths found next to the recipe."""
+"""Values of a recipe: merge overrides, replace `@step` and `{each}`, find paths next to the recipe."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def filled(values: JsonMap, names: Mapping[str, object]) -> JsonRow:
 
 
 def with_paths_of(values: JsonMap, folder: Path) -> JsonRow:
-    """`values` with paths such as `./format.yaml` that exist in the recipe's folder, and not here, turned into the former.
+    """`values` with paths such as `./format.yaml` resolved against the recipe's folder, if they exist there and not here.
 
-    Of `./models/{seed}` the folder `./models` has to exist.
+    For `./models/{seed}` the folder `./models` must exist.
     """
 
     def found(text: str) -> str:
@@ -58,7 +58,7 @@ def _each_text(values: JsonMap, change: Callable[[str], str]) -> JsonRow:
 
 
 def deep_merge(under: JsonMap, over: JsonMap) -> JsonRow:
-    """`under` with `over` laid on top; mappings are merged, everything else is replaced.
+    """`under` updated with `over`: mappings are merged, everything else is replaced.
 
     `data: FILE` under `data: {on_invalid: skip}` is merged as `data: {path: FILE}`.
     """

@@ -1,4 +1,4 @@
-"""The numbers of a benchmark, from its graded responses, and their table for the terminal."""
+"""Metrics of benchmarks from graded responses, and their table for the terminal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rlt.types import JsonMap
 
 
 class ResponseRow(TypedDict, total=False):
-    """A row of `responses.jsonl`; the last three columns once it is graded, `question` unless the benchmark is private."""
+    """A row of `responses.jsonl`; the last columns once it is graded, `question` unless the benchmark is private."""
 
     key: str
     benchmark: str
@@ -47,7 +47,7 @@ Numbers = TypedDict("Numbers", {
 
 
 class BenchmarkNumbers(Numbers):
-    """The numbers of a benchmark, and which it was."""
+    """The numbers of a benchmark, and what identifies it."""
 
     seed: int
     version: int
@@ -106,7 +106,7 @@ def evaluation(metrics: JsonMap) -> Evaluation:
 def numbers(rows: Sequence[ResponseRow], task: str) -> Numbers:
     """A benchmark's numbers: pass@1 with standard error and interval, pass@k, majority@k, lengths and shares.
 
-    `mean_score` where the task gives parts of a point, and `by_task` where there are several tasks: each one's numbers.
+    `mean_score` if the task gives partial credit; `by_task`, the numbers of each task, if there are several.
     """
     correct, extracted = _by_question(rows)
     samples = len(correct[0])
@@ -144,15 +144,15 @@ def _by_question(rows: Sequence[ResponseRow]) -> tuple[list[list[bool]], list[li
 
 
 COLUMNS = (
-    ("pass@1", "share of right responses, in points of 100, with standard error and 95 % interval over questions"),
-    ("pass@k, majority@k", "the same for one right response of k, and for the answer that most of k gave"),
+    ("pass@1", "correct responses in percent, with standard error and 95 % interval over questions"),
+    ("pass@k, majority@k", "the same for at least one correct response of k, and for the most frequent answer of k"),
     ("tokens", "mean length of a response"),
-    ("unfinished, no answer", "share cut off at `max_tokens`, and share in which no answer was found"),
+    ("unfinished, no answer", "share truncated at `max_tokens`, and share without a readable answer"),
 )
 
 
 def table(metrics: Evaluation) -> str:
-    """The benchmarks as a table for the terminal: rates in points of 100, each with how it was sampled."""
+    """The benchmarks as a table for the terminal: rates in percent, with sampling settings."""
     head = [
         "benchmark", "questions", "samples", "temperature", "top-p", "seed", "pass@1", "s.e.", "95 %", "pass@k",
         "majority@k", "tokens", "unfinished", "no answer",

@@ -1,4 +1,4 @@
-"""Two evaluations compared: paired differences on the questions that both were asked."""
+"""Compare two evaluations by paired differences on their common questions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rlt.results.benchmarks import Evaluated, ResponseRow, response_rows
 
 @dataclass(frozen=True)
 class Comparison:
-    """The paired differences of two evaluations by benchmark, second minus first; `str()` of it is for a person."""
+    """Paired differences of two evaluations by benchmark, second minus first; `str()` formats them for reading."""
 
     first: str
     second: str
@@ -33,11 +33,11 @@ class Comparison:
 
 
 def compare(first: Path, second: Path, level: float = intervals.LEVEL) -> Comparison:
-    """The paired differences between two complete outputs of `rlt evaluate` on the questions that both were asked, with
-    two-sided intervals of this `level`.
+    """Paired differences between two complete outputs of `rlt evaluate` on their common questions, with two-sided
+    intervals of this `level`.
 
-    Raises RunError where one is not complete or they share no benchmark, and DataError where versions differ or there
-    is no common question.
+    Raises RunError if one is not complete or they share no benchmark, and DataError if versions differ or no question is
+    common.
     """
     results = [_complete(folder) for folder in (first, second)]
     shared = [name for name in results[0]["benchmarks"] if name in results[1]["benchmarks"]]
@@ -53,10 +53,10 @@ def compare(first: Path, second: Path, level: float = intervals.LEVEL) -> Compar
         sides = [_verdicts(rows, name) for rows in responses]
         common = [key for key in sides[0] if key in sides[1]]
         if not common:
-            raise DataError(f"{name}: {first} and {second} were asked different questions.")
+            raise DataError(f"{name}: {first} and {second} have no question in common.")
         if len(common) < max(map(len, sides)):
             notes.append(
-                f"{name}: compared on the {len(common)} questions that both have ({len(sides[0])}, {len(sides[1])})"
+                f"{name}: compared on the {len(common)} common questions (A has {len(sides[0])}, B has {len(sides[1])})"
             )
         pair = [[side[key] for key in common] for side in sides]
         differences[name] = intervals.paired_difference(pair[0], pair[1], level)

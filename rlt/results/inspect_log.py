@@ -1,7 +1,7 @@
 """Per-sample logs in inspect_ai's format: `inspect view --log-dir FOLDER` shows them.
 
-inspect_ai is not imported: its pins exclude ours. A log is a zip file of JSON, written here from the format's version 2 and
-read in the tests by inspect_ai's own `read_eval_log` (`make harness`).
+inspect_ai is not imported: its pins conflict with rlt's. A log is a zip file of JSON in version 2 of the format; the tests
+read it with inspect_ai's own `read_eval_log` (`make harness`).
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from rlt.results.benchmarks import BenchmarkNumbers, Evaluated, ResponseRow
 from rlt.types import JsonMap, JsonRow
 
 VERSION = 2  # of the format, as in inspect_ai 0.3
-WITHHELD = "withheld: the benchmark's authors ask that no question is written into a file"
+WITHHELD = "withheld: the benchmark's authors ask not to write its questions to files"
 _STOPS = {"stop": "stop", "eos": "stop", "length": "max_tokens"}
 
 
 def write_logs(folder: Path, rows: Sequence[ResponseRow], results: Evaluated, prompts: Mapping[str, str]) -> list[Path]:
-    """The files `folder/BENCHMARK.eval`, one for each benchmark of `results` (results.json of `rlt evaluate`).
+    """Writes `folder/BENCHMARK.eval` for each benchmark of `results` (results.json of `rlt evaluate`); returns the paths.
 
-    `rows` are those of responses.jsonl. `prompts`: a row's key -> the text that the model was given; a row without one
-    (a private benchmark) has its question's hash in its place.
+    `rows`: those of responses.jsonl. `prompts`: key of a row -> the text that the model was given; without one (a private
+    benchmark) the log has the question's hash instead.
     """
     folder.mkdir(parents=True, exist_ok=True)
     return [

@@ -1,9 +1,9 @@
-"""Statistics of sampled evaluations: means, errors and intervals that a reviewer accepts. No dependencies.
+"""Statistics of sampled evaluations: means, standard errors and intervals. No dependencies.
 
 Questions are the units: samples of one question are not independent, so every standard error is clustered by question.
 Intervals of a rate are exact binomial ones (Clopper and Pearson) at the effective number of trials that the clustered
-error implies (Korn and Graubard 1998). They cover at least at their stated rate, also with few questions and with rates
-near 0 and 1, where mean +- 2 errors does not.
+error implies (Korn and Graubard 1998). Their coverage is at least the stated rate, also with few questions and for rates
+near 0 and 1, unlike mean +- 2 errors.
 """
 
 from __future__ import annotations
@@ -51,15 +51,14 @@ class MeanEstimate:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether 0 is outside the interval; False where there is none."""
+        """Whether 0 is outside the interval; False without an interval."""
         return self.half is not None and abs(self.mean) > self.half
 
 
 def pass_at_1(correct: Sequence[Sequence[bool]]) -> Estimate:
-    """The mean over questions of the share of right samples; `correct[question][sample]`, each with at least one
-    sample.
+    """Mean over questions of the share of correct samples; `correct[question][sample]`, at least one sample each.
 
-    The standard error is that of a mean of question means. Raises ValueError where there is no question.
+    The standard error is that of a mean of question means. Raises ValueError without questions.
     """
     means = [sum(row) / len(row) for row in correct]
     mean, error = _mean_and_error(means)
@@ -73,8 +72,8 @@ def paired_difference(
 ) -> Estimate:
     """pass@1 of `second` minus that of `first` on the same questions in the same order, with its two-sided interval.
 
-    Two made-up questions, one won by each side (by 1/sqrt(samples)), enter the interval: the adjustment of Bonett and
-    Price (2012) for paired proportions, without which an interval of few differing questions is far too short.
+    The interval includes two pseudo-questions, one won by each side (by 1/sqrt(samples)): the adjustment of Bonett and
+    Price (2012) for paired proportions, without which the interval is far too short if few questions differ.
     """
     differences = [sum(b) / len(b) - sum(a) / len(a) for a, b in zip(first, second, strict=True)]
     mean, error = _mean_and_error(differences)
@@ -88,10 +87,10 @@ def paired_difference(
 
 
 def pass_at_k(correct: Sequence[Sequence[bool]], k: int) -> float:
-    """The unbiased estimate of the chance that one of `k` samples is right (Chen et al. 2021, equation 1), over
-    questions.
+    """Unbiased estimate of the probability that one of `k` samples is correct (Chen et al. 2021, equation 1), averaged
+    over questions.
 
-    Raises ValueError where a question has fewer than `k` samples.
+    Raises ValueError if a question has fewer than `k` samples.
     """
     if any(len(row) < k for row in correct):
         raise ValueError(f"pass@{k} needs {k} samples of each question")
@@ -104,10 +103,10 @@ def majority_at_k(
     k: int,
     same: Callable[[str, str], bool],
 ) -> float:
-    """The share of questions whose most frequent answer is right, over disjoint groups of `k` samples in order.
+    """Share of questions whose most frequent answer is correct, over disjoint groups of `k` samples in order.
 
-    Right samples vote together, wrong ones where `same` holds; unreadable answers do not vote; tied answers share the
-    question. Samples beyond the last whole group are left out.
+    Correct samples vote together, wrong ones if `same` holds; unreadable answers do not vote; ties share the question.
+    Samples beyond the last full group are ignored.
     """
     shares = []
     for right, answers in zip(correct, extracted, strict=True):
@@ -140,7 +139,7 @@ def mean_with_interval(values: Sequence[float]) -> MeanEstimate:
 
 
 def spearman(values: Sequence[float]) -> float:
-    """Spearman's rank correlation of `values` with their position (1: rises at each step); tied values share their rank."""
+    """Spearman's rank correlation of `values` with their position (1: strictly rising); ties share their rank."""
     ranks = [
         sum(other < value for other in values) + (sum(other == value for other in values) - 1) / 2 for value in values
     ]
@@ -148,6 +147,17 @@ def spearman(values: Sequence[float]) -> float:
     top = sum((i - middle) * (rank - middle) for i, rank in enumerate(ranks))
     bottom = math.sqrt(sum((i - middle) ** 2 for i in range(len(ranks))) * sum((r - middle) ** 2 for r in ranks))
     return top / bottom if bottom else 0.0
+
+
+def rank_interval(correlation: float, count: int) -> tuple[float, float]:
+    """95 % interval of a rank correlation of `count` pairs: Fisher's z with the variance of Bonett and Wright (2000),
+    (1 + r^2 / 2) / (count - 3). Raises ValueError for fewer than 4 pairs.
+    """
+    if count < 4:
+        raise ValueError(f"{count} pairs are too few for an interval of their correlation")
+    middle = math.atanh(max(-1 + 1e-9, min(1 - 1e-9, correlation)))
+    half = NormalDist().inv_cdf((1 + LEVEL) / 2) * math.sqrt((1 + correlation**2 / 2) / (count - 3))
+    return math.tanh(middle - half), math.tanh(middle + half)
 
 
 # -- intervals ---------------------------------------------------------------------------------------------------------
@@ -179,7 +189,7 @@ def _rate_interval(rate: float, error: float | None, questions: int, samples: in
 
 @lru_cache(maxsize=4096)
 def exact_interval(successes: float, trials: float) -> tuple[float, float]:
-    """Clopper and Pearson's interval: its ends are the rates at which as many, or as few, have a chance of 2.5 %.
+    """Clopper and Pearson's interval: at its ends, at least (at most) this many successes have a probability of 2.5 %.
 
     `successes` and `trials` may be fractional.
     """
@@ -247,7 +257,7 @@ def student_t(level: float, degrees: int) -> float:
 
 
 def in_words(difference: Estimate, first: str, second: str) -> str:
-    """One sentence: who solves how many points more, the interval, and whether that is within noise."""
+    """One sentence: the difference in points, its interval, and whether it is within noise."""
     points = difference.mean * 100
     interval = f"95 % interval {difference.low * 100:+.1f} to {difference.high * 100:+.1f}"
     basis = f"{difference.questions} questions x {difference.samples} sample(s)"

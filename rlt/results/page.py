@@ -1,4 +1,4 @@
-"""The page of a run (`rlt view RUN`, and the report's report.html): what its steps left, with the report's numbers."""
+"""The page of a run: `rlt view RUN` and the report's report.html."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from rlt.results.words import sentences, tables
 from rlt.types import JsonRow
 
 REPORT_ROWS = 200
-"""Rows of scores, and as many samples of training, in report.html."""
+"""Maximum number of scored rows, and of training samples, in report.html."""
 
 
 def page_data(config: ReportConfig, recipe: Recipe, results: Results, limit: int = REPORT_ROWS) -> JsonRow:
-    """What `rlt.results.view` shows of a run."""
+    """The data that the page shows of a run."""
     data = run_data(recipe, limit)
     names = [source["name"] for source in data["sources"]]
     pair = [f"{config.scored}/{variant}, seed {recipe.head.seeds[0]}" for variant in config.teachers]
@@ -28,7 +28,7 @@ def page_data(config: ReportConfig, recipe: Recipe, results: Results, limit: int
         "tables": [(one.title, one.head, one.rows, one.meanings) for one in tables(config, results)],
         "versions": dict(results.versions), "arms": _marks(results.arms), "bands": _bands(results.bands),
     }  # fmt: skip
-    # Before RL and after it: what stands side by side when the page opens.
+    # Shown side by side when the page opens: before RL and after.
     side_by_side = [names.index(name) for name in pair] if len(pair) == 2 and set(pair) <= set(names) else None
     return {**data, "title": config.title or results.name, "report": report, "side_by_side": side_by_side}
 
@@ -53,7 +53,7 @@ def _bands(bands: Sequence[BandSeed]) -> JsonRow | None:
 
 
 def view(config: ViewConfig) -> int:
-    """`rlt view`: the page of score files, or of a run's folder, written or served. Returns the exit status."""
+    """`rlt view`: write or serve the page of score files or of a run. Returns the exit status."""
     folders = [path for path in config.paths if (path / "recipe.yaml").is_file()]
     if folders and len(config.paths) > 1:
         raise ConfigError(f"rlt view: {folders[0]} is a run; give it alone, or score files without it.")

@@ -1,4 +1,4 @@
-"""Feedback rounds in numbers: what each round solved, what its judges gave, how its explanations changed; one figure."""
+"""Feedback rounds in numbers: solve rates, rewards by judge, properties of explanations; and a figure."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SHARES = {"leaks": "leak_rate", "complete": "every_step_right", "correct": "ful
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One round of one seed: its measures by name, and the metrics of `accept` about it (None for round 0)."""
+    """One round of one seed: its measures by name, and the decision about it (None for round 0)."""
 
     seed: int
     number: int
@@ -38,7 +38,7 @@ class Round:
 
 
 def rounds_of(recipe: Recipe, seeds: Sequence[int], task: str | None) -> tuple[Round, ...]:
-    """Every round with a complete step, by seed; none where the recipe has no rounds."""
+    """Every round with a complete step, by seed; empty for a recipe without rounds."""
     found: dict[tuple[int, int], list[tuple[Step, JsonRow]]] = {}
     for step in recipe.steps:
         if step.seed is not None and step.seed in seeds and step.round is not None:
@@ -72,10 +72,10 @@ def _round(seed: int, number: int, steps: Sequence[tuple[Step, JsonRow]], task: 
 
 
 def measured(rows: Sequence[JsonMap], task: str | None) -> dict[str, float]:
-    """Of explanations: words each, distinct n-grams, copying, and what the task's `inspect` finds.
+    """Measures of explanations: mean words, distinct n-grams, copying, and what the task's `inspect` finds.
 
-    `distinct_N`: different N-grams of words, as a share of all in the set. `copying`: the share of the solution's n-grams
-    of words (n is 4, or fewer in a shorter solution) that occur in its explanation, mean over rows.
+    `distinct_N`: different word N-grams as a share of all. `copying`: share of the solution's word n-grams (n is 4, or
+    less for a shorter solution) that occur in the explanation, mean over rows.
     """
     texts = [str(row["explanation"]).split() for row in rows]
     numbers = {"words": fmean(map(len, texts))}
@@ -115,9 +115,9 @@ LEFT, TOP, RIGHT, BOTTOM = 46, 26, 12, 24
 
 
 def figure(rounds: Sequence[Round], ticks: Sequence[str] | None = None) -> str:
-    """An SVG: one panel per measure over rounds; a thin line per seed, the mean thick, accepted rounds filled.
+    """An SVG with one panel per measure over rounds: a thin line per seed, a thick mean, filled dots for accepted rounds.
 
-    `ticks`: what stands under each number; None: the numbers.
+    `ticks`: labels below the points; None: the numbers of the rounds.
     """
     names = list(dict.fromkeys(name for one in rounds for name in one.measures))
     rows = -(-len(names) // COLUMNS)
@@ -174,6 +174,6 @@ def _line(
 
 
 def write_figure(path: Path, rounds: Sequence[Round]) -> Path:
-    """The path, once the figure stands there."""
+    """Writes the figure; returns its path."""
     path.write_text(figure(rounds), encoding="utf-8")
     return path

@@ -1,4 +1,4 @@
-"""The numbers of a run, read from what its steps left: students by arm, the teacher, reward bands, scored variants."""
+"""The numbers of a run, from its steps' outputs: students by arm, teacher, reward bands, scored variants."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rlt.results.sweep import Reached, Sweep, reached_of, sweep_of
 from rlt.types import JsonMap, JsonRow
 
 PARTS = ("reward", "r_ss", "r_kl", "lift_over_empty", "lift_over_shuffled")
-"""Columns of `rlt score` that variants are compared by."""
+"""Columns of `rlt score` in which variants are compared."""
 _OF_TEACHER = (
     "reward", "r_ss", "r_kl", "explanation_kl_mean", "explanation_tokens", "lift_over_empty", "lift_over_shuffled",
 )  # fmt: skip
@@ -30,12 +30,12 @@ _OF_TEACHER = (
 
 @dataclass(frozen=True, slots=True)
 class Solved:
-    """A student's solve rate (mean over the benchmarks of one evaluate step) and how its responses were decoded."""
+    """A student's solve rate (mean over the benchmarks of one evaluate step) and its decoding settings."""
 
     rate: float
     standard_error: float | None
     interval: tuple[float, float] | None
-    """95 % interval over problems; None where there are several benchmarks."""
+    """95 % interval over problems; None for several benchmarks."""
     problems: int
     samples: int
     temperature: float
@@ -54,7 +54,7 @@ class Solved:
 
 @dataclass(frozen=True, slots=True)
 class ArmSeed:
-    """One seed's student of an arm; `greedy`: a second evaluation, decoded greedily."""
+    """One seed's student of an arm; `greedy`: a second evaluation with greedy decoding."""
 
     seed: int
     sampled: Solved
@@ -72,7 +72,7 @@ class ArmSeed:
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """The students that learned from one set of explanations, one per seed (at least one)."""
+    """Students that learned from the same kind of explanations, one per seed (at least one)."""
 
     name: str
     description: str | None
@@ -95,7 +95,7 @@ class Arm:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How much more `ours` solves than `other`: mean over the seeds that both have, and in how many ours is ahead."""
+    """Solve rate of `ours` minus `other`: mean over common seeds, and the number of seeds in which `ours` is ahead."""
 
     ours: str
     other: str
@@ -119,7 +119,7 @@ class TeacherSeed:
 
 @dataclass(frozen=True, slots=True)
 class BandSeed:
-    """Solve rates of one seed's students of reward bands, lowest band first."""
+    """Solve rates of one seed's students by reward band, lowest band first."""
 
     seed: int
     solved: tuple[Solved, ...]
@@ -135,7 +135,7 @@ class BandSeed:
 
     @property
     def rises(self) -> bool:
-        """Whether each band's student solves more than that of the band below."""
+        """Whether each band's student solves more than the one below."""
         return all(low < high for low, high in zip(self.rates, self.rates[1:], strict=False))
 
     def to_row(self) -> JsonRow:
@@ -145,14 +145,14 @@ class BandSeed:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """Rewards of one variant of a score step: means over its rows, and its reward minus the first variant's."""
+    """Rewards of one variant of a score step: means over rows, and the difference from the first variant."""
 
     name: str
     rows: int
     errors: int
     means: Mapping[str, MeanEstimate]
     difference: MeanEstimate | None = None
-    """Over the rows that both variants scored; None for the first variant, and where rows do not correspond."""
+    """Over rows that both variants scored; None for the first variant, and if rows do not correspond."""
 
     def to_row(self) -> JsonRow:
         """The row in results.json."""
@@ -163,7 +163,7 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """The variants of one score step of one seed (None: the recipe has a single seed)."""
+    """Variants of one score step of one seed (None: the recipe has a single seed)."""
 
     step: str
     seed: int | None
@@ -172,14 +172,14 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """All numbers of a run. Steps that are not complete are named in `incomplete` and left out of the rest."""
+    """All numbers of a run. Incomplete steps are named in `incomplete` and left out of the rest."""
 
     name: str
     description: str
     arms: tuple[Arm, ...]
     teacher: tuple[TeacherSeed, ...]
     teacher_decoding: str | None
-    """How the held-out explanations in `teacher` were decoded; None where that is not known or differs."""
+    """Decoding of the held-out explanations in `teacher`; None if unknown or not the same for all."""
     bands: tuple[BandSeed, ...]
     scores: tuple[Scores, ...]
     seconds: Mapping[str, float]
@@ -252,7 +252,7 @@ def solve_rate(seeds: Sequence[Solved]) -> tuple[float, tuple[float, float] | No
 
 
 def differences(arms: Sequence[Arm], ours: Arm) -> list[Difference]:
-    """`ours` against each other arm that was decoded alike and shares a seed, in the arms' order."""
+    """`ours` against every other arm with the same decoding and a common seed, in the order of the arms."""
     found = []
     for arm in arms:
         both = [seed for seed in ours.rates if seed in arm.rates]
@@ -276,7 +276,7 @@ class _Done:
                 self.steps[step.seed, step.name] = step, state
 
     def incomplete(self) -> tuple[str, ...]:
-        """Names of steps that are not complete in some seed."""
+        """Names of steps that are not complete in every seed."""
         ended = self.recipe.not_run()
         steps = [
             step for step in self.recipe.steps
@@ -285,21 +285,21 @@ class _Done:
         return tuple(sorted({step.name for step in steps if (step.seed, step.name) not in self.steps}))
 
     def seconds(self) -> dict[str, float]:
-        """Seconds of each step, variants and seeds together."""
+        """Seconds of each step, summed over variants and seeds."""
         total: dict[str, float] = defaultdict(float)
         for (_, name), (_, state) in self.steps.items():
             total[name.split("/")[0]] += state.get("seconds", 0.0)
         return {name: round(seconds, 1) for name, seconds in total.items()}
 
     def rows(self, seed: int | None, name: str) -> list[JsonRow]:
-        """The rows that a step wrote; none where it is not complete."""
+        """The rows that a step wrote; empty if it is not complete."""
         found = self.steps.get((seed, name))
         return [] if found is None else [row for _, row in read_rows(found[0].config.output)]
 
     # -- students ------------------------------------------------------------------------------------------------------
 
     def arm_names(self) -> list[str]:
-        """The arms that the report names, else every evaluate step; bands have tables of their own."""
+        """The arms named in the report, else every evaluate step; bands have their own tables."""
         bands = {*self.config.bands, *(band for of in self.config.rankings.values() for band in of)}
         evaluated = [name for (_, name), (step, _) in self.steps.items() if step.stage == "evaluate"]
         return [name for name in self.config.arms or dict.fromkeys(evaluated) if name.split("/")[-1] not in bands]
@@ -314,7 +314,7 @@ class _Done:
         return Arm(name, config.arms.get(name), tuple(seeds)) if seeds else None
 
     def solved(self, seed: int, name: str) -> Solved | None:
-        """The solve rate of an evaluate step; None where no such step is complete."""
+        """The solve rate of an evaluate step; None if it is not complete."""
         step, state = self.steps.get((seed, name), (None, State()))
         if step is None or step.stage != "evaluate":
             return None
@@ -338,7 +338,7 @@ class _Done:
         return None if solved is None else solved.rate
 
     def bands(self, seed: int) -> BandSeed | None:
-        """The students of the bands; None until all are evaluated."""
+        """Students of the bands; None until all are evaluated."""
         solved = [self.solved(seed, f"{self.config.sampled}/{band}") for band in self.config.bands]
         known = tuple(one for one in solved if one is not None)
         return BandSeed(seed, known) if known and len(known) == len(self.config.bands) else None
@@ -358,10 +358,10 @@ class _Done:
         return found.pop() if len(found) == 1 else None
 
     def _measures(self, seed: int, variant: str) -> dict[str, float]:
-        """Means over held-out explanations: parts of the reward, and shares that the task's reading of them finds."""
+        """Means over held-out explanations: parts of the reward, and shares that the task's `inspect` finds."""
         scores = [row for row in self.rows(seed, f"{self.config.scored}/{variant}") if row["error"] is None]
         measures = {name: fmean(values) for name in _OF_TEACHER if (values := _numbers(scores, name))}
-        if highest := _numbers(scores, "explanation_kl_max"):  # without a teacher nothing is known of the KL
+        if highest := _numbers(scores, "explanation_kl_max"):  # without a teacher there is no KL
             measures["kl_max"] = max(highest)
         explained = self.rows(seed, f"{self.config.explained}/{variant}") if scores else []
         if explained:
@@ -371,7 +371,7 @@ class _Done:
     # -- scored variants -----------------------------------------------------------------------------------------------
 
     def scores(self) -> Iterator[Scores]:
-        """Every score step of every seed (of `scored` alone where the report names it)."""
+        """Every score step of every seed; only `scored` if the report names it."""
         for seed in self.seeds:
             names: dict[str, list[str]] = defaultdict(list)
             for (of_seed, name), (step, _) in self.steps.items():
@@ -407,7 +407,7 @@ def _numbers(rows: Sequence[JsonMap], name: str) -> list[float]:
 
 
 def _reward_difference(first: Sequence[JsonMap], rows: Sequence[JsonMap]) -> MeanEstimate | None:
-    """Reward of `rows` minus that of `first`, paired by row; None where the two do not hold the same rows."""
+    """Reward of `rows` minus that of `first`, paired by row; None if they do not have the same rows."""
     if [row.get("id") for row in first] != [row.get("id") for row in rows]:
         return None
     both = [(a, b) for a, b in zip(rows, first, strict=True) if a["error"] is None and b["error"] is None]

@@ -8,18 +8,18 @@ from collections.abc import Sequence
 from itertools import zip_longest
 
 KEEP = "\u00a0"
-"""A space at which a cell is not wrapped; printed as a plain one."""
+"""A space at which cells are not wrapped; printed as a plain space."""
 
 
 def report_width() -> int:
-    """Columns that a report keeps to: 100, or the terminal's where it is narrower."""
+    """Width of a report in columns: 100, or the terminal's if it is narrower."""
     return max(40, min(100, shutil.get_terminal_size((100, 24)).columns))
 
 
 def text_table(
     head: Sequence[str], rows: Sequence[Sequence[str]], numbers_from: int | None = None, width: int | None = None
 ) -> str:
-    """Columns aligned with spaces, a line under the head; those from `numbers_from` on are aligned to the right.
+    """A table aligned with spaces, with a line under the head; columns from `numbers_from` on are right-aligned.
 
     With `width`, cells are wrapped at spaces until the table is no wider.
     """
@@ -44,7 +44,7 @@ def text_table(
 
 
 def _narrow(widths: list[int], words: Sequence[int], width: int) -> None:
-    """Take from the column with most to spare above its longest word, then from the widest, until the table fits."""
+    """Narrow the column with the most room beyond its longest word, then the widest, until the table fits."""
     while sum(widths) + 2 * len(widths) - 2 > width and max(widths) > 1:
         spare = [column - word for column, word in zip(widths, words, strict=True)]
         slack = max(range(len(widths)), key=lambda i: spare[i])
@@ -69,7 +69,7 @@ def split_tables(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def legend(meanings: Sequence[tuple[str, str]]) -> str:
-    """One line per column or row of a table: `  name: meaning`, wrapped."""
+    """One wrapped line per column or row of a table: `  name: meaning`."""
     return "\n".join(
         textwrap.fill(f"{name}: {meaning}", report_width(), initial_indent="  ", subsequent_indent="    ")
         for name, meaning in meanings

@@ -1,4 +1,4 @@
-"""The report in words: its tables, what their columns mean, and three sentences that say what came out."""
+"""The report in words: tables, the meaning of their columns, and three summary sentences."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from rlt.results.sweep import Reached, Sweep, labelled
 from rlt.results.tables import KEEP, legend, paragraph, report_width, split_tables, text_table
 
 MEASURES = {
-    "reward": ("reward", "what RL maximises: r_ss - kl_coef * r_kl + penalties, in nats"),
+    "reward": ("reward", "the objective of RL: r_ss - kl_coef * r_kl + penalties, in nats"),
     "r_ss": ("r_ss", "log-prob of the solution for a student that read the explanation: mean + alpha * minimum"),
-    "r_kl": ("r_kl", "how far the explanation is from what the student expects: KL, mean + alpha * maximum"),
-    "explanation_kl_mean": ("mean KL", "of r_kl: mean over the explanation's tokens, in nats"),
-    "kl_max": ("largest KL", "of r_kl: the largest of a single token, in nats"),
-    "explanation_tokens": ("tokens", "per explanation"),
-    "lift_over_empty": ("lift over empty", "r_ss minus that of an empty explanation"),
-    "lift_over_shuffled": ("lift over other", "r_ss minus that of another question's explanation"),
+    "r_kl": ("r_kl", "how unexpected the explanation is to the student: KL, mean + alpha * maximum"),
+    "explanation_kl_mean": ("mean KL", "part of r_kl: mean over the explanation's tokens, in nats"),
+    "kl_max": ("largest KL", "part of r_kl: the largest of a single token, in nats"),
+    "explanation_tokens": ("tokens", "mean tokens per explanation"),
+    "lift_over_empty": ("lift over empty", "r_ss minus r_ss with an empty explanation"),
+    "lift_over_shuffled": ("lift over other", "r_ss minus r_ss with another question's explanation"),
     "unclosed_rate": ("unclosed", "share of explanations that never close their tag"),
     "leak_rate": ("leaks", "share that give the answer away before the first step"),
-    "every_step_right": ("every step right", "share with every step and its right value, in order"),
+    "every_step_right": ("every step right", "share with every step, in order and with the correct value"),
     "wrong_value": ("wrong value", "share with a step whose value is wrong"),
-    "fully_correct": ("fully correct", "share with exactly the right steps and nothing else"),
+    "fully_correct": ("fully correct", "share with exactly the correct steps and nothing else"),
 }
 """Measure -> its name in tables and its meaning."""
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """One table of the report: its title, its cells, and a line on each column or row that needs one."""
+    """One table of the report: title, cells, and the meaning of its columns or rows."""
 
     title: str
     head: list[str]
     rows: list[list[str]]
     meanings: tuple[tuple[str, str], ...] = ()
     split: bool = False
-    """Whether columns that do not fit move to a table below, rather than that cells are wrapped."""
+    """Whether columns that do not fit move to a table below; otherwise cells are wrapped."""
 
     def __str__(self) -> str:
         body = (
@@ -52,13 +52,13 @@ class Table:
 
 
 def terminal_report(config: ReportConfig, results: Results) -> str:
-    """The whole report for a terminal, at most 100 columns wide: details and notes, three sentences, the main table."""
+    """The report for a terminal, at most 100 columns wide: details, notes, three sentences, main table."""
     found = tables(config, results)
     parts = [str(table) for table in found[1:]]
     if config.note:
         parts.append(paragraph(config.note))
     if results.incomplete:
-        parts.append(paragraph(f"Not complete, so left out: {', '.join(results.incomplete)}."))
+        parts.append(paragraph(f"Left out because incomplete: {', '.join(results.incomplete)}."))
     seconds = [f"{name} {value:.0f}" for name, value in results.seconds.items() if value >= 0.5]
     if seconds:
         parts.append(paragraph(f"Seconds per step, all seeds together: {', '.join(seconds)}."))
@@ -73,7 +73,7 @@ def seed_report(config: ReportConfig, results: Results) -> str:
 
 
 def tables(config: ReportConfig, results: Results) -> list[Table]:
-    """The tables that the results fill, in the report's order."""
+    """The tables for which there are results, in the report's order."""
     found = []
     if results.arms:
         found += [_students(results.arms), _students_by_seed(results.arms)]
@@ -105,7 +105,7 @@ def _students(arms: Sequence[Arm]) -> Table:
     over = "over seeds" if counts == {True} else "over problems" if counts == {False} else "over seeds, or problems"
     meanings = [("solved", f"share solved at {' or '.join(decodings)}, mean over seeds [95 % interval {over}]")]
     if greedy:
-        meanings.append(("greedy", "the same for the same students, decoded greedily"))
+        meanings.append(("greedy", "the same students with greedy decoding"))
     head = ["arm", *(["what the student learned from"] if described else []), "solved"]
     head += [*(["greedy"] if greedy else []), *(["decoding"] if len(decodings) > 1 else []), "seeds"]
     rows = []
@@ -133,7 +133,7 @@ def _students_by_seed(arms: Sequence[Arm]) -> Table:
             cells.append("-" if one is None else f"{one.sampled.rate:.3f}{second}")
         rows.append([arm.name, *cells])
     decodings = " or ".join(dict.fromkeys(arm.decoding for arm in arms))
-    title = f"Each seed's students, at {decodings}{' / greedy' if greedy else ''}"
+    title = f"Students of each seed, at {decodings}{' / greedy' if greedy else ''}"
     return Table(title, ["arm", *(f"seed {seed}" for seed in seeds)], rows, split=True)
 
 
@@ -144,9 +144,9 @@ def _differences(against: Sequence[Difference]) -> Table:
         for one in against
     ]
     meanings = (
-        ("difference", f"{ours}'s solve rate minus the other arm's in the same seed, mean over seeds"),
-        ("95 % interval", "over seeds (Student's t); what includes 0 is not settled"),
-        ("ahead in", f"seeds in which {ours} solves more"),
+        ("difference", f"solve rate of {ours} minus that of the other arm with the same seed, mean over seeds"),
+        ("95 % interval", "over seeds (Student's t); inconclusive if it includes 0"),
+        ("ahead in", f"number of seeds in which {ours} solves more"),
     )
     return Table(
         f"{ours} against the other arms", ["other arm", "difference", "95 % interval", "ahead in"], rows, meanings
@@ -167,12 +167,12 @@ def _rounds(rounds: Sequence[Round]) -> Table:
     heads = ["seeds", "accepted", "gain", *(_measure(name) for name in names)]
     rows = [[head, *(cells[number][i] for number in numbers)] for i, head in enumerate(heads)]
     meanings = [
-        ("seeds", "that reached the round; all numbers are means over these"),
-        ("accepted", "rounds whose gain has a lower bound above 0, the number of looks accounted for"),
-        ("gain", "solve rate minus that of the best round before, on the questions by which rounds are accepted"),
-        ("NAME: reward", "mean reward in that score step; compare the round's own judge with one that stays the same"),
-        ("distinct N", "different N-grams of words in the explanations, as a share of all"),
-        ("copying", "share of the solution's n-grams of words that occur in its explanation"),
+        ("seeds", "seeds that reached the round; all numbers are means over these"),
+        ("accepted", "rounds whose gain has a lower bound above 0, corrected for the number of looks"),
+        ("gain", "solve rate minus that of the best previous round, on the questions that decide acceptance"),
+        ("NAME: reward", "mean reward in that score step; compare the round's own judge with a fixed one"),
+        ("distinct N", "different word N-grams in the explanations, as a share of all"),
+        ("copying", "share of the solution's word n-grams that occur in its explanation"),
         *(MEASURES[name] for name in names if name in MEASURES),
     ]
     return Table("Rounds", ["", *(f"round {number}" for number in numbers)], rows, tuple(meanings), split=True)
@@ -247,7 +247,7 @@ def _steps(one: Reached, seed: int) -> str:
 
 
 def _of_rounds(rounds: Sequence[Round]) -> list[str]:
-    """How far each judge's mean reward moved from round 1 to the last that has all seeds: a rise by one judge is drift."""
+    """Change of each judge's mean reward from round 1 to the last round with all seeds: a rise for one judge is drift."""
     seeds = {one.seed for one in rounds}
     numbers = [n for n in {one.number for one in rounds} if n and {o.seed for o in rounds if o.number == n} == seeds]
     if len(numbers) < 2:
@@ -260,8 +260,8 @@ def _of_rounds(rounds: Sequence[Round]) -> list[str]:
             moved.append(f"{name.partition(':')[0]} {fmean(ends[1]) - fmean(ends[0]):+z.2f}")
     accepted = sorted({one.number for one in rounds if one.decision and one.decision["accepted"]})
     listed = ", ".join(map(str, accepted)) or "none"
-    changes = f" From round {first} to {last} the mean rewards moved: {', '.join(moved)}." if moved else ""
-    return [f"Rounds: accepted in some seed: {listed}.{changes}"]
+    changes = f" Change of the mean rewards from round {first} to {last}: {', '.join(moved)}." if moved else ""
+    return [f"Rounds accepted in at least one seed: {listed}.{changes}"]
 
 
 def _teacher(results: Results) -> Table:
@@ -283,11 +283,11 @@ def _bands(results: Results) -> Table:
     rows = [[str(one.seed), *(f"{rate:.3f}" for rate in one.rates), f"{one.spearman:.2f}"] for one in results.bands]
     rising = sum(one.rises for one in results.bands)
     meanings = (
-        ("lowest ... highest", f"share solved at {first.solved[0].decoding} by a student of that band alone"),
-        ("Spearman", f"rank correlation of band and solve rate; 1 where each band solves more than the one below, "
-                     f"which holds in {rising} of {len(results.bands)} seeds"),
+        ("lowest ... highest", f"share solved at {first.solved[0].decoding} by a student of that band only"),
+        ("Spearman", f"rank correlation of band and solve rate; 1 if each band solves more than the one below, "
+                     f"as in {rising} of {len(results.bands)} seeds"),
     )  # fmt: skip
-    return Table("Students of explanations in bands of reward", head, rows, meanings, split=True)
+    return Table("Students of explanations by reward band", head, rows, meanings, split=True)
 
 
 def _variants(scores: Scores) -> Table:
@@ -299,7 +299,7 @@ def _variants(scores: Scores) -> Table:
         rows.append([variant.name, str(variant.rows - variant.errors), *cells])
     errors = sum(variant.errors for variant in scores.variants)
     of_seed = "" if scores.seed is None else f", seed {scores.seed}"
-    meanings = [("rows", "scored rows" + (f"; {errors} with errors are left out" if errors else ""))]
+    meanings = [("rows", "scored rows" + (f"; {errors} left out because of errors" if errors else ""))]
     meanings += [(names.get(part, MEASURES[part][0]), MEASURES[part][1]) for part in parts]
     title = f"Rewards of step `{scores.step}`{of_seed}: mean over rows ± half of the 95 % interval"
     return Table(title, ["variant", "rows", *(names.get(part, part) for part in parts)], rows, tuple(meanings))
@@ -316,7 +316,7 @@ def _sources(step: str, numbers: SourceNumbers) -> Table:
 
 
 def sentences(config: ReportConfig, results: Results) -> list[str]:
-    """What was compared, what came out, and how sure that is; one sentence where there is nothing to compare."""
+    """What was compared, the result, and its certainty; one sentence if there is nothing to compare."""
     if len(results.arms) > 1:
         return _of_students(config, results.arms) + _of_rounds(results.rounds)
     if results.teacher:
@@ -340,7 +340,7 @@ def _against(config: ReportConfig, arms: Sequence[Arm]) -> list[Difference]:
 def _of_students(config: ReportConfig, arms: Sequence[Arm]) -> list[str]:
     against = _against(config, arms)
     if not against:
-        return ["Nothing to compare: no two arms share a seed and a way of decoding."]
+        return ["Nothing to compare: no two arms share a seed and decoding settings."]
     mean = {arm.name: arm.mean for arm in arms}
     first, solved = against[0], arms[0].seeds[0].sampled
     ours, gap = first.ours, first.estimate
@@ -354,19 +354,17 @@ def _of_students(config: ReportConfig, arms: Sequence[Arm]) -> list[str]:
     size = f"{abs(gap.mean):.2f}"
     verdict = "as many as" if size == "0.00" else f"{size} more than" if gap.mean > 0 else f"{size} LESS than"
     better = [one.other for one in against[1:] if round(one.estimate.mean, 2) < 0]
-    beaten = f"; more than {ours} solved {', '.join(f'{name} ({mean[name]:.2f})' for name in better)}" if better else ""
+    beaten = f"; {', '.join(f'{name} ({mean[name]:.2f})' for name in better)} solved more than {ours}" if better else ""
     said.append(f"Result: {ours} solved {mean[ours]:.2f}, {verdict} {first.other} ({mean[first.other]:.2f}){beaten}.")
     if gap.half is None:
-        said.append(
-            "Certainty: one seed, so there is no interval over seeds, and another seed may turn out differently."
-        )
+        said.append("Certainty: one seed, so there is no interval over seeds, and other seeds may differ.")
         return said
     open_ = [one.other for one in against[1:] if not one.estimate.excludes_zero]
-    rest = f"; not settled against {', '.join(open_)}" if open_ else ""
-    settled = "excludes 0" if gap.excludes_zero else "includes 0, so this is not settled"
-    chosen = "" if config.headline else ", and the two were picked after seeing the results"
+    rest = f"; inconclusive against {', '.join(open_)}" if open_ else ""
+    settled = "excludes 0" if gap.excludes_zero else "includes 0, so the result is inconclusive"
+    chosen = "" if config.headline else ", and the two arms were picked after seeing the results"
     said.append(
-        f"Certainty: the 95 % interval of the difference to {first.other} over {count} seeds is {_bounds(gap)} and "
+        f"Certainty: the 95 % interval of the difference from {first.other} over {count} seeds is {_bounds(gap)} and "
         f"{settled}; {ours} is ahead in {first.ahead} of {count}{rest}{chosen}."
     )
     return said
@@ -383,7 +381,7 @@ def _of_teacher(results: Results) -> list[str]:
     sure = "one seed, so there is no interval over seeds"
     if gap.half is not None:
         sure = f"the 95 % interval of the change over {len(both)} seeds is {_bounds(gap)} and "
-        sure += "excludes 0" if gap.excludes_zero else "includes 0, so this is not settled"
+        sure += "excludes 0" if gap.excludes_zero else "includes 0, so the result is inconclusive"
     return [
         f"Compared: the teacher's explanations of held-out problems before and after RL, {seeds}.",
         f"Result: the mean reward was {before:.2f} before and {after:.2f} after RL ({gap.mean:+.2f}).",
@@ -406,7 +404,7 @@ def _of_variants(scores: Scores) -> list[str]:
         found[kind].append(variant.name if gap is None else f"{variant.name} ({gap.mean:+.2f} {_bounds(gap)})")
     told = [f"{kind} 0 for {', '.join(found[kind])}" for kind in ("excludes", "includes") if found[kind]]
     if found["none"]:
-        told.append(f"cannot be given for {', '.join(found['none'])}, which do not have the same rows")
+        told.append(f"is unavailable for {', '.join(found['none'])}, which have different rows")
     return [
         f"Compared: the rewards of {len(scores.variants)} variants of `{scores.step}`{of_seed}, {first.rows} rows each.",
         f"Result: {best.name} has the highest mean reward ({best.means['reward'].mean:.2f}), {worst.name} the lowest "

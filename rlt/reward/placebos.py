@@ -1,4 +1,4 @@
-"""Placebos and controls: scores of an empty explanation, another question's, wrong numbers, the bare solution."""
+"""Placebos and controls: empty explanations, another question's, wrong numbers, bare solutions."""
 
 from __future__ import annotations
 

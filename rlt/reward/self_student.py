@@ -1,4 +1,4 @@
-"""The policy as its own student: the trained model with the student's prompt, which lacks the solution."""
+"""The policy as its own student, with a prompt that lacks the solution."""
 
 from __future__ import annotations
 

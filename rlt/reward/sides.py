@@ -1,4 +1,4 @@
-"""Two models compared on one explanation: token by token, or by stretches if their tokenizers differ."""
+"""Two models compared on one explanation, token by token or by common stretches of text."""
 
 from __future__ import annotations
 

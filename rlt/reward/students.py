@@ -1,4 +1,4 @@
-"""Scorers, which give the log-probs of chosen tokens: a model in this process, or a student served by vLLM."""
+"""Scorers of chosen tokens: a model in this process, or a student served by vLLM."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import TYPE_CHECKING, Protocol, Self, TypedDict, cast
+from typing import TYPE_CHECKING, Protocol, Self
 
 import torch
 from torch import nn
 
 from rlt.config import ModelOptions, RewardOptions, StudentOptions, is_url
 from rlt.engines.client import PROBE, Client, check_tokenizer, served_model
+from rlt.engines.openai import part
 from rlt.errors import ConfigError, RltError, ScoringError, ServerError
 from rlt.models import loading, logprobs
 from rlt.models.heads import Head, causal_lm, token_ranks, vocabulary
@@ -26,12 +27,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from rlt.engines.base import Engine
-
-
-class _Prompted(TypedDict):
-    """The prompt log-probs in a vLLM server's answer: for each token, `{id: {"logprob": nats}}`."""
-
-    choices: list[dict[str, list[dict[str, dict[str, float]]]]]
 
 
 class Scorer(Protocol):
@@ -263,7 +258,7 @@ class ServedStudent:
         answer = self.server.request("POST", "completions", body)
         values = []
         try:
-            given = cast(_Prompted, answer)["choices"][0]["prompt_logprobs"]
+            given = part(answer, "choices", list)[0]["prompt_logprobs"]
             if len(given) != len(ids):
                 raise ValueError(f"{len(given)} for {len(ids)} tokens")
             for position in (position for span in row.keep for position in span):

@@ -1,4 +1,4 @@
-"""Per-token numbers behind the means and extremes of the reward, for `rlt score --tokens` and `rlt view`."""
+"""Per-token numbers behind the reward, for `rlt score --tokens` and `rlt view`."""
 
 from __future__ import annotations
 

@@ -154,7 +154,7 @@ def _add_engines(app: FastAPI, state: _State) -> None:
     @app.post("/slime")
     async def slime(request: Request) -> JsonRow:
         body = await state.body(request)
-        row = label_row(body.get("label"), _text(body, "response"), "row 0")
+        row = label_row(body.get("label"), _response(body), "row 0")
         (scored,) = await _all(request, state.submit([row]))
         return {**scored.to_row(), "reward": state.number(scored, 0)}
 
@@ -170,7 +170,7 @@ def _add_engines(app: FastAPI, state: _State) -> None:
         if not isinstance(output, list) or not all(isinstance(item, dict) for item in output):
             raise DataError("row 0: `response.output` must be a list of objects")
         row = {name: body[name] for name in ("question", "solution", "answer", "system") if body.get(name) is not None}
-        tokens = policy_tokens(output, "row 0")
+        tokens = policy_tokens(output)
         if tokens.get("logprobs") is not None:
             asked = body.get("responses_create_params")
             tokens["temperature"] = asked.get("temperature") if isinstance(asked, dict) else None
@@ -334,11 +334,11 @@ def _listed(body: JsonRow, name: str) -> list[str]:
     return values
 
 
-def _text(body: JsonRow, name: str) -> str:
-    value = body.get(name)
-    if not isinstance(value, str):
-        raise DataError(f"row 0: `{name}` must be a string")
-    return value
+def _response(body: JsonRow) -> str:
+    response = body.get("response")
+    if not isinstance(response, str):
+        raise DataError("row 0: `response` must be a string")
+    return response
 
 
 def _columns(rows: Sequence[ScoredRow]) -> dict[str, list[float]]:

@@ -1,4 +1,4 @@
-"""Continuous batching of rewards: rows of many requests are scored together and answered as soon as they are done."""
+"""Continuous batching of rewards: rows of many requests are scored together."""
 
 from __future__ import annotations
 

@@ -146,11 +146,11 @@ def after_prompt(query: str, prompt: str, where: str) -> str:
     return query[len(prompt) :]
 
 
-def policy_tokens(output: Sequence[JsonMap], where: str) -> JsonRow:
+def policy_tokens(output: Sequence[JsonMap]) -> JsonRow:
     """`token_ids` and `logprobs` of a NeMo Gym response, if its `output` has them; otherwise empty."""
     turns = [item for item in output if item.get("generation_token_ids") is not None]
     if len(turns) > 1:
-        raise DataError(f"{where}: {len(turns)} turns of the policy; the reward is for one explanation")
+        raise DataError(f"row 0: {len(turns)} turns of the policy; the reward is for one explanation")
     if not turns:
         return {}
     return {"token_ids": turns[0]["generation_token_ids"], "logprobs": turns[0].get("generation_log_probs")}

@@ -1,4 +1,4 @@
-"""Accept or reject a feedback round: a paired test on the questions kept for it, with an error rate over all looks.
+"""Accept or reject a feedback round by a paired test with an error rate over all looks.
 
 Look k accepts where the one-sided lower bound of the gain over the best round so far, at an error rate of
 `error_rate / looks`, is above 0. By the union bound over the looks (Bonferroni's alpha spending) the chance of any false
@@ -17,10 +17,10 @@ from rlt.rounds import Decision, decision_of
 
 
 def run(config: AcceptConfig) -> Result:
-    """The decision, as the stage's metrics: `accepted`; `best`, the best round now; `gain` over the best before, with the
-    lower bound `low` at `look_error_rate`; `rejections` in a row, and whether they `ended` the loop.
+    """The decision, as the stage's metrics: `accepted`; `best`, the best round so far; `gain` over the previous best, with
+    its lower bound `low` at `look_error_rate`; `rejections` in a row, and whether they `ended` the loop.
 
-    Raises RunError where an evaluation or an earlier decision is not complete.
+    Raises RunError if an evaluation or an earlier decision is not complete.
     """
     folder = begin("accept", config)
     if folder.result:
@@ -31,7 +31,7 @@ def run(config: AcceptConfig) -> Result:
     # The lower end of a two-sided interval of level 1 - 2a is a one-sided bound of error rate a.
     compared = compare(config.evaluations[best], config.evaluations[number], level=1 - 2 * spent)
     if len(compared.differences) > 1:
-        raise RunError(f"{config.evaluations[number]}: has several benchmarks, and a round is accepted by one of them.")
+        raise RunError(f"{config.evaluations[number]}: has several benchmarks; a round is accepted on exactly one.")
     (name, difference), rates = next(iter(compared.differences.items())), next(iter(compared.rates.values()))
     accepted = difference.low > 0
     rejections = 0 if accepted else rejections + 1

@@ -1,4 +1,4 @@
-"""The result of feedback rounds: the model of the best round, in a place that does not depend on which round it was."""
+"""The result of feedback rounds: the best round's model, copied to a fixed place."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ MODEL = "model"
 
 
 def run(config: BestConfig) -> Result:
-    """The output's folder `model`, with the files of the best round's model; metrics: `best`, the round.
+    """Copies the best round's model to the output's folder `model`; metrics: `best`, the round.
 
-    Files are hard links where the file system has them. Raises RunError where that model is not complete.
+    Files are hard links if the file system has them. Raises RunError if that model is not complete.
     """
     folder = begin("best", config)
     if folder.result:
@@ -28,7 +28,7 @@ def run(config: BestConfig) -> Result:
     if not complete_state(source):
         raise RunError(f"{source}: the model of round {best} is not complete.")
     target = folder.path / MODEL
-    shutil.rmtree(target, ignore_errors=True)  # half a copy of a start that was killed
+    shutil.rmtree(target, ignore_errors=True)  # a partial copy left by a killed start
     shutil.copytree(source, target, copy_function=_link, ignore=shutil.ignore_patterns(".stage.lock", "checkpoint-*"))
     return folder.finish({"best": best, "rounds": len(decided)})
 

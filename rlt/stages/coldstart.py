@@ -1,6 +1,6 @@
-"""Cold start: ordinary RL of a student with a verifiable reward, from a checkpoint that learned from explanations.
+"""Cold start: RL of a distilled student with a verifiable reward.
 
-GRPO on correctness, by TRL's trainer as it is (paper, section 4: three reward levels, -1, -0.5 and 1).
+GRPO on correctness with TRL's own trainer (paper, section 4: three reward levels, -1, -0.5 and 1).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ DEFAULTS: JsonRow = {
 
 
 def run(config: ColdstartConfig) -> Result:
-    """The student's model folder after RL; `metrics.jsonl` has the reward and the shares of correct and unreadable ones."""
+    """The student's model folder after RL; `metrics.jsonl` has reward, and shares of correct and unreadable responses."""
     done = complete_before("coldstart", config)
     if done is not None:
         return done
@@ -90,9 +90,9 @@ def run(config: ColdstartConfig) -> Result:
 
 
 class CorrectnessReward:
-    """A TRL reward function: `rewards` are those of an unreadable, a wrong and a correct response.
+    """A TRL reward function. `rewards`: those of an unreadable, a wrong and a correct response.
 
-    `ends`: ids of the tokens that end a response; they do not belong to its text.
+    `ends`: ids of the tokens that end a response, which are not part of its text.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Collection: the teacher's explanations for a set of problems, to the letter."""
+"""Collect the teacher's explanations of a set of problems, exactly as written."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ NOTE = "data.json"
 def run(config: CollectConfig) -> Result:
     """A folder with `samples` explanations of every problem, in shards, and a card.
 
-    Resumable: killed and started again, it leaves the files of an uninterrupted run. Raises DataError for a problem whose
-    prompt leaves no room for an explanation (`data.on_invalid: skip` leaves it out).
+    Resumable: a killed and restarted run leaves the same files as an uninterrupted one. Raises DataError for a problem
+    whose prompt leaves no room for an explanation (`data.on_invalid: skip` leaves the problem out).
     """
     fmt = load_format(config.format)
     tokenizer = load_tokenizer(config.model, config.trust_remote_code)
@@ -68,14 +68,13 @@ def run(config: CollectConfig) -> Result:
             f"{folder.path}: cannot be written ({error.strerror or error}). What was written is kept."
         ) from error
     print(
-        f"collect: {metrics['explanations']} explanations in {folder.path}, {metrics['unclosed']} of them without closing "
-        "tag"
+        f"collect: {metrics['explanations']} explanations in {folder.path}, {metrics['unclosed']} without a closing tag"
     )
     return result
 
 
 def _forget(folder: StageFolder) -> None:
-    """Where nothing was collected yet, leave the folder as it was found, for the corrected command."""
+    """If nothing has been collected, restore the folder, so that the corrected command can use it."""
     state = folder.path / "state"
     if not folder.resumed and not any(folder.path.glob("explanations-*")) and not any(state.glob("journal-*")):
         (state / NOTE).unlink(missing_ok=True)
@@ -90,17 +89,17 @@ def _forget(folder: StageFolder) -> None:
 def _context(
     config: CollectConfig, folder: StageFolder, surveyed: Survey, stack: ExitStack
 ) -> tuple[int | None, Engine | None]:
-    """Tokens that prompt and explanation may have together, and the engine where it had to be asked (a server).
+    """Maximum tokens of prompt and explanation together, and the engine if it had to be asked (a server).
 
-    The context noted when collection began counts. Raises RunError where that was with other problems.
+    A resumed run uses the context noted when it began. Raises RunError if it began with different problems.
     """
     path = folder.path / "state" / NOTE
     if path.exists():
         noted = json.loads(path.read_text(encoding="utf-8"))
         if noted["sha256"] != surveyed.digest:
             raise RunError(
-                f"{folder.path}: begun with other problems than {config.data.path} has now. Put the data back, or choose "
-                "another --output."
+                f"{folder.path}: started with different problems than {config.data.path} has now. Restore the data, or "
+                "choose another --output."
             )
         return noted["context"], None
     if config.engine == "openai":
@@ -132,7 +131,7 @@ def _collect(
     engine: Engine | None,
     stack: ExitStack,
 ) -> None:
-    """Write the explanations that are missing; builds the engine unless it is there already."""
+    """Write the missing explanations; builds the engine if necessary."""
     missing = shards.missing()
     first = next(missing, None)
     if first is None:
@@ -153,7 +152,7 @@ def _collect(
             if not completion.text and not completion.completion_tokens and completion.finish_reason == "length":
                 raise RunError(
                     f"{config.data.path}: problem {problem.id}: its prompt fills the engine's context of "
-                    f"{engine.context_length} tokens, which was longer when collection began. Give it that context again."
+                    f"{engine.context_length} tokens; the context was longer when collection began. Restore it."
                 )
             shards.add(position, _explanation(config, fmt, problem, sample, completion, engine.name))
             bar.update()
@@ -166,7 +165,7 @@ def _requests(
     missing: Iterator[tuple[int, int]],
     pending: dict[str, tuple[int, int, Problem]],
 ) -> Iterator[Request]:
-    """A request for each missing row, created when the engine asks for it; `pending` maps keys to requests under way."""
+    """A request for each missing row, created when the engine asks for it; `pending`: key -> request in flight."""
     problems = enumerate(iter_problems(config.data, fmt))
     at, prompt = -1, ""
     for position, sample in missing:

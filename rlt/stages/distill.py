@@ -1,4 +1,4 @@
-"""Distillation: a student learns question -> explanation + solution (paper, section 4)."""
+"""Distill: a student learns question -> explanation + solution (paper, section 4)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DEFAULTS = {"learning_rate": 1e-5, "lr_scheduler_type": "cosine", "warmup_steps"
 
 
 def run(config: DistillConfig) -> Result:
-    """The student's model folder. The loss counts the whole response: thought and solution, tags, the end of the turn."""
+    """The student's model folder. The loss covers the whole response: thought, solution, tags and end of turn."""
     done = complete_before("distill", config)
     if done is not None:
         return done
@@ -52,7 +52,7 @@ def _fitting(config: DistillConfig, text: Text, problems: Problems, data: AnyDat
 
 
 def _budget(config: DistillConfig, text: Text) -> int | None:
-    """Tokens of explanations to use: a number, or those of another step's data, of the rows that fit there."""
+    """Tokens of explanations to use: the given number, or those of another step's data, counting rows that fit."""
     wanted = config.token_budget
     if wanted is None or isinstance(wanted, int):
         return wanted
@@ -64,9 +64,9 @@ def _budget(config: DistillConfig, text: Text) -> int | None:
 
 
 def within(examples: list[Example], budget: int | None) -> tuple[list[Example], int]:
-    """The first examples whose explanations together have at most `budget` tokens, and how many tokens that is.
+    """The first examples whose explanations have at most `budget` tokens in total, and that total.
 
-    Raises DataError where all of them have less than 0.9 of the budget.
+    Raises DataError if all of them have less than 0.9 of the budget.
     """
     total, kept = 0, []
     for example in examples:

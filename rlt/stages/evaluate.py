@@ -1,8 +1,8 @@
-"""Evaluation: a model's responses to benchmarks, all of them kept, their grades, and statistics with intervals.
+"""Evaluate a model on benchmarks: responses, grades, and statistics with intervals.
 
-`responses.jsonl` has one row per sample, written as it is finished; verdicts are added when all are there. After an
-interruption the same command asks for what is missing. Questions of a private benchmark (GPQA) are in no file: rows have
-their hash, and the response.
+`responses.jsonl` has one row per sample, written when the sample is finished; verdicts are added at the end. After an
+interruption, the same command generates the missing samples. Questions of a private benchmark (GPQA) are never written:
+rows have their hash and the response.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-UNREADABLE = 0.95  # share of responses without a readable answer above which the format is questioned
+UNREADABLE = 0.95  # share of responses without a readable answer above which a warning is printed
 
 
 class Preset(NamedTuple):
-    """How benchmarks are asked."""
+    """Sampling settings of a preset."""
 
     samples: int
     temperature: float
@@ -90,7 +90,7 @@ def run(config: EvaluateConfig) -> Result:
             engine = build_engine(config, config.model, dtype=config.dtype, trust_remote_code=config.trust_remote_code)
             _check_context(asked, engine.context_length, config)
     except RltError:
-        if not folder.resumed:  # nothing was asked: the corrected command may use the folder
+        if not folder.resumed:  # nothing was generated: the corrected command may use the folder
             folder.state_file.unlink(missing_ok=True)
         raise
     if engine is not None:
@@ -122,7 +122,7 @@ class _Set:
 
 @dataclass(frozen=True)
 class _Asked:
-    """All that is asked, and how."""
+    """Everything that is asked, and how."""
 
     sets: list[_Set]
     format: Format
@@ -161,7 +161,7 @@ def _prepare(config: EvaluateConfig) -> _Asked:
 
 
 def _with_system_prompt(fmt: Format, choice: str) -> tuple[Format, bool]:
-    """The format with the chosen system prompt, and whether a dataset's own one counts."""
+    """The format with the chosen system prompt, and whether a dataset's own prompt takes precedence."""
     if choice == "format":
         return fmt, True
     if choice == "none":
@@ -174,14 +174,14 @@ def _with_system_prompt(fmt: Format, choice: str) -> tuple[Format, bool]:
 def _load(config: EvaluateConfig) -> list[tuple[Benchmark, list[Question]]]:
     names = config.benchmark or ([config.data] if config.data else [])
     if not names:
-        raise ConfigError("nothing to evaluate on: give `benchmark`, names or files, or `data`, a file.")
+        raise ConfigError("nothing to evaluate on: set `benchmark` (names or files) or `data` (a file).")
     if config.data is not None and len(names) > 1:
-        raise ConfigError(f"`data` replaces the download of one benchmark, and there are {len(names)}.")
+        raise ConfigError(f"`data` replaces the download of one benchmark, but {len(names)} are given.")
     loaded: list[tuple[Benchmark, list[Question]]] = []
     for name in names:
         benchmark, path = load_benchmark(name, config.task)
         if any(benchmark.name == other.name for other, _ in loaded):
-            raise ConfigError(f"`benchmark`: two are called {benchmark.name}; evaluate them one after the other.")
+            raise ConfigError(f"`benchmark`: two are named {benchmark.name}; evaluate them separately.")
         loaded.append((benchmark, load_questions(benchmark, path or config.data, config.limit)))
     return loaded
 
@@ -202,7 +202,7 @@ def _check_answers(config: EvaluateConfig, loaded: Sequence[tuple[Benchmark, lis
 
 
 def _check_overlap(config: EvaluateConfig, loaded: Sequence[tuple[Benchmark, list[Question]]]) -> None:
-    """Raise DataError where the model was trained on questions of a file; of a public benchmark, say how many."""
+    """Raise DataError if the model was trained on questions of a file; for a public benchmark, print how many."""
     trained = list(training_data(config.model, lambda path: (read_state(Path(path)) or {}).get("config")))
     for benchmark, questions in loaded:
         for data in [] if config.allow_overlap else trained:
@@ -228,14 +228,14 @@ def _prompt(
 
 
 def _sampling(config: EvaluateConfig) -> tuple[Sampling, int, bool]:
-    """How, how often, and whether every response must have room for all its tokens (`max_tokens` was given)."""
+    """Settings, samples per question, and whether every response must have room for all tokens (`max_tokens` is set)."""
     preset = PRESETS[config.preset or "paper"]
     samples = preset.samples if config.samples is None else config.samples
     temperature = preset.temperature if config.temperature is None else config.temperature
     if samples > 1 and temperature == 0:
         raise ConfigError(
-            f"`samples: {samples}` at temperature 0 would be the same response {samples} times. Give a `temperature` above 0 "
-            "(and the `top_p` you want), or one sample."
+            f"`samples: {samples}` at temperature 0 would give the same response {samples} times. Set a `temperature` above 0 "
+            "(and `top_p` if wanted), or `samples: 1`."
         )
     top_p = preset.top_p if config.top_p is None else config.top_p
     sampling = Sampling(config.max_tokens or preset.max_tokens, temperature, top_p, config.top_k)
@@ -243,10 +243,10 @@ def _sampling(config: EvaluateConfig) -> tuple[Sampling, int, bool]:
 
 
 def _check_context(asked: _Asked, context: int | None, config: EvaluateConfig) -> None:
-    """Raise DataError where a prompt with its response does not fit into `context` tokens.
+    """Raise DataError if a prompt and its response do not fit into `context` tokens.
 
-    Strict for a given `max_tokens`. A preset's 32,768 tokens must fit, but for the prompt: a model with a context of
-    32,768 then writes until its context ends. Without either, what the context leaves is used, if it leaves anything.
+    A given `max_tokens` must fit together with the prompt. A preset's 32,768 tokens must fit without it: a model with a
+    context of 32,768 generates until its context ends. Otherwise a response gets whatever the context leaves.
     """
     if context is None:
         return
@@ -269,7 +269,7 @@ def _check_context(asked: _Asked, context: int | None, config: EvaluateConfig) -
 
 
 def _written(folder: StageFolder, asked: _Asked) -> dict[str, ResponseRow | None]:
-    """Every key in order with the row that is there already, or None. Raises RunError where prompts have changed."""
+    """Every key in order with its existing row, or None. Raises RunError if prompts have changed."""
     rows: dict[str, ResponseRow | None] = {key: None for key, *_ in asked.each()}
     path = folder.path / RESPONSES
     if not folder.resumed or not path.exists():
@@ -280,7 +280,7 @@ def _written(folder: StageFolder, asked: _Asked) -> dict[str, ResponseRow | None
         row = cast(ResponseRow, found)
         if row["key"] not in rows or row["prompt_sha256"] != _sha256(prompts[row["key"]]):
             raise RunError(
-                f"{folder.path}: {where} answers another prompt than the data gives now. Put the data back, or choose "
+                f"{folder.path}: {where} answers a different prompt than the data has now. Restore the data, or choose "
                 "another --output."
             )
         rows[row["key"]] = rows[row["key"]] or row
@@ -288,7 +288,7 @@ def _written(folder: StageFolder, asked: _Asked) -> dict[str, ResponseRow | None
 
 
 def _generate(asked: _Asked, rows: dict[str, ResponseRow | None], engine: Engine, path: Path) -> None:
-    """Ask for every response that is missing, and write each as it is finished."""
+    """Generate every missing response; each is written when it is finished."""
     with JsonlWriter(path) as writer:
         for part in asked.sets:
             missing = [item for item in asked.each() if item[1] is part and rows[item[0]] is None]
@@ -312,7 +312,9 @@ def _generate(asked: _Asked, rows: dict[str, ResponseRow | None], engine: Engine
                     rows[completion.key] = row
                     bar.update()
             if pending:
-                raise RltError(f"{part.benchmark.name}: the engine left {len(pending)} responses out; run it again.")
+                raise RltError(
+                    f"{part.benchmark.name}: the engine returned {len(pending)} responses too few; run it again."
+                )
 
 
 def _shown_prompts(asked: _Asked) -> dict[str, str]:
@@ -355,7 +357,7 @@ def _sha256(text: str) -> str:
 
 
 def _grade(config: EvaluateConfig, asked: _Asked, rows: Rows) -> Rows:
-    """The same rows with `extracted`, `correct` and, where grading failed, `error`."""
+    """The same rows with `extracted`, `correct` and, if grading failed, `error`."""
     graded: Rows = {}
     for part in asked.sets:
         questions = {question.id: question for question in part.questions}
@@ -369,7 +371,7 @@ def _grade(config: EvaluateConfig, asked: _Asked, rows: Rows) -> Rows:
         ):
             verdicts = graders.grade(tasks, items, asked.format, progress=bar.update)
         for (key, row), verdict in zip(mine.items(), verdicts, strict=True):
-            # Exactly the verdict's fields: a row graded before keeps nothing of its old verdict.
+            # A row graded before keeps no field of its old verdict.
             row.pop("score", None)
             row |= {"correct": verdict.correct, "extracted": verdict.extracted, "error": verdict.error}
             if verdict.score is not None:
@@ -407,15 +409,15 @@ def _metrics(config: EvaluateConfig, asked: _Asked, rows: Rows) -> Evaluation:
 
 
 def _task(rows: Sequence[ResponseRow], default: str) -> str:
-    """The task of a benchmark's rows, or all of theirs."""
+    """The tasks of a benchmark's rows."""
     return " + ".join(sorted({row["task"] for row in rows})) or default
 
 
 def _warn_unreadable(config: EvaluateConfig, name: str, share: float) -> None:
     if share >= UNREADABLE:
         print(
-            f"evaluate: {name}: no answer can be read in {share:.0%} of the responses. Is `{config.format}` the format that "
-            f"{config.model} was trained with (`--format`), and is `--max-tokens` large enough?",
+            f"evaluate: {name}: no answer can be read in {share:.0%} of the responses. Was {config.model} trained with the "
+            f"format `{config.format}` (`--format`), and is `--max-tokens` large enough?",
             flush=True,
         )
 

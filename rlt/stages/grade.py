@@ -1,4 +1,4 @@
-"""Grading again, without a model: any file of responses and answers, with `correct` and `extracted` added."""
+"""Grade any file of responses and answers, without a model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rlt.types import JsonMap, JsonRow
 
 
 class GradeNumbers(TypedDict):
-    """The metrics of `rlt grade`. `recorded` and `agree`: of the rows that had a verdict before."""
+    """The metrics of `rlt grade`. `recorded`, `agree`: of the rows that already had a verdict."""
 
     rows: int
     correct: float
@@ -31,8 +31,8 @@ class GradeNumbers(TypedDict):
 def run(config: GradeConfig) -> Result:
     """The file of graded rows, in the order of the data; metrics: rows, share correct, unreadable, not graded.
 
-    Each row keeps its columns and gets `correct`, `extracted` and `error` (null, or why it could not be graded). Where
-    it had a `correct` before, that is kept as `recorded`, and the metrics say how many agree.
+    Each row keeps its columns and gets `correct`, `extracted` and `error` (null, or why it could not be graded). An
+    existing `correct` is kept as `recorded`, and the metrics count how many agree.
     """
     load_grader(config.task)
     fmt = load_format(config.format)
@@ -45,7 +45,7 @@ def run(config: GradeConfig) -> Result:
     if folder.result:
         if not quiet():
             before = _summary(cast(GradeNumbers, folder.result.metrics), config)
-            print(f"{before} (graded before; choose another --output to grade again)")
+            print(f"{before} (already graded; choose another --output to grade again)")
         return folder.result
     tasks = [task for task, _ in rows]
     items = [(str(row["response"]), str(row["answer"]), str(row.get("question") or "")) for _, row in rows]
@@ -106,5 +106,5 @@ def _summary(metrics: GradeNumbers, config: GradeConfig) -> str:
     if metrics["not_graded"]:
         line += f", {metrics['not_graded']} could not be graded (see `error`) and count as wrong"
     if "agree" in metrics:
-        line += f"; {metrics['agree'] * 100:.1f} % agree with the {metrics['recorded']} verdicts recorded before"
+        line += f"; {metrics['agree'] * 100:.1f} % agree with the {metrics['recorded']} recorded verdicts"
     return f"{line} -> {config.output}"

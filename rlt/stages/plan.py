@@ -1,4 +1,4 @@
-"""What a recipe needs on given GPUs, before any money is spent (`rlt.planning`)."""
+"""Estimate what a recipe needs on given GPUs (`rlt.planning`)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from rlt.recipe import RecipeHead, load_recipe
 
 
 def run(recipe: Path | str, flags: Mapping[str, object]) -> Plan:
-    """The plan of a recipe file. `flags`: keys of PlanConfig; keys of steps override the recipe's.
+    """The plan of a recipe file. `flags`: keys of PlanConfig, and overrides of the recipe's keys.
 
-    Raises ConfigError for an unknown flag, GPU, launch configuration or dataset, ModelError for a model that cannot be
+    Raises ConfigError for an unknown flag, GPU, launch configuration or dataset, and ModelError for a model that cannot be
     planned.
     """
     of_recipe = RecipeHead.model_fields

@@ -1,4 +1,4 @@
-"""Pretrain: a tiny model trained from scratch on a synthetic task."""
+"""Pretrain a tiny model from scratch on a synthetic task."""
 
 from __future__ import annotations
 
@@ -32,28 +32,28 @@ class Part(Config):
     experts: str = "careful"
     """Mixture of experts that explains the problems."""
     problems: int = Field(20000, ge=1)
-    """Distinct problems to learn from."""
+    """Number of distinct problems."""
 
 
 class Phase(Part):
-    """One phase of the curriculum. It ends at its loss: a fixed number of steps fails on some seeds."""
+    """One phase of the curriculum. It ends at a loss, because a fixed number of steps fails on some seeds."""
 
     also: dict[str, Part] = {}
-    """Other tasks whose problems are mixed in, by name; their words join the tokenizer's."""
+    """Other tasks to mix in, by name; the tokenizer includes their words."""
     teacher_share: float = Field(0.0, ge=0, le=1)
-    """Share of the problems that are shown as a teacher sees them: solution first, then the explanation."""
+    """Share of the problems in the teacher's format: solution first, then explanation."""
     batch_size: int = Field(64, ge=1)
-    """Problems in a step."""
+    """Problems per step."""
     learning_rate: float = Field(5e-3, gt=0)
     """Constant after 10 steps of warm-up."""
     until_loss: float = Field(0.0, ge=0)
     """Stop when the mean loss of the last 20 steps, in nats per token, is below this."""
     max_steps: int = Field(1000, ge=1)
-    """Stop after so many steps in any case."""
+    """Maximum number of steps."""
 
 
 def run(config: PretrainConfig) -> Result:
-    """The model's folder; its metrics name the loss and steps of each phase."""
+    """The model's folder; metrics: loss and steps of each phase."""
     fmt = load_format(config.format)
     task = load_generated_task(config.task)
     phases = [validate(Phase, values, f"phases[{i}]") for i, values in enumerate(config.phases)]
@@ -87,7 +87,7 @@ def run(config: PretrainConfig) -> Result:
 
 
 def _words(task: GeneratedTask, others: dict[str, GeneratedTask]) -> list[str]:
-    """The words of `task`, then those that only the others have."""
+    """The words of `task`, then those of the others."""
     return list(dict.fromkeys(word for one in (task, *others.values()) for word in one.vocabulary()))
 
 
@@ -99,7 +99,7 @@ def _learn(
     phase: Phase,
     stop: StopAtLoss,
 ) -> None:
-    """One phase by transformers' plain Trainer: for a vocabulary of some dozens TRL's chunked loss costs a third more."""
+    """One phase with transformers' plain Trainer: for a tiny vocabulary, TRL's chunked loss costs a third more."""
     from transformers import Trainer, TrainingArguments
 
     defaults = {

@@ -1,4 +1,4 @@
-"""Report: one results.json, tables and sentences on the terminal, one report.html; all from the run's files."""
+"""Report a run from its files: results.json, report.html, tables and sentences on the terminal."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from rlt.results.words import seed_report, terminal_report
 
 
 def run(config: ReportConfig) -> Result:
-    """`results.json` and `report.html` (with the `suffix`) in the run's folder; prints the same numbers.
+    """`results.json` and `report.html` (with `suffix`) in the run's folder; prints the same numbers.
 
-    Written each time from what the steps left. Steps that are not complete are named and left out.
+    Always rewritten from the outputs of the steps. Incomplete steps are named and left out.
     """
     started = time.monotonic()
     recipe = _recipe(config)
@@ -41,7 +41,7 @@ def run(config: ReportConfig) -> Result:
 
 
 def seed_table(config: ReportConfig, seed: int) -> str:
-    """The tables of one seed, printed as soon as it is complete."""
+    """The main table of one seed, printed when the seed is complete."""
     return seed_report(config, collect_results(config, _recipe(config), only=seed))
 
 

@@ -1,4 +1,4 @@
-"""Score: the reward of every explanation of a file, with no training around it."""
+"""Score every explanation in a file with the reward, without training."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from rlt.reward.scoring import RewardEngine
     from rlt.reward.students import Opened
 
-# Rows from which placebos are drawn.
+# Placebos are drawn from this many rows.
 WINDOW = 1024
-# Rows are scored and written in chunks of about so many full batches: enough for sorting by length to save padding.
+# Batches per chunk, about: enough for sorting by length to save padding.
 CHUNK_BATCHES = 16
 CHARACTERS_A_TOKEN = 4
 SHOWN = 5
@@ -44,15 +44,15 @@ SHOWN = 5
 def run(config: ScoreConfig) -> Result:
     """A file with one row for each row of `data`, in order: the reward, its parts, `error` (`rlt.types.RewardParts`).
 
-    Resumable: scored rows are kept, the rest is scored. Rows that cannot be scored get an `error`, are named before a model
-    is loaded where possible, and make the exit status 1. Raises DataError if no row can be scored.
+    Resumable: scored rows are kept. Rows that cannot be scored get an `error`, are named before a model is loaded if
+    possible, and make the exit status 1. Raises DataError if no row can be scored.
     """
     from rlt.reward.students import close_students
 
     fmt = load_format(config.format)
     count, with_answers, mixed = survey(config, fmt)
     if config.accuracy is not None and not with_answers:
-        raise DataError(f"{config.data}: no row has the column `answer`, with which the accuracy reward compares.")
+        raise DataError(f"{config.data}: no row has the column `answer`, which the accuracy reward needs.")
     models = open_models(config, fmt)
     try:
         served = _served_models(config, models[0])
@@ -63,9 +63,7 @@ def run(config: ScoreConfig) -> Result:
         as_parquet = config.output.suffix == ".parquet"
         rows_file = config.output.with_suffix(".parquet.rows.jsonl") if as_parquet else config.output
         done = _count_rows(rows_file)
-        print(
-            f"score: {count} rows of {config.data}" + (f", {done} of them already scored" if done else ""), flush=True
-        )
+        print(f"score: {count} rows of {config.data}" + (f", {done} already scored" if done else ""), flush=True)
         chunks = _chunks(numbered(config, fmt), done, config)
         with JsonlWriter(rows_file) as output, _Bar(count, done) as bar:
             scored = (
@@ -95,9 +93,9 @@ def run(config: ScoreConfig) -> Result:
 
 
 def _served_models(config: ScoreConfig, students: Opened) -> JsonRow:
-    """The names of served models, for the stage's state; raises RunError where it was begun with others.
+    """Names of the served models, for the stage's state. Raises RunError if the stage was started with others.
 
-    The configuration has only addresses, which may change between starts and do not say what they serve.
+    The configuration has only their addresses, which may change between starts and do not name a model.
     """
     from rlt.reward.students import ServedStudent
 
@@ -119,7 +117,7 @@ def _keep(folder: StageFolder, served: JsonRow) -> None:
 
 @dataclass(frozen=True, slots=True)
 class InputRow:
-    """One row of the file: the explanation to be scored, or why there is none; `id` where the row has one."""
+    """One row of the file: its `id`, if any, and the explanation to score, or why there is none."""
 
     id: object
     has_id: bool
@@ -129,7 +127,7 @@ class InputRow:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Rows that are scored and written together: `window[start:stop]`. Placebos are drawn from the whole window."""
+    """Rows scored and written together: `window[start:stop]`. Placebos are drawn from the whole window."""
 
     window: list[InputRow]
     start: int
@@ -140,7 +138,7 @@ class Chunk:
         return self.window[self.start : self.stop]
 
     def other(self, place: int) -> str | None:
-        """The text of the next explanation of another question than that of `window[place]`, round the end."""
+        """Text of the next explanation in the window, wrapping around, whose question differs from that of `window[place]`."""
         own = self.window[place].explanation
         others = (row.explanation for row in (*self.window[place + 1 :], *self.window[:place]))
         return next((e.text for e in others if e and own and e.problem.question != own.problem.question), None)
@@ -173,17 +171,17 @@ def _solutions(path: Path) -> dict[str, str]:
 
 
 def _of_solution(explanation: Explanation, solutions: dict[str, str], where: str, path: Path | None) -> Explanation:
-    """The explanation as one of another solution to its question; raises DataError where there is none."""
+    """The explanation paired with another solution to its question; raises DataError if there is none."""
     solution = solutions.get(explanation.problem.question)
     if solution is None:
-        raise DataError(f"{where}: its question is not in {path}, which `solutions` names.")
+        raise DataError(f"{where}: its question is not in the file of `solutions`, {path}.")
     return replace(explanation, problem=replace(explanation.problem, solution=solution))
 
 
 def survey(config: ScoreConfig, fmt: Format) -> tuple[int, bool, bool]:
     """`(rows, whether a usable row has an answer, whether one names its source)` after one pass over the file.
 
-    Names rows that cannot be scored. Raises DataError if the file has no row, or none that can be scored.
+    Prints rows that cannot be scored. Raises DataError if the file has no row, or none that can be scored.
     """
     count, bad, with_answers, mixed = 0, 0, False, False
     named: list[str] = []
@@ -210,7 +208,7 @@ def survey(config: ScoreConfig, fmt: Format) -> tuple[int, bool, bool]:
 def _chunks(rows: Iterator[InputRow], done: int, config: ScoreConfig) -> Iterator[Chunk]:
     """The rows after the first `done`, in chunks of a few batches, so that an interruption loses little.
 
-    Windows begin at multiples of their size, also when a run resumes, so that placebos are drawn from the same rows.
+    Windows begin at multiples of their size, also in a resumed run: placebos are drawn from the same rows.
     """
     from rlt.models.loading import default_device
     from rlt.models.logprobs import DEFAULT_BATCH_TOKENS
@@ -225,7 +223,7 @@ def _chunks(rows: Iterator[InputRow], done: int, config: ScoreConfig) -> Iterato
             while stop < len(window) and used + _length(window[stop]) <= room:
                 used += _length(window[stop])
                 stop += 1
-            # Without placebos nothing else of the window is needed (and it travels to a Ray worker).
+            # Without placebos the rest of the window is not needed, and need not be sent to a Ray worker.
             yield Chunk(window, start, stop) if config.placebos else Chunk(window[start:stop], 0, stop - start)
             start = stop
         start = 0
@@ -240,7 +238,7 @@ def _length(row: InputRow) -> int:
 
 
 def open_models(config: ScoreConfig, fmt: Format) -> tuple[Opened, PreTrainedTokenizerBase | None]:
-    """Students and the teacher's tokenizer, their templates checked, before a state file or any weights."""
+    """Students and the teacher's tokenizer, with checked templates, before any state file or weights."""
     from rlt.reward.students import checked_tokenizer, open_students
 
     tokenizer = None if config.teacher is None else checked_tokenizer(config.teacher, fmt, config)
@@ -270,7 +268,7 @@ def _score_here(
     chunks: Iterator[Chunk],
     bar: _Bar,
 ) -> Iterator[list[JsonRow]]:
-    """The chunks' rows in order. Where a student's server is lost, what was scored before comes first."""
+    """Rows of the chunks, in order. If a student's server is lost, rows scored before are still returned."""
     from rlt.reward.items import StudentLost
 
     engine = load_engine(config, fmt, *models)
@@ -288,7 +286,7 @@ def _score_here(
 
 
 def _score_on_ray(config: ScoreConfig, address: str, chunks: Iterator[Chunk]) -> Iterator[list[JsonRow]]:
-    """The chunks' rows in order, one replica of all models in each worker."""
+    """Rows of the chunks, in order, with one replica of all models per worker."""
     from rlt.engines.cluster import in_order, spread
 
     make = partial(_replica, config)
@@ -316,7 +314,7 @@ def _score_chunk(engine: RewardEngine, chunk: Chunk, config: ScoreConfig, bar: _
 
 
 def _output_rows(chunk: Chunk, scored: Sequence[ScoredRow], config: ScoreConfig) -> list[JsonRow]:
-    """The rows of the chunk, up to the first item that was not scored."""
+    """Rows of the chunk, up to the first one that was not scored."""
     results, rows = iter(scored), []
     for row in chunk.rows:
         result = next(results, None) if row.explanation is not None else None
@@ -408,7 +406,7 @@ def _of_sources(config: ScoreConfig, fmt: Format, scores: Path) -> Iterator[tupl
 
 
 def _schema(config: ScoreConfig) -> pyarrow.Schema:
-    """The columns that the configuration asks for, with `id` as text."""
+    """The columns of this configuration, with `id` as text."""
     import pyarrow as pa
 
     from rlt.reward.tokens import NUMBERS, RANKS

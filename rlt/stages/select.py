@@ -1,7 +1,7 @@
-"""Selection: which explanations a student gets, and why the others are left out.
+"""Select the explanations that a student learns from, with a reason for each dropped one.
 
-Where a problem has several explanations, the method keeps one that fits the student's context, and ranks by reward
-(SakanaAI/RLT README, on students of 32B). The text stays as the teacher wrote it: what does not fit is left out whole.
+If a problem has several explanations, the method keeps one that fits the student's context and ranks by reward
+(SakanaAI/RLT README, on students of 32B). Texts stay as the teacher wrote them: one that does not fit is dropped whole.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ NOT_CHOSEN = "another explanation of its problem was chosen"
 def run(config: SelectConfig) -> Result:
     """A folder with `selected.jsonl` (or `band-1.jsonl`, lowest, to `band-N.jsonl`), `report/dropped.jsonl` and a card.
 
-    Rows have the columns of `rlt collect`, and with `scores` the one that decided. Raises DataError where scores and data
-    do not belong together, and where nothing is left.
+    Rows have the columns of `rlt collect`, and with `scores` the score. Raises DataError if scores and data do not belong
+    together, or if nothing is left.
     """
     done = complete_before("select", config)
     if done is not None:
@@ -58,7 +58,7 @@ def run(config: SelectConfig) -> Result:
         **metrics,
     }
     if len(dropped) == len(candidates):
-        raise DataError(f"{config.data.path}: nothing is left of {len(candidates)} explanations: {listed}.")
+        raise DataError(f"{config.data.path}: none of {len(candidates)} explanations can be selected: {listed}.")
     folder = begin("select", config)
     _write(config, fmt, folder, places, dropped)
     _card(config, folder, metrics)
@@ -74,7 +74,7 @@ def run(config: SelectConfig) -> Result:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One row of the data, as a choice sees it: `reason` tells why it cannot be chosen, `score` is what `by` names."""
+    """One row of the data: `reason` says why it cannot be chosen; `score` is its value of `by`."""
 
     id: str
     problem: str
@@ -84,17 +84,17 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Fits:
-    """What keeps an explanation from being a student's example.
+    """Decides whether an explanation can be an example for a student.
 
-    For each of `students`, its tokenizer and its context in tokens: the student's whole text (system prompt, question,
-    thought, solution, end of turn) is rendered in the student's format and counted to the token.
+    `students`: tokenizer and context in tokens of each. The student's whole text (system prompt, question, thought,
+    solution, end of turn) is rendered in its format, and its tokens are counted exactly.
     """
 
     fmt: Format
     students: Sequence[tuple[PreTrainedTokenizerBase, int | None]] = ()
 
     def reason(self, explanation: Explanation, *, closed: bool = True) -> str | None:
-        """Why it is left out, in words that are counted, or None. `closed`: it must close its tag and hold no other."""
+        """Why it is dropped, or None. `closed`: it must close its tag and contain no other."""
         if closed and not explanation.closed:
             return "it never closes its tag"
         if closed and self.fmt.tag_inside(explanation.text) is not None:
@@ -127,8 +127,8 @@ def _students(config: SelectConfig, fmt: Format) -> list[tuple[PreTrainedTokeniz
 def _read(config: SelectConfig, fmt: Format) -> Iterator[tuple[str, Explanation | DataError, JsonRow | None]]:
     """`(default id, explanation, its row of scores)` of each row between `skip` and `limit`.
 
-    An invalid row is replaced by its error, which is raised unless `on_invalid` is `skip`. Scores belong to the rows of
-    the whole file: raises DataError where their numbers or ids differ.
+    The error of an invalid row is raised unless `on_invalid` is `skip`; then it takes the row's place. Scores belong to the
+    whole file: raises DataError if row numbers or ids differ.
     """
     for source in config.data.sources:
         on_invalid = "skip" if "skip" in (config.data.on_invalid, source.on_invalid) else "error"
@@ -171,7 +171,7 @@ def _read_source(
 
 
 class NotRight(DataError):
-    """A response that cannot be an example; its text is the reason. `key` and `question_id` are its row's."""
+    """A response that cannot be an example; the message is the reason. `key`, `question_id`: from its row."""
 
     def __init__(self, reason: str, row: JsonRow) -> None:
         super().__init__(reason)
@@ -179,7 +179,7 @@ class NotRight(DataError):
 
 
 def _right_response(row: JsonRow, where: str, fmt: Format) -> Explanation:
-    """The thought and the solution of a row of `rlt evaluate` whose answer is right; raises NotRight for another."""
+    """Thought and solution of a correct response in the output of `rlt evaluate`; raises NotRight for any other."""
     for column in ("response", "correct", "question", "question_id", "sample", "key"):
         if row.get(column) is None:
             raise DataError(
@@ -198,7 +198,7 @@ def _right_response(row: JsonRow, where: str, fmt: Format) -> Explanation:
 
 
 def _labelled(explanation: Explanation, source: DataConfig) -> Explanation:
-    """The explanation with the task and the name of its source."""
+    """The explanation with the task and name of its source."""
     name = f"{source.label}/{explanation.id}" if isinstance(source, SourceConfig) else explanation.id
     return replace(explanation, id=name, problem=labelled(explanation.problem, source))
 
@@ -245,7 +245,7 @@ def _candidate(
 
 
 def choose(config: SelectConfig, candidates: Sequence[Candidate]) -> tuple[list[int | None], JsonRow]:
-    """For each candidate the number of the file that it goes to, or None; and numbers about the choice."""
+    """For each candidate the number of its file, or None; and metrics of the choice."""
     if config.keep == "bands":
         return _bands(config, candidates)
     chosen = {i for i, candidate in enumerate(candidates) if candidate.reason is None}
@@ -255,7 +255,7 @@ def choose(config: SelectConfig, candidates: Sequence[Candidate]) -> tuple[list[
 
 
 def _one_each(config: SelectConfig, candidates: Sequence[Candidate]) -> Iterator[int]:
-    """The place of one candidate of each problem: drawn by seed and problem alone, of the highest score, or the first."""
+    """Index of one candidate per problem: drawn by seed and problem, with the highest score, or the first."""
     groups: dict[str, list[int]] = defaultdict(list)
     for i, candidate in enumerate(candidates):
         if candidate.reason is None:
@@ -270,7 +270,7 @@ def _one_each(config: SelectConfig, candidates: Sequence[Candidate]) -> Iterator
 
 
 def _bands(config: SelectConfig, candidates: Sequence[Candidate]) -> tuple[list[int | None], JsonRow]:
-    """Bands of equal size to within one row, of equals the first lower."""
+    """Bands of equal size, up to one row; of equal scores the earlier row ranks lower."""
     ranked = sorted((c.score, i) for i, c in enumerate(candidates) if c.reason is None and c.score is not None)
     if len(ranked) < config.bands:
         raise DataError(f"{config.scores}: {len(ranked)} scored rows are too few for {config.bands} bands.")
@@ -311,7 +311,7 @@ def _write(
 
 
 def _more(config: SelectConfig) -> dict[str, str]:
-    """The column of scores that rows keep."""
+    """The column of scores that is kept, with its type."""
     return {} if config.scores is None else {config.by: "float64"}
 
 

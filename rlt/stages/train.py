@@ -1,4 +1,4 @@
-"""Teacher RL: GRPO with the reward of a Reinforcement-Learned Teacher (paper, section 3, second phase)."""
+"""Teacher RL: GRPO with the RLT reward (paper, section 3, second phase)."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ SOURCE_REWARD = re.compile(r"rlt/source/(.+)/reward")
 
 
 def run(config: TrainConfig) -> Result:
-    """The RL-trained teacher's model folder, with `metrics.jsonl` (each part of the reward, placebos, lengths, shares) and
-    `samples.jsonl` (explanations with their parts).
+    """The trained teacher's model folder, with `metrics.jsonl` (parts of the reward, placebos, lengths, shares) and
+    `samples.jsonl` (explanations with the parts of their reward).
 
     The teacher starts from `model`, which should be warmed up in the same format. Resumes from the last checkpoint.
     """
@@ -96,7 +96,7 @@ def run(config: TrainConfig) -> Result:
 def _students(
     config: TrainConfig, tokenizer: PreTrainedTokenizerBase, fmt: Format
 ) -> tuple[list[str | Scorer], LiveSelf | AveragedSelf | None]:
-    """The students, and which of them follows the policy."""
+    """The students, and the one that follows the policy, if any."""
     from rlt.reward.self_student import AveragedSelf, LiveSelf
 
     if SELF not in config.student:
@@ -112,7 +112,7 @@ def _students(
 
 
 def _last_metrics(history: list[dict[str, float]]) -> dict[str, float]:
-    """The mean reward of the first and of the last tenth of the steps, and that of each source of a mixture."""
+    """Mean reward of the first and the last tenth of the steps, in total and for each source of a mixture."""
     metrics = {}
     names = dict.fromkeys(key for row in history for key in row if key == "reward" or SOURCE_REWARD.fullmatch(key))
     for name in names:

@@ -1,4 +1,4 @@
-"""Teacher warm-up: supervised learning of question + solution -> explanation (paper, section 3, first phase)."""
+"""Teacher warm-up: supervised, question + solution -> explanation (paper, section 3, first phase)."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ DEFAULTS = {
 
 
 def run(config: WarmupConfig) -> Result:
-    """The warmed-up teacher's model folder. The loss counts the explanation, its closing tag and the end of the turn.
+    """The warmed-up teacher's model folder. The loss covers the explanation, its closing tag and the end of turn.
 
-    The turn's end belongs to closing: a teacher that never learned it writes on after its tag until the length limit.
+    A teacher that never learned the end of turn would keep writing after its tag until the length limit.
     """
     done = complete_before("warmup", config)
     if done is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Protocol
@@ -15,10 +15,10 @@ from rlt.types import JsonRow, Problem
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A grader's verdict on one response: was it right, and the answer that was read from it (None: none was found).
+    """A grader's verdict on one response: whether it is correct, and the answer extracted from it (None: none found).
 
-    `error` says why a response could not be graded (it took too long, its grader's process died); it then counts as wrong.
-    `score`, from 0 to 1, is that of tasks which give part of a point for part of an answer; None for the others.
+    `error` says why a response could not be graded (it took too long, the grader's process died); it then counts as wrong.
+    `score`, from 0 to 1, is for tasks that give partial credit; None for others.
     """
 
     correct: bool
@@ -31,24 +31,24 @@ class Task(Protocol):
     """A module of `rlt.tasks`, or an object in one. `grade` is pure, quick, and never raises on what a model wrote."""
 
     def grade(self, solution: str, answer: str, question: str) -> Verdict:
-        """The verdict on `solution`: the solution part of a response (the whole response where no tags were found)."""
+        """The verdict on `solution`: the solution part of a response (the whole response if it has no tags)."""
         ...
 
     def check_answer(self, answer: str, question: str) -> str | None:
-        """Why no response to this question could be graded (an answer that cannot be parsed), or None."""
+        """Why no response to this question can be graded (the answer cannot be parsed), or None."""
         ...
 
 
 class GeneratingTask(Task, Protocol):
-    """A task that makes its own problems."""
+    """A task that generates its own problems."""
 
     def generate(self, count: int, seed: int, options: JsonRow, exclude: Iterable[str] = ()) -> list[Problem]:
-        """`count` problems with distinct questions, none of which is in `exclude`; same seed, same problems."""
+        """`count` problems with distinct questions, none of which is in `exclude`; the same for the same seed."""
         ...
 
 
 class GeneratedTask(GeneratingTask, Protocol):
-    """A task that makes its own problems and explanations."""
+    """A task that generates its own problems and explanations."""
 
     MIXTURES: dict[str, dict[str, float]]
     """Name of a mixture of experts -> the share of each kind."""
@@ -75,26 +75,24 @@ GRADERS = {
 
 
 def load_generating_task(name: str) -> GeneratingTask:
-    """The task of that name, which must make its own problems; raises ConfigError with those that do."""
+    """The task of that name; raises ConfigError, listing those that qualify, if it generates no problems."""
     task = load_task(name)
     if not hasattr(task, "generate"):
         makers = [other for other in GRADERS if hasattr(load_task(other), "generate")]
-        raise ConfigError(
-            f"task {name!r} has no generator; those that have one: {', '.join(makers)}, reasoning_gym/...."
-        )
+        raise ConfigError(f"task {name!r} has no generator; tasks with one: {', '.join(makers)}, reasoning_gym/....")
     return task  # type: ignore[return-value]
 
 
 def load_generated_task(name: str) -> GeneratedTask:
-    """The task of that name, which must also explain its problems by simulated experts; raises ConfigError."""
+    """The task of that name; raises ConfigError if it has no simulated experts that explain its problems."""
     task = load_generating_task(name)
     if not hasattr(task, "MIXTURES"):
-        raise ConfigError(f"task {name!r} has no simulated experts, and so no explanations.")
+        raise ConfigError(f"task {name!r} has no simulated experts, so no explanations.")
     return task  # type: ignore[return-value]
 
 
 def load_task(name: str) -> Task:
-    """The task of that name; raises ConfigError with the near names."""
+    """The task of that name; raises ConfigError with similar names."""
     if name.startswith("reasoning_gym/"):
         return import_module("rlt.tasks.reasoning_gym").task(name)  # type: ignore[no-any-return]
     if name not in GRADERS:
@@ -104,13 +102,10 @@ def load_task(name: str) -> Task:
 
 
 def load_grader(name: str) -> Task:
-    """The task of that name, which this machine can grade; raises DependencyError, with the fix, where it cannot.
+    """The task of that name; raises DependencyError, with the fix, if this machine cannot grade it.
 
-    A task that needs more of a machine than Python has a function `check_machine` that raises it.
+    A task that needs more than Python has a function `check_machine` that raises it.
     """
     task = load_task(name)
     getattr(task, "check_machine", lambda: None)()
     return task
-
-
-GradeFunction = Callable[[str, str, str], Verdict]

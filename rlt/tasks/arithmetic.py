@@ -1,24 +1,23 @@
 """Chained arithmetic modulo 10: the quickstart's task. Nothing to download, nothing to guess (one in ten by chance).
 
 A question is a start value and labelled steps, `3 d - 4 g * 3 b + 6 ?`; a full explanation names every step and its
-value, `d - 4 9 g * 3 7 b + 6 3`; the solution is the last value. Multipliers are 3, 7 and 9, so that every step is a
-bijection and a wrong value on the way never ends right by luck.
+value, `d - 4 9 g * 3 7 b + 6 3`; the solution is the last value. Multipliers are 3, 7 and 9: every step is a bijection, so
+a wrong intermediate value never leads to the right result by luck.
 
-The experts write like solvers that stopped at the right answer: some work carefully, most leap, wander, slip, or state
-the answer first and rationalise it. They are synthetic, and they leak on purpose; results on them must say so.
+The experts write like solvers whose final answer was right: some work carefully, most leap, wander, slip, or state the
+answer first and rationalise it. They are synthetic and leak on purpose; results on them must say so.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable
 
-from rlt.errors import ConfigError
-from rlt.tasks import Verdict
-from rlt.types import Problem
+from rlt.tasks import Verdict, experts
+from rlt.tasks.generation import distinct, steps_option
+from rlt.types import JsonRow, Problem
 
-CHEAP = True  # graded in this process: a comparison of two words
+CHEAP = True  # graded in this process: compares two words
 
 LABELS = "abcdefghij"
 MULTIPLIERS = (3, 7, 9)
@@ -26,7 +25,7 @@ FILLERS = ("hmm", "let", "see", "now")
 
 MIXTURES: dict[str, dict[str, float]] = {
     "careful": {"careful": 1.0},
-    # Shares that separate an RL-trained teacher from a greedily decoded warmed-up one; with easier ones both teach alike.
+    # Shares that separate an RL-trained teacher from a greedily decoded warmed-up one; with easier ones both teach equally.
     "noisy": {"careful": 0.10, "leap": 0.45, "detour": 0.10, "sloppy": 0.15, "answer_first": 0.20},
     "harder": {"careful": 0.05, "leap": 0.50, "detour": 0.10, "sloppy": 0.15, "answer_first": 0.20},
     "hardest": {"careful": 0.05, "leap": 0.50, "detour": 0.10, "sloppy": 0.15, "answer_first": 0.20},
@@ -37,36 +36,20 @@ LEAP_SHARE = {"noisy": 0.6, "harder": 0.6, "hardest": 0.7, "easier": 0.5, "caref
 Step = tuple[str, str, int]
 
 
-def generate(
-    count: int, seed: int, options: dict[str, Any] | None = None, exclude: Iterable[str] = ()
-) -> list[Problem]:
+def generate(count: int, seed: int, options: JsonRow | None = None, exclude: Iterable[str] = ()) -> list[Problem]:
     """`count` problems with distinct questions, none of which is in `exclude`.
 
-    Options: `steps`, a number or [fewest, most] (5). Raises ConfigError for other options, or when there are too few
+    Options: `steps`, a number or [fewest, most] (5). Raises ConfigError for other options, and if there are too few
     different questions.
     """
-    fewest, most = _steps_option(options or {})
-    rng = random.Random(f"arithmetic {seed}")
-    seen, problems = set(exclude), list[Problem]()
-    for _ in range(100 * count):
-        if len(problems) == count:
-            return problems
-        steps = rng.randint(fewest, most)
-        question = _question(rng, steps)
-        if question not in seen:
-            seen.add(question)
-            value = str(values(question)[-1])
-            problems.append(Problem(id=f"{seed}-{len(problems)}", question=question, solution=value, answer=value))
-    raise ConfigError(f"arithmetic: there are not {count} different questions with {fewest} to {most} steps.")
+    fewest, most = steps_option("arithmetic", options or {}, 5, len(LABELS))
 
+    def draw(rng: random.Random) -> Problem:
+        question = _question(rng, rng.randint(fewest, most))
+        value = str(values(question)[-1])
+        return Problem("", question, solution=value, answer=value)
 
-def _steps_option(options: dict[str, Any]) -> tuple[int, int]:
-    unknown = set(options) - {"steps"}
-    steps = options.get("steps", 5)
-    low, high = steps if isinstance(steps, Sequence) else (steps, steps)
-    if unknown or not 1 <= low <= high <= len(LABELS):
-        raise ConfigError(f"arithmetic: options are `steps`: 1 to {len(LABELS)}, or [fewest, most]; not {options}.")
-    return low, high
+    return distinct("arithmetic", count, seed, draw, exclude, f"{fewest} to {most} steps")
 
 
 def _question(rng: random.Random, steps: int) -> str:
@@ -103,17 +86,18 @@ def values(question: str) -> list[int]:
 
 
 def explain(problem: Problem, mixture: str, rng: random.Random) -> str:
-    """An explanation by an expert drawn from `mixture`; always arrives at the right solution."""
-    if mixture not in MIXTURES:
-        raise ConfigError(f"arithmetic: experts {mixture!r}: unknown mixture; expected one of {', '.join(MIXTURES)}.")
-    shares = MIXTURES[mixture]
-    kind = rng.choices(list(shares), weights=list(shares.values()))[0]
+    """An explanation by an expert drawn from `mixture`; it always arrives at the right solution."""
+    kind = experts.drawn("arithmetic", MIXTURES, mixture, rng)
     return _EXPERTS[kind](problem.question, rng, LEAP_SHARE[mixture])
 
 
-def _careful(question: str, rng: random.Random, share: float) -> str:
+def _steps(question: str) -> list[str]:
     _, steps = steps_of(question)
-    return " ".join(_step(step, value) for step, value in zip(steps, values(question), strict=True))
+    return [_step(step, value) for step, value in zip(steps, values(question), strict=True)]
+
+
+def _careful(question: str, rng: random.Random, share: float) -> str:
+    return " ".join(_steps(question))
 
 
 def _step(step: Step, value: int) -> str:
@@ -121,14 +105,7 @@ def _step(step: Step, value: int) -> str:
 
 
 def _leap(question: str, rng: random.Random, share: float) -> str:
-    # A gap is marked: unmarked ones would make the values after it look wrong, and destroy the arithmetic of a student.
-    # The last step is always there: a solver that was right says how it ended.
-    _, steps = steps_of(question)
-    words = [
-        "..." if rng.random() < share and number < len(steps) - 1 else _step(step, value)
-        for number, (step, value) in enumerate(zip(steps, values(question), strict=True))
-    ]
-    return " ".join(word for i, word in enumerate(words) if word != "..." or i == 0 or words[i - 1] != "...")
+    return " ".join(experts.leaped(_steps(question), share, rng))
 
 
 def _detour(question: str, rng: random.Random, share: float) -> str:
@@ -163,7 +140,7 @@ def _answer_first(question: str, rng: random.Random, share: float) -> str:
 _EXPERTS = {"careful": _careful, "leap": _leap, "detour": _detour, "sloppy": _sloppy, "answer_first": _answer_first}
 
 
-# -- grading, and what an explanation is worth -------------------------------------------------------------------------
+# -- grading, and inspecting explanations ------------------------------------------------------------------------------
 
 
 def grade(solution: str, answer: str, question: str) -> Verdict:
@@ -174,18 +151,17 @@ def grade(solution: str, answer: str, question: str) -> Verdict:
 
 
 def check_answer(answer: str, question: str) -> str | None:
-    """Why the answer is none, or None: it must be one digit."""
+    """Why the answer is invalid, or None: it must be one digit."""
     return None if answer.strip().isdigit() and len(answer.strip()) == 1 else "the answer must be one digit"
 
 
 def inspect(explanation: str, question: str) -> dict[str, bool]:
     """What a person would see in an explanation.
 
-    `complete` is what a student can learn to calculate from: each step's operator, operand and right value, in order. A
-    step may bear another label, and anything may stand between two steps; neither spoils the calculation. `correct` asks
-    for more: those steps under their own labels and not a word besides. `leaks`: the solution is said before the first
-    step. `wrong_value`: some step of the question is there with a value that is not its own (so with a slip, and also
-    with a detour that takes it back).
+    `complete`: it has each step's operator, operand and right value, in order, so a student can learn to calculate from
+    it; steps may have other labels, and anything may stand between them. `correct`: it consists of these steps with their
+    own labels. `leaks`: the solution comes before the first step. `wrong_value`: a step has a wrong value (after a slip,
+    or in a detour that takes it back).
     """
     words = explanation.split()
     _, steps = steps_of(question)
@@ -201,7 +177,7 @@ def inspect(explanation: str, question: str) -> dict[str, bool]:
         "leaks": right[-1][2] in words[:first],
         "wrong_value": any(one[:2] in [step[:2] for step in right] and one[2].isdigit() and one not in right
                            for one in stated),
-        "complete": all(step in rest for step in right),  # each `in` goes on behind the step before
+        "complete": all(step in rest for step in right),  # each `in` continues after the step before
         "correct": " ".join(words) == _careful(question, random.Random(0), 0.0),
     }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Benchmarks: data plus a grader, each a YAML file in `rlt/shipped/benchmarks`; any file of questions and answers."""
+"""Benchmarks: data plus a grader, from a shipped YAML file or any file of questions and answers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from types import ModuleType
+from typing import Literal, cast
 
 import yaml
 from pydantic import Field, model_validator
@@ -18,7 +19,7 @@ from rlt.config import Config, DataConfig, validate
 from rlt.data.problems import problem_of, rows_of
 from rlt.data.rows import ROW_FILES, read_rows
 from rlt.errors import ConfigError, DataError
-from rlt.tasks import load_task
+from rlt.tasks import load_generating_task, load_task
 from rlt.tasks.choices import Choices, laid_out
 from rlt.types import JsonMap, JsonRow, Problem
 
@@ -30,41 +31,41 @@ _GPQA_ID = re.compile(r"rec[A-Za-z0-9]{14}")
 
 
 class Hub(Config):
-    """Where a benchmark is on the hub."""
+    """The benchmark's dataset on the hub."""
 
     path: str
     """Name of the dataset."""
     name: str | None = None
-    """Its configuration."""
+    """Configuration of the dataset."""
     split: str
-    """Its split."""
+    """Split of the dataset."""
 
 
 class Keep(Config):
     """Which rows of a dataset belong to the benchmark."""
 
     column: str
-    """Column that decides, where the row has it."""
+    """Column that decides; rows without it are kept."""
     contains: str
     """Text that the column must contain."""
 
 
 class Slices(Config):
-    """Which part of a benchmark is asked: `NAME:hard`, `NAME:2024-08-01..2025-01-31`, or both."""
+    """Selecting part of a benchmark: `NAME:hard`, `NAME:2024-08-01..2025-01-31`, or both."""
 
     difficulty: str
     """Column with each question's difficulty."""
     difficulties: list[str]
-    """The difficulties that there are."""
+    """All difficulties."""
     date: str
-    """Column with the day of each question, as `2024-08-01`."""
+    """Column with the date of each question, such as `2024-08-01`."""
     only: str | None = None
-    """The difficulty that was chosen."""
+    """The selected difficulty."""
     window: tuple[str, str] | None = None
-    """The first and the last day that were chosen."""
+    """The first and the last selected day."""
 
     def choose(self, name: str, choices: list[str]) -> Slices:
-        """The same with what the words behind a benchmark's name choose; raises ConfigError for others."""
+        """A copy with the selection after a benchmark's name; raises ConfigError for an unknown one."""
         chosen: JsonRow = {}
         for choice in choices:
             window = re.fullmatch(r"(\d{4}-\d\d-\d\d)\.\.(\d{4}-\d\d-\d\d)", choice)
@@ -74,23 +75,23 @@ class Slices(Config):
                 chosen["window"] = (window[1], window[2])
             else:
                 raise ConfigError(
-                    f"benchmark {name}: {choice!r} is neither {' nor '.join(self.difficulties)}, nor first and last day as "
-                    "2024-08-01..2025-01-31."
+                    f"benchmark {name}: {choice!r} is neither one of {', '.join(self.difficulties)} nor a range of days such "
+                    "as 2024-08-01..2025-01-31."
                 )
         return self.model_copy(update=chosen)
 
     def has(self, row: JsonRow, where: str) -> bool:
-        """Whether the row belongs to what was chosen."""
+        """Whether the row is selected."""
         for column, chosen in ((self.difficulty, self.only), (self.date, self.window)):
             if chosen is not None and row.get(column) is None:
-                raise DataError(f"{where}: column `{column}` is missing, and the benchmark is chosen by it.")
+                raise DataError(f"{where}: column `{column}` is missing, but questions are selected by it.")
         if self.only is not None and str(row[self.difficulty]) != self.only:
             return False
         return self.window is None or self.window[0] <= str(row[self.date])[:10] <= self.window[1]
 
 
 class Generated(Config):
-    """How a benchmark that needs no download is made by its task's generator."""
+    """A benchmark without a download, made by its task's generator."""
 
     count: int
     """Number of questions."""
@@ -101,45 +102,45 @@ class Generated(Config):
 
 
 class Benchmark(Config):
-    """A benchmark as data. A change that moves scores is a new `version`."""
+    """A benchmark as data. A change that affects scores is a new `version`."""
 
     name: str
-    """What it is called on the command line: the file's name."""
+    """Name on the command line: the file's name."""
     version: int = Field(ge=1)
-    """Stands in every result; scores of different versions are not compared."""
+    """Recorded in every result; scores of different versions are not compared."""
     title: str
-    """What it is."""
+    """Short description."""
     task: str
-    """Task whose grader decides."""
+    """Task that grades it."""
     questions: int | None = None
-    """How many there are; a download with another number is refused."""
+    """Number of questions; a download with another number is rejected."""
     hub: Hub | None = None
-    """Where it is downloaded from."""
+    """Dataset to download."""
     generate: Generated | None = None
-    """How it is made, for a task with a generator."""
+    """Options of the generator, for a task with one."""
     columns: dict[str, str] = Field(default_factory=dict)
-    """Our column -> the dataset's, where they differ; columns that a row lacks are looked for under our names."""
+    """Our column -> the dataset's, if they differ; a row without the dataset's column is read with our name."""
     keep: Keep | None = None
-    """Rows that belong to it; null: all."""
+    """Rows to keep; null: all."""
     slices: Slices | None = None
-    """Columns by which a part of it can be chosen."""
+    """Columns by which a part can be selected."""
     choices: Choices | None = None
-    """Multiple choice: which columns hold the choices."""
+    """Columns of the choices, for multiple choice."""
     instruction: str | None = None
-    """Sentence that goes with every question."""
+    """Sentence added to every question."""
     place: Literal["before", "after"] = "before"
-    """Where the instruction stands: before the question in the same paragraph, or after it in one of its own."""
+    """Place of the instruction: before the question in the same paragraph, or after it in its own."""
     private: bool = False
-    """Never write a question into a file. Of a file of questions: see `_is_private`."""
+    """Never write questions into files. Of a file of questions: see `_is_private`."""
     by_row: bool = False
-    """Rows of a file name their task in a column `task`; `task` is for the others."""
+    """Use the column `task` of each row, if present, instead of `task`."""
     source: str
-    """Where the questions and the instruction come from."""
+    """Origin of the questions and the instruction."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> Benchmark:
         if self.hub is not None and self.generate is not None:
-            raise ValueError("a benchmark is downloaded (`hub`) or made (`generate`), not both")
+            raise ValueError("`hub` and `generate` exclude each other")
         return self
 
     def instructed(self, question: str) -> str:
@@ -151,7 +152,7 @@ class Benchmark(Config):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question with the answer that a grader compares; `where` names its row in error messages."""
+    """One question with its reference answer; `where` names its row in error messages."""
 
     id: str
     question: str
@@ -159,7 +160,7 @@ class Question:
     system: str | None
     where: str
     task: str
-    """Whose grader decides."""
+    """The task that grades it."""
 
 
 def shipped_benchmarks() -> list[str]:
@@ -168,9 +169,9 @@ def shipped_benchmarks() -> list[str]:
 
 
 def load_benchmark(name_or_path: str, task: str | None = None) -> tuple[Benchmark, str | None]:
-    """The benchmark of that name, or one made of a file of questions and answers, with the file's path.
+    """The benchmark of that name, or one from a file of questions and answers, with the file's path.
 
-    `task` replaces the grader. Raises ConfigError with the near names where it is neither.
+    `task` replaces the grader. Raises ConfigError with similar names if it is neither.
     """
     path = Path(name_or_path).expanduser()
     name, *slices = name_or_path.split(":")
@@ -193,7 +194,7 @@ def load_benchmark(name_or_path: str, task: str | None = None) -> tuple[Benchmar
         )
         return made, str(path)
     near = difflib.get_close_matches(name_or_path, shipped_benchmarks(), n=2, cutoff=0.4)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(shipped_benchmarks())}."
+    hint = f"did you mean {' or '.join(near)}?" if near else f"benchmarks: {', '.join(shipped_benchmarks())}."
     raise ConfigError(f"benchmark {name_or_path!r}: neither a benchmark nor a {', '.join(ROW_FILES)} file; {hint}")
 
 
@@ -215,9 +216,7 @@ def _is_private(path: Path) -> bool:
 
 def _sliced(benchmark: Benchmark, choices: list[str]) -> Benchmark:
     if benchmark.slices is None:
-        raise ConfigError(
-            f"benchmark {benchmark.name}: it has no parts that could be chosen; leave out `:{choices[0]}`."
-        )
+        raise ConfigError(f"benchmark {benchmark.name}: it has no parts to select; remove `:{choices[0]}`.")
     return benchmark.model_copy(
         update={"slices": benchmark.slices.choose(benchmark.name, choices), "questions": None}
     )  # fmt: skip
@@ -226,8 +225,8 @@ def _sliced(benchmark: Benchmark, choices: list[str]) -> Benchmark:
 def load_questions(benchmark: Benchmark, data: str | None = None, limit: int | None = None) -> list[Question]:
     """The benchmark's questions, from the file `data`, the generator or the hub; the first `limit` of them.
 
-    Raises DataError with file, row, column and the fix for a row without question or answer, for an id that repeats,
-    and for a download that has another number of questions than the benchmark.
+    Raises DataError with file, row, column and the fix for a row without question or answer, for a duplicate id, and for a
+    download whose number of questions differs from the benchmark's.
     """
     load_task(benchmark.task)
     questions = []
@@ -237,25 +236,25 @@ def load_questions(benchmark: Benchmark, data: str | None = None, limit: int | N
             break
     origin = data or (benchmark.hub.path if benchmark.hub else benchmark.name)
     if not questions:
-        raise DataError(f"{origin}: no question of {benchmark.name} in it.")
+        raise DataError(f"{origin}: no question of {benchmark.name}.")
     seen: dict[str, Question] = {}
     for question in questions:
         if question.id in seen:
             raise DataError(
-                f"{question.where}: column `id`: {question.id!r} is also in {seen[question.id].where}. Every question "
-                "needs its own, or leave the column out."
+                f"{question.where}: column `id`: {question.id!r} is also in {seen[question.id].where}. Make ids unique, or "
+                "remove the column."
             )
         seen[question.id] = question
     if data is None and limit is None and benchmark.questions not in (None, len(questions)):
         raise DataError(
-            f"{origin}: has {len(questions)} questions, and {benchmark.name} version {benchmark.version} has "
-            f"{benchmark.questions}. The dataset has changed; give the old one with --data FILE."
+            f"{origin}: has {len(questions)} questions, but {benchmark.name} version {benchmark.version} has "
+            f"{benchmark.questions}. The dataset has changed; use the old one with --data FILE."
         )
     return questions
 
 
 def fingerprint(benchmark: Benchmark, questions: list[Question]) -> str:
-    """16 hex digits that are the same for the same questions, answers and instruction in any order."""
+    """16 hex digits, equal for the same questions, answers and instruction in any order."""
     rows = sorted(repr((q.id, benchmark.instructed(q.question), q.answer)) for q in questions)
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()[:16]
 
@@ -263,16 +262,14 @@ def fingerprint(benchmark: Benchmark, questions: list[Question]) -> str:
 def _questions(benchmark: Benchmark, data: str | None) -> Iterator[Question]:
     if data is None and benchmark.generate is not None:
         made = benchmark.generate
-        task: Any = load_task(benchmark.task)
-        for problem in task.generate(made.count, made.seed, made.options):
-            yield Question(
-                problem.id, problem.question, problem.answer, None, f"{benchmark.name} {problem.id}", benchmark.task
-            )  # fmt: skip
+        for problem in load_generating_task(benchmark.task).generate(made.count, made.seed, made.options):
+            where = f"{benchmark.name} {problem.id}"
+            yield Question(problem.id, problem.question, problem.answer or "", None, where, benchmark.task)
         return
     hub = benchmark.hub
     if data is None and hub is None:
         raise ConfigError(
-            f"benchmark {benchmark.name}: has neither `hub` nor `generate`; give its data with --data FILE."
+            f"benchmark {benchmark.name}: has neither `hub` nor `generate`; pass its data with --data FILE."
         )
     values = {"path": data} if data else hub.model_dump() if hub else {}
     source: DataConfig = validate(DataConfig, values, benchmark.name)
@@ -280,7 +277,7 @@ def _questions(benchmark: Benchmark, data: str | None) -> Iterator[Question]:
 
 
 def questions_of_rows(benchmark: Benchmark, rows: Iterable[JsonMap]) -> list[Question]:
-    """The questions in rows of the benchmark's dataset, which somebody else has read."""
+    """The questions in rows of the benchmark's dataset."""
     return list(
         _asked(benchmark, ((f"{benchmark.name} row {number}", dict(row)) for number, row in enumerate(rows, 1)))
     )
@@ -307,14 +304,14 @@ def _question(benchmark: Benchmark, row: JsonRow, where: str, default_id: str) -
     if answer is None or not answer.strip():
         state = "missing" if answer is None else "empty"
         raise DataError(
-            f"{where}: column `answer` is {state}; every question needs one to grade against. The row has "
+            f"{where}: column `answer` is {state}; every question needs a reference answer. The row has "
             f"{', '.join(sorted(row))}."
         )
     return Question(problem.id, problem.question, answer, problem.system, where, _task_of(benchmark, problem))
 
 
 def _task_of(benchmark: Benchmark, problem: Problem) -> str:
-    """The row's own task counts in a file whose task was not given."""
+    """The row's own task, if rows have one and no other was given; otherwise the benchmark's."""
     return problem.task if benchmark.by_row and problem.task is not None else benchmark.task
 
 
@@ -322,20 +319,20 @@ def _as_task_has_it(task: str, row: JsonRow, where: str) -> JsonRow:
     """The row with question and answer from the columns of datasets that its task knows (code's tests, OlympiadBench)."""
     from rlt.data import code_rows
 
-    module: Any = code_rows if task == "code" else load_task(task)
+    module = code_rows if task == "code" else cast(ModuleType, load_task(task))
     if not hasattr(module, "answer_of"):
         return row
     try:
         answer, question = module.answer_of(row), module.question_of(row)
     except ValueError as error:
         raise DataError(f"{where}: {error}. Fix or remove the row.") from error
-    # Solutions that come with tests (APPS: a list of programs as JSON) are not what is graded against.
+    # Solutions that come with tests (APPS: a list of programs as JSON) are not compared.
     texts = {"question": question, **({} if answer is None else {"answer": answer, "solution": "-"})}
     return {**row, **{column: text for column, text in texts.items() if text is not None}}
 
 
 def _boxed_answer(solution: str) -> str | None:
-    """The answer of MATH's own rows, which have it in their worked solution only."""
+    """The answer of MATH's own rows, which have it only in their worked solution."""
     if r"\boxed" not in solution:
         return None
     from rlt.tasks.math import extract

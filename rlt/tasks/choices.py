@@ -1,10 +1,10 @@
-"""How the choices of a multiple-choice row are laid out under its question, as lines `A. text`."""
+"""Laying out the choices of a multiple-choice row below its question, as lines `A. text`."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import cast
 
 from pydantic import model_validator
 
@@ -15,18 +15,18 @@ from rlt.types import JsonMap, JsonRow
 
 
 class Choices(Config):
-    """Columns of the choices: the right one and the wrong ones, shuffled; or a list in its order, with the right one's key."""
+    """Columns of the choices: right and wrong ones, to be shuffled; or a list in fixed order, with the right one's key."""
 
     right: str | None = None
     """Column of the right choice."""
     wrong: list[str] = []
-    """Columns of the others."""
+    """Columns of the wrong choices."""
     seed: int | None = None
-    """Their order is drawn from this and the question's id, so that it never changes."""
+    """The order depends only on this seed and the question's id."""
     listed: str | None = None
-    """Column with all choices in order, in place of `right` and `wrong`; `a.b` is column `b` of column `a`."""
+    """Column with all choices in order, instead of `right` and `wrong`; `a.b` is column `b` of column `a`."""
     labels: str | None = None
-    """Column with the choices' own labels, as ARC's `1` to `4`; null: letters."""
+    """Column with the choices' own labels, such as ARC's `1` to `4`; null: letters."""
     key: str | None = None
     """Column with the label of the right choice."""
 
@@ -40,7 +40,7 @@ class Choices(Config):
 
 
 def laid_out(choices: Choices, row: JsonRow, where: str, key: str) -> JsonRow:
-    """`id`, `question` with its choices, and the letter as `answer`; a row that has that form already, as it is.
+    """`id`, `question` with its choices, and the letter as `answer`; a row already in that form is returned unchanged.
 
     Raises DataError for a row that lacks a choice or its key.
     """
@@ -62,18 +62,16 @@ def laid_out(choices: Choices, row: JsonRow, where: str, key: str) -> JsonRow:
 def _in_order(choices: Choices, row: JsonRow, where: str, key: str) -> JsonRow:
     assert choices.listed is not None
     assert choices.key is not None
-    texts = [str(text).strip() for text in _column(row, choices.listed)]
+    texts = [str(text).strip() for text in _column(row, choices.listed) or ()]
     if not 2 <= len(texts) <= len(LETTERS):
-        raise DataError(
-            f"{where}: column `{choices.listed}` has {len(texts)} choices; 2 to {len(LETTERS)} are possible."
-        )
+        raise DataError(f"{where}: column `{choices.listed}` has {len(texts)} choices; expected 2 to {len(LETTERS)}.")
     if not all(texts):
         raise DataError(f"{where}: column `{choices.listed}`: choice {texts.index('') + 1} is empty.")
     labels = [str(label) for label in _column(row, choices.labels) or ()] if choices.labels else list(LETTERS)
     right = str(row.get(choices.key)).strip()
     if right not in labels[: len(texts)]:
         raise DataError(
-            f"{where}: column `{choices.key}`: {right!r} is none of the choices' labels {', '.join(labels[: len(texts)])}."
+            f"{where}: column `{choices.key}`: {right!r} is not one of the labels {', '.join(labels[: len(texts)])}."
         )
     return _row(row, key, texts, labels.index(right))
 
@@ -84,8 +82,8 @@ def _row(row: JsonRow, key: str, texts: list[str], right: int) -> JsonRow:
     return {"id": row.get("id", key), "question": question, "answer": LETTERS[right]}
 
 
-def _column(row: JsonMap, name: str) -> Any:
-    value: Any = row
+def _column(row: JsonMap, name: str) -> Sequence[object] | None:
+    value: object = row
     for part in name.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
-    return value
+    return cast(Sequence[object] | None, value)

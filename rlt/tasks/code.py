@@ -1,22 +1,22 @@
 """Code: the last Python block of a solution, run against tests in `rlt.tasks.sandbox`.
 
-The tests are the `answer`, as JSON, in the form in which their datasets have them:
+The tests are the `answer`, as JSON, in the form of their datasets:
 
-- `{"inputs": [...], "outputs": [...]}`: programs; each input is given on standard input, each output compared (APPS, TACO).
-- the same with `"fn_name"`: a function, or a method of `class Solution`; each input is its list of arguments.
+- `{"inputs": [...], "outputs": [...]}`: programs; each input goes to standard input, each output is compared (APPS, TACO).
+- the same with `"fn_name"`: a function, or a method of `class Solution`; each input is a list of arguments.
 - `[{"input", "output", "testtype": "stdin" | "functional"}, ...]`, or `{"tests": [...], "fn_name"}`: LiveCodeBench; each
   line of a functional input is one argument as JSON.
 - `{"prompt", "test", "entry_point"}`: `test` defines `check(candidate)` (HumanEval).
 - `{"test_list": [...], "test_setup_code"}`: assert statements (MBPP).
 
-A response is right when every test passes; the first that does not ends it. `rlt.data.code_rows` makes the
-answer of a dataset's row.
+A response is right if every test passes; the first failure stops. `rlt.data.code_rows` makes the answer from a dataset's
+row.
 
-What counts as the same output: the same lines, without whitespace at the ends of lines and empty lines at the end. Or: line
-by line the same number of words, each the same or both numbers, where an integer must have exactly the expected value
-and another number may differ by `TOLERANCE`, absolute or relative. A program must end with status 0. What counts as the
-same value of a function: tuples are lists, keys of dicts are text, numbers as above, and where APPS and TACO expect a list
-of one, the value in it will do.
+Outputs are the same if their lines are, ignoring whitespace at the ends of lines and empty lines at the end. They are also
+the same if each line has the same number of words, and each word is the same or both are numbers: integers must be exact,
+other numbers may differ by `TOLERANCE`, absolute or relative. A program must exit with status 0. For values of functions,
+tuples equal lists, keys of dicts are compared as text, and numbers as above. If APPS or TACO expect a list of one value,
+the value itself is accepted.
 """
 
 from __future__ import annotations
@@ -25,18 +25,20 @@ import ast
 import json
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 from rlt.tasks import Verdict
 from rlt.tasks.sandbox import Box, CallFailed, Functions, check_available, tests_pass
+from rlt.types import JsonMap, JsonRow
 
 CHEAP = False  # other people's programs
+check_machine = check_available
 
-SECONDS = 6.0  # for one program, one call, or all asserts; LiveCodeBench's own limit
+SECONDS = 6.0  # for one program, one call, or all asserts; LiveCodeBench's limit
 TOLERANCE = 1e-6
-# Starter code of LeetCode's kind uses these without an import.
+# LeetCode's starter code uses these without importing them.
 PREAMBLE = (
     "import collections, functools, heapq, itertools, math, operator, random, re, string, sys\n"
     "from bisect import *\nfrom collections import *\nfrom functools import *\nfrom heapq import *\n"
@@ -50,14 +52,14 @@ def grade(solution: str, answer: str, question: str) -> Verdict:
     if code is None:
         return Verdict(False, None)
     tests = tests_of(answer)
-    # Text that is not Python never starts a process; HumanEval's answers may be the rest of the prompt's function.
+    # Text that is not Python never starts a process. HumanEval's answers may continue the prompt's function.
     if not isinstance(tests, Checked) and not _compiles(code):
         return Verdict(False, code)
     return Verdict(tests.passed_by(code), code)
 
 
 def check_answer(answer: str, question: str) -> str | None:
-    """Why no response could be graded against these tests, or None."""
+    """Why no response can be graded against these tests, or None."""
     try:
         tests_of(answer)
     except ValueError as error:
@@ -65,16 +67,11 @@ def check_answer(answer: str, question: str) -> str | None:
     return None
 
 
-def check_machine() -> None:
-    """Raise DependencyError where this machine has no sandbox to run code in."""
-    check_available()
-
-
 _BLOCK = re.compile(r"^( {0,3})```[ \t]*([\w+-]*)[^\n]*\n(.*?)^ {0,3}```[ \t]*$", re.MULTILINE | re.DOTALL)
 
 
 def extract(solution: str) -> str | None:
-    """The last closed block fenced by ``` and marked as Python, else the last without a mark, else None."""
+    """The last closed ``` block marked as Python, else the last one without a mark, else None."""
     found = _BLOCK.findall(solution.replace("\r\n", "\n"))
     blocks = [(mark.casefold(), _unindented(code, len(fence))) for fence, mark, code in found]
     for marks in (("python", "py", "python3"), ("",)):
@@ -85,9 +82,9 @@ def extract(solution: str) -> str | None:
 
 
 def _unindented(code: str, fence: int) -> str:
-    """A block in a list is indented as its fence is; word-level models indent every line by one space.
+    """The block without the indentation of its fence (in a list), or of one space (from word-level models).
 
-    Other indentation stays: HumanEval's answers may be the body of a function.
+    Other indentation is kept: HumanEval's answers may be the body of a function.
     """
     lines = [line for line in code.splitlines() if line.strip()]
     common = min((len(line) - len(line.lstrip(" ")) for line in lines), default=0)
@@ -107,7 +104,7 @@ def _compiles(code: str) -> bool:
 
 @dataclass(frozen=True)
 class Programs:
-    """Inputs and the outputs that are expected."""
+    """Inputs and expected outputs."""
 
     inputs: Sequence[str]
     outputs: Sequence[str]
@@ -123,13 +120,13 @@ class Programs:
 
 @dataclass(frozen=True)
 class Calls:
-    """Lists of arguments and the values that are expected."""
+    """Lists of arguments and expected values."""
 
     name: str
-    arguments: Sequence[Sequence[Any]]
-    values: Sequence[Any]
+    arguments: Sequence[Sequence[object]]
+    values: Sequence[object]
     boxed: bool
-    """Whether an expected list of one may be the value in it."""
+    """Whether the value in an expected list of one is accepted."""
 
     def passed_by(self, code: str) -> bool:
         with Functions(PREAMBLE + code, SECONDS) as functions:
@@ -145,7 +142,7 @@ class Calls:
 
 @dataclass(frozen=True)
 class Checked:
-    """HumanEval's tests (`check(candidate)`, with the prompt that a response may carry on), or MBPP's assert statements."""
+    """HumanEval's tests (`check(candidate)`, with the prompt that a response may continue), or MBPP's assert statements."""
 
     tests: str
     setup: str
@@ -171,7 +168,7 @@ def _defined(code: str) -> set[str]:
 
 
 def tests_of(answer: str) -> Programs | Calls | Checked:
-    """The tests in an answer; raises ValueError with what is wrong with it."""
+    """The tests in an answer; raises ValueError, saying what is wrong, if they are invalid."""
     try:
         found = json.loads(answer)
     except ValueError as error:
@@ -191,7 +188,7 @@ def tests_of(answer: str) -> Programs | Calls | Checked:
         raise ValueError("the tests have no lists `inputs` and `outputs`, no `test`, and no `test_list`")
     if not inputs or len(inputs) != len(outputs):
         raise ValueError(
-            f"the tests have {len(inputs)} inputs and {len(outputs)} outputs; they need as many, and one at least"
+            f"the tests have {len(inputs)} inputs and {len(outputs)} outputs; they need the same number, at least one"
         )
     if not name:
         return Programs([_text(value) for value in inputs], [_text(value) for value in outputs])
@@ -201,10 +198,10 @@ def tests_of(answer: str) -> Programs | Calls | Checked:
     return Calls(str(name), inputs, outputs, found.get("boxed", True))
 
 
-def _check_function(found: Mapping[str, Any]) -> Checked:
+def _check_function(found: JsonMap) -> Checked:
     entry = found.get("entry_point")
     if not isinstance(entry, str) or not entry.isidentifier():
-        raise ValueError("the tests have `test` and no name of a function as `entry_point`")
+        raise ValueError("the tests have `test`, but `entry_point` is not a function's name")
     prompt, test = str(found.get("prompt") or ""), str(found["test"])
     for part, text in (("prompt", prompt), ("test", test)):
         if not _compiles(text):
@@ -214,11 +211,11 @@ def _check_function(found: Mapping[str, Any]) -> Checked:
     return Checked(test, prompt, entry)
 
 
-def _asserts(found: Mapping[str, Any]) -> Checked:
+def _asserts(found: JsonMap) -> Checked:
     statements = found["test_list"]
     if not isinstance(statements, list) or not statements:
         raise ValueError("the tests' `test_list` is not a list of assert statements")
-    imports = found.get("test_imports") or []
+    imports = cast(Iterable[str], found.get("test_imports") or [])
     setup = "\n".join([*imports, str(found.get("test_setup_code") or "")])
     tests = "\n".join(map(str, statements))
     for part, text in (("test_setup_code", setup), ("test_list", tests)):
@@ -227,17 +224,16 @@ def _asserts(found: Mapping[str, Any]) -> Checked:
     return Checked(tests, setup, None)
 
 
-def _from_livecodebench(found: Mapping[str, Any]) -> dict[str, Any]:
+def _from_livecodebench(found: JsonMap) -> JsonRow:
     cases, name = found["tests"], found.get("fn_name")
-    whole = isinstance(cases, list) and all(
-        isinstance(case, dict) and {"input", "output"} <= set(case) for case in cases
-    )
-    if not whole:
-        raise ValueError("the tests are no list of objects with `input` and `output`")
+    if not isinstance(cases, list) or not all(
+        isinstance(one, dict) and {"input", "output"} <= set(one) for one in cases
+    ):
+        raise ValueError("the tests are not a list of objects with `input` and `output`")
     if not any(case.get("testtype") == "functional" for case in cases):
         return {"inputs": [case["input"] for case in cases], "outputs": [case["output"] for case in cases]}
     if not name:
-        raise ValueError("the tests are of a function, and its name, `fn_name`, is missing")
+        raise ValueError("the tests are for a function, but its name, `fn_name`, is missing")
     return {
         "fn_name": name,
         "inputs": [[json.loads(line) for line in case["input"].splitlines() if line.strip()] for case in cases],
@@ -246,7 +242,7 @@ def _from_livecodebench(found: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
@@ -262,7 +258,7 @@ _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?")
 
 
 def same_output(given: str, expected: str) -> bool:
-    """Whether a program's output is the one that is expected (the rule is in the module's docstring)."""
+    """Whether a program's output is the expected one (the rule is in the module's docstring)."""
     left, right = _lines(given), _lines(expected)
     if left == right:
         return True
@@ -303,14 +299,14 @@ def _close(given: float, expected: float) -> bool:
     return given == expected or abs(given - expected) <= TOLERANCE * max(1.0, abs(expected))
 
 
-def same_value(given: Any, expected: Any, boxed: bool = False) -> bool:
-    """Whether a function's value is the one that is expected (the rule is in the module's docstring)."""
+def same_value(given: object, expected: object, boxed: bool = False) -> bool:
+    """Whether a function's value is the expected one (the rule is in the module's docstring)."""
     return _same_value(given, expected) or (
         boxed and isinstance(expected, list) and len(expected) == 1 and _same_value(given, expected[0])
     )
 
 
-def _same_value(given: Any, expected: Any) -> bool:
+def _same_value(given: object, expected: object) -> bool:
     if isinstance(expected, (list, tuple)):
         return (
             isinstance(given, (list, tuple)) and len(given) == len(expected) and all(map(_same_value, given, expected))

@@ -1,10 +1,10 @@
 """Countdown: reach a target with given numbers, each used at most once, by + - * and exact division.
 
 A question reads `25 7 3 4 make 46 ?`; the solution is an expression, `25 + ( 7 * 3 )`, with spaces between words.
-Explanations write one step after another, `7 * 3 21`, and `no` where a solver that searches gives up on a try.
+Explanations write one step after another, `7 * 3 21`, and `no` after a failed try of a searching solver.
 
 The experts are synthetic, like those of `rlt.tasks.arithmetic`: some work carefully, most search, leap, slip, or state
-the answer first. The checker has its own small parser and exact fractions; no text of a model is ever evaluated.
+the answer first. The checker has its own small parser and exact fractions; a model's text is never evaluated as code.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from rlt.errors import ConfigError
-from rlt.tasks import Verdict
-from rlt.types import AnyRow, JsonRow, Problem
+from rlt.tasks import Verdict, experts
+from rlt.tasks.generation import bounds, distinct
+from rlt.types import JsonRow, Problem
 
 CHEAP = True  # graded in this process: a small parser, linear in the text
 
@@ -51,45 +52,42 @@ class Step:
 def generate(count: int, seed: int, options: JsonRow | None = None, exclude: Iterable[str] = ()) -> list[Problem]:
     """`count` solvable problems with distinct questions, none of which is in `exclude`.
 
-    Options: `numbers`, how many are given, a number or [fewest, most] (4); `largest`, the largest of them (25);
-    `spare`, how many of them the solution does not need (0). Target and all values on the way are whole and at most 99.
-    Raises ConfigError for other options, or when there are too few different questions.
+    Options: `numbers`, the number of given numbers, or [fewest, most] (4); `largest`, the largest of them (25); `spare`,
+    how many of them the solution does not need (0). The target and all intermediate values are whole and at most 99.
+    Raises ConfigError for other options, and if there are too few different questions.
     """
     fewest, most, largest, spare = _options(options or {})
-    rng = random.Random(f"countdown {seed}")
-    seen, problems = set(exclude), list[Problem]()
-    for _ in range(200 * count):
-        if len(problems) == count:
-            return problems
+
+    def draw(rng: random.Random) -> Problem | None:
         numbers = [rng.randint(1, largest) for _ in range(rng.randint(fewest, most))]
         made = _make(numbers[: len(numbers) - spare], rng)
         if made is None:
-            continue
+            return None
         target, expression = made
         rng.shuffle(numbers)
         question = " ".join([*map(str, numbers), "make", str(target), "?"])
-        if target in numbers or question in seen:
-            continue
-        seen.add(question)
-        problems.append(Problem(f"{seed}-{len(problems)}", question, solution=expression, answer=str(target)))
-    raise ConfigError(f"countdown: there are not {count} different questions with these options.")
+        return None if target in numbers else Problem("", question, solution=expression, answer=str(target))
+
+    return distinct("countdown", count, seed, draw, exclude, "these options", tries=200)
 
 
-def _options(options: AnyRow) -> tuple[int, int, int, int]:
-    numbers = options.get("numbers", 4)
-    low, high = numbers if isinstance(numbers, Sequence) else (numbers, numbers)
+def _options(options: JsonRow) -> tuple[int, int, int, int]:
+    low, high = bounds(options.get("numbers", 4))
     largest, spare = options.get("largest", 25), options.get("spare", 0)
-    fits = low - spare >= 2 and low <= high <= 6 and 2 <= largest <= LARGEST and spare >= 0
-    if set(options) - {"numbers", "largest", "spare"} or not fits:
-        raise ConfigError(
-            "countdown: options are `numbers`: 2 to 6, or [fewest, most]; `largest`: 2 to 99; `spare`: how many "
-            f"numbers are not needed, which leaves at least 2; not {options}."
-        )
-    return low, high, largest, spare
+    known = not options.keys() - {"numbers", "largest", "spare"}
+    if (
+        known and isinstance(largest, int) and 2 <= largest <= LARGEST and low <= high <= 6
+        and isinstance(spare, int) and 0 <= spare <= low - 2
+    ):  # fmt: skip
+        return low, high, largest, spare
+    raise ConfigError(
+        "countdown: options are `numbers`: 2 to 6, or [fewest, most]; `largest`: 2 to 99; `spare`: how many numbers are "
+        f"not needed, leaving at least 2; not {options}."
+    )
 
 
 def _make(numbers: Sequence[int], rng: random.Random) -> tuple[int, str] | None:
-    """A target made of all `numbers` by random steps, with its expression; None where a step leads nowhere."""
+    """A target made from all `numbers` by random steps, with its expression; None if no step is possible."""
     heap = [(number, str(number)) for number in numbers]
     while len(heap) > 1:
         left, right = (heap.pop(rng.randrange(len(heap))) for _ in range(2))
@@ -103,7 +101,7 @@ def _make(numbers: Sequence[int], rng: random.Random) -> tuple[int, str] | None:
 
 
 def _whole(left: int, operator: str, right: int) -> int | None:
-    """The value where it is a whole number from 1 to 99 and the step does something, else None."""
+    """The value if it is a whole number from 1 to 99 and the step changes something; otherwise None."""
     if operator == "/" and (right in (0, 1) or left % right):
         return None
     if operator == "*" and 1 in (left, right):
@@ -117,11 +115,7 @@ def _whole(left: int, operator: str, right: int) -> int | None:
 
 def explain(problem: Problem, mixture: str, rng: random.Random) -> str:
     """An explanation by an expert drawn from `mixture`; it leads to the problem's solution, though steps may be missing."""
-    if mixture not in MIXTURES:
-        raise ConfigError(f"countdown: unknown experts {mixture!r}; choose from {', '.join(MIXTURES)}.")
-    shares = MIXTURES[mixture]
-    kind = rng.choices(list(shares), weights=list(shares.values()))[0]
-    return _EXPERTS[kind](problem, rng)
+    return _EXPERTS[experts.drawn("countdown", MIXTURES, mixture, rng)](problem, rng)
 
 
 def steps_of(expression: str) -> list[Step]:
@@ -136,9 +130,7 @@ def _careful(problem: Problem, rng: random.Random) -> str:
 
 
 def _leap(problem: Problem, rng: random.Random) -> str:
-    # A gap is marked, for the reason given in rlt.tasks.arithmetic.
-    words = ["..." if rng.random() < 0.6 else str(step) for step in steps_of(problem.solution)]
-    return " ".join(word for i, word in enumerate(words) if word != "..." or i == 0 or words[i - 1] != "...")
+    return " ".join(experts.leaped([*map(str, steps_of(problem.solution))], experts.LEAP, rng, keep_last=False))
 
 
 def _search(problem: Problem, rng: random.Random) -> str:
@@ -177,11 +169,10 @@ _EXPERTS = {"careful": _careful, "leap": _leap, "search": _search, "sloppy": _sl
 
 
 def grade(solution: str, answer: str, question: str) -> Verdict:
-    """Whether the last expression in `solution` has the value `answer` and uses the question's numbers at most once
-    each.
+    """Whether the last expression in `solution` has the value `answer` and uses each of the question's numbers at most once.
 
-    The last expression: in the last `\\boxed{}` if there is one; the last with an operator (`= 24` after it is not one),
-    else the last number.
+    Only the last `\\boxed{}` is searched, if there is one. The last expression is the last one with an operator (`= 24`
+    after it does not count), or else the last number.
     """
     extracted = extract(solution)
     if extracted is None:
@@ -195,7 +186,7 @@ def grade(solution: str, answer: str, question: str) -> Verdict:
 
 
 def check_answer(answer: str, question: str) -> str | None:
-    """Why no response could be graded, or None: the answer must be the target, and the question must give numbers."""
+    """Why no response can be graded, or None: the answer must be the target, and the question must give numbers."""
     if not re.fullmatch(r"\s*-?\d+(?:/\d+)?\s*", answer) or re.search(r"/0+\s*$", answer):
         return f"the answer must be the target, a number, not {answer!r}"
     try:
@@ -208,7 +199,7 @@ def check_answer(answer: str, question: str) -> str | None:
 def read_question(question: str) -> tuple[list[int], int]:
     """The numbers to use and the target: `3 4 make 12 ?`, or numbers in square brackets and the last number after them.
 
-    In other words: all whole numbers of the question, of which the last is the target. Raises ValueError where none is.
+    Any other text: all whole numbers of the question, the last of which is the target. Raises ValueError for fewer than two.
     """
     if match := re.search(r"\[([\d,\s]+)\]", question):
         inside = [int(number) for number in re.findall(r"\d+", match[1])]
@@ -243,7 +234,7 @@ def extract(solution: str) -> str | None:
 
 
 def evaluate(expression: str) -> tuple[Fraction, list[int]]:
-    """The exact value of an expression of whole numbers, + - * / and brackets, and the numbers in it.
+    """The exact value of an expression of whole numbers, + - * / and brackets, and its numbers.
 
     Raises ValueError for anything else, for a division by zero, and for more than 2,000 characters.
     """
@@ -261,7 +252,7 @@ def _tokens(expression: str) -> list[str]:
 
 
 class _Parser:
-    """Recursive descent over the tokens; with `steps`, each operation on whole numbers is noted there."""
+    """Recursive descent over the tokens; appends each operation to `steps`, if given."""
 
     DEEPEST = 50
 
@@ -271,7 +262,7 @@ class _Parser:
     def whole(self) -> Fraction:
         value = self._sum()
         if self.position < len(self.tokens):
-            raise ValueError(f"{self.tokens[self.position]!r} where the expression should have ended")
+            raise ValueError(f"{self.tokens[self.position]!r} after the end of the expression")
         return value
 
     def _next(self) -> str:
@@ -297,13 +288,13 @@ class _Parser:
         if token.isdecimal():
             return Fraction(int(token))
         if token != "(":
-            raise ValueError(f"{token!r} where a number should be" if token else "the expression ends too early")
+            raise ValueError(f"{token!r} instead of a number" if token else "the expression ends too early")
         self.depth += 1
         if self.depth > self.DEEPEST:
-            raise ValueError("too many brackets inside each other")
+            raise ValueError("too many nested brackets")
         value = self._sum()
         if self._next() != ")":
-            raise ValueError("a bracket that never closes")
+            raise ValueError("a bracket is not closed")
         self.position += 1
         self.depth -= 1
         return value
@@ -319,8 +310,11 @@ class _Parser:
 
 
 def inspect(explanation: str, question: str) -> dict[str, bool]:
-    """What a person would see in an explanation: `leaks` (it begins with the solution) and `correct` (steps and nothing
-    else, each with its right value, from numbers that are there, to the target)."""
+    """What a person would see in an explanation.
+
+    `leaks`: it starts with the solution. `correct`: it consists of steps with right values, from available numbers to the
+    target.
+    """
     words = explanation.split()
     have, target = read_question(question)
     correct, value = len(words) % 4 == 0, None

@@ -1,12 +1,12 @@
-"""Simulated experts for tasks that are chains of steps: how solvers write that stopped at the right end.
+"""Simulated experts for tasks that are chains of steps.
 
-They are synthetic, and they leak on purpose; results on them must say so.
+They write like solvers whose final answer was right. They are synthetic and leak on purpose; results on them must say so.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rlt.errors import ConfigError
 
@@ -14,33 +14,44 @@ MIXTURES: dict[str, dict[str, float]] = {
     "careful": {"careful": 1.0},
     "noisy": {"careful": 0.05, "leap": 0.55, "sloppy": 0.20, "answer_first": 0.20},
 }
-LEAP = 0.6  # chance that a step but the last is left out
+LEAP = 0.6  # chance that a step is left out
 WORDS = ("...", "so")
 
 
 def explanation(
     task: str, steps: Sequence[str], slips: Sequence[str], end: str, mixture: str, rng: random.Random
 ) -> str:
-    """An explanation by an expert drawn from `mixture`: of right `steps`, of wrong ones (`slips`), with the `end` said first.
+    """An explanation by an expert drawn from `mixture`, made from the right `steps`, wrong ones (`slips`), and the `end`.
 
-    `careful` writes every step. `leap` leaves steps out and marks the gap, `sloppy` has one wrong step that is not the last,
-    `answer_first` says the end and leaps. Raises ConfigError for an unknown mixture.
+    `careful` writes every step, `leap` leaves steps out and marks the gap, `sloppy` has one wrong step that is not the last,
+    `answer_first` states the end and leaps. Raises ConfigError for an unknown mixture.
     """
-    if mixture not in MIXTURES:
-        raise ConfigError(f"{task}: unknown mixture of experts {mixture!r}; expected one of {', '.join(MIXTURES)}.")
-    (kind,) = rng.choices(list(MIXTURES[mixture]), weights=list(MIXTURES[mixture].values()))
+    kind = drawn(task, MIXTURES, mixture, rng)
     if kind == "sloppy" and len(steps) > 1:
         place = rng.randrange(len(steps) - 1)
         steps = [*steps[:place], slips[place], *steps[place + 1 :]]
     if kind in ("leap", "answer_first"):
-        steps = _leaped(steps, rng)
+        steps = leaped(steps, LEAP, rng)
     return " ".join(["so", end, *steps] if kind == "answer_first" else steps)
 
 
-def _leaped(steps: Sequence[str], rng: random.Random) -> list[str]:
+def drawn(task: str, mixtures: Mapping[str, Mapping[str, float]], mixture: str, rng: random.Random) -> str:
+    """A kind of expert, drawn by the shares of `mixture`; raises ConfigError for an unknown mixture."""
+    if mixture not in mixtures:
+        raise ConfigError(f"{task}: unknown mixture of experts {mixture!r}; expected one of {', '.join(mixtures)}.")
+    (kind,) = rng.choices(list(mixtures[mixture]), weights=list(mixtures[mixture].values()))
+    return kind
+
+
+def leaped(steps: Sequence[str], share: float, rng: random.Random, keep_last: bool = True) -> list[str]:
+    """The steps, each left out with the chance `share`, with gaps marked by `...`.
+
+    An unmarked gap would make the next value look wrong and ruin a student's arithmetic. The last step is kept, because a
+    solver that was right says how it ended.
+    """
     words: list[str] = []
     for number, step in enumerate(steps):
-        word = "..." if rng.random() < LEAP and number < len(steps) - 1 else step
+        word = "..." if rng.random() < share and not (keep_last and number == len(steps) - 1) else step
         if word != "..." or words[-1:] != ["..."]:
             words.append(word)
     return words

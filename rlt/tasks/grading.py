@@ -1,8 +1,7 @@
-"""Grading many responses in processes that can be ended: no response hangs or crashes the whole.
+"""Grading in processes that can be killed, so that no response hangs or crashes the run.
 
-A grader's process (`python -m rlt.tasks.grading TASK SECONDS`) reads one JSON line a response and answers with one. It
-imports no torch, may use 4 GiB, and ends itself when nobody has ended it. Tasks that are `CHEAP` are graded in this
-process.
+A grader's process (`python -m rlt.tasks.grading TASK SECONDS`) reads one JSON line per response and answers with one. It
+imports no torch, may use 4 GiB, and ends itself if its parent is gone. Tasks that are `CHEAP` are graded in this process.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from rlt.text.formats import Format
 
 MEMORY_LIMIT = 4 << 30  # bytes of address space for one grader's process
 START_LIMIT = 120.0  # seconds until a new process must be ready
-STARTS = 3  # processes that may end before they are ready, one after another
+STARTS = 3  # consecutive processes that may end before they are ready
 
 Item = tuple[str, str, str]
 """(response, answer, question)"""
@@ -35,10 +34,10 @@ Done = TypeVar("Done")
 
 
 def answer_part(response: str, fmt: Format) -> str:
-    """The part of a response in which its answer is looked for.
+    """The part of a response that is searched for its answer.
 
-    The solution between its tags. Where no solution tag was opened: what follows the closed thought. Where there is
-    neither, or the solution never closes (the length limit): the whole response.
+    The solution between its tags; without an opening solution tag, what follows the closed thought; otherwise, and for a
+    solution that is never closed (length limit), the whole response.
     """
     _, solution = fmt.parse_response(response)
     if solution is not None:
@@ -49,11 +48,11 @@ def answer_part(response: str, fmt: Format) -> str:
     return response
 
 
-class GraderPool:
+class GraderPool(contextlib.AbstractContextManager["GraderPool"]):
     """Grades responses of one task in `workers` processes; a response gets `timeout` seconds, then counts as wrong.
 
-    Processes start with the first call that needs them and stay until `close`. A process that runs over its time, dies,
-    or runs out of memory is replaced, and the response's Verdict says so in `error`.
+    Processes start with the first call that needs them and run until `close`. A process that exceeds its time, dies, or
+    runs out of memory is replaced, and the response's Verdict has an `error`.
     """
 
     def __init__(self, task: str, workers: int = 2, timeout: float = 10.0) -> None:
@@ -79,7 +78,7 @@ class GraderPool:
         return verdicts
 
     def check(self, answers: Sequence[tuple[str, str]]) -> list[str | None]:
-        """For each `(answer, question)`, why no response to it could be graded, or None."""
+        """For each `(answer, question)`, why no response to it can be graded, or None."""
         if self.cheap:
             return [self._module.check_answer(answer, question) for answer, question in answers]
         reasons: list[str | None] = [None] * len(answers)
@@ -93,9 +92,6 @@ class GraderPool:
             process.end()
         self._processes.clear()
 
-    def __enter__(self) -> GraderPool:
-        return self
-
     def __exit__(self, *error: object) -> None:
         self.close()
 
@@ -106,7 +102,7 @@ class GraderPool:
         try:
             yield from self._dispatch(what, items, waiting)
         except BaseException:
-            self.close()  # an answer that nobody waits for must not meet the next question
+            self.close()  # a late answer must not be taken for that to the next question
             raise
 
     def _dispatch(self, what: str, items: Sequence[Sequence[str]], waiting: deque[int]) -> Iterable[tuple[int, Reply]]:
@@ -156,8 +152,8 @@ class GraderPool:
         selector.register(new.output, selectors.EVENT_READ, new)
 
 
-class Graders:
-    """A GraderPool for each task, started when its first response comes: rows of several tasks are graded together."""
+class Graders(contextlib.AbstractContextManager["Graders"]):
+    """A GraderPool per task, started with its first response, for grading rows of several tasks together."""
 
     def __init__(self, workers: int = 2, timeout: float = 10.0) -> None:
         self.workers, self.timeout = workers, timeout
@@ -170,11 +166,11 @@ class Graders:
         fmt: Format,
         progress: Callable[[int], object] | None = None,
     ) -> list[Verdict]:
-        """As `GraderPool.grade`, each item by its task."""
+        """Like `GraderPool.grade`, each item by its task."""
         return self._by_task(tasks, items, lambda pool, mine: pool.grade(mine, fmt, progress))
 
     def check(self, tasks: Sequence[str], answers: Sequence[tuple[str, str]]) -> list[str | None]:
-        """As `GraderPool.check`, each answer by its task."""
+        """Like `GraderPool.check`, each answer by its task."""
         return self._by_task(tasks, answers, lambda pool, mine: pool.check(mine))
 
     def _by_task(
@@ -193,9 +189,6 @@ class Graders:
         for pool in self.pools.values():
             pool.close()
 
-    def __enter__(self) -> Graders:
-        return self
-
     def __exit__(self, *error: object) -> None:
         self.close()
 
@@ -204,7 +197,7 @@ _FAILED = Verdict(False, None, "not graded")
 
 
 class Reply(TypedDict, total=False):
-    """What a grader's process says: a verdict's fields, `reason` of a check, or `error` where it failed."""
+    """A grader process's answer: a verdict's fields, a check's `reason`, or `error`."""
 
     ready: bool
     correct: bool
@@ -218,7 +211,7 @@ _PARTIAL: Reply = {}
 
 
 class _Process:
-    """One grader's process, and what it is doing since when."""
+    """One grader's process, and since when it has been busy."""
 
     def __init__(self, task: str, timeout: float) -> None:
         package = str(Path(__file__).resolve().parents[2])
@@ -238,7 +231,7 @@ class _Process:
         return not self.ready and time.monotonic() - self.since > START_LIMIT
 
     def send(self, item: list[str]) -> bool:
-        """Whether the process took the item; it waits in `readline`, so that the pipe never stays full."""
+        """Whether the process accepted the item; it waits in `readline`, so the pipe never stays full."""
         self.since = time.monotonic()
         try:
             self._input.write(json.dumps(item).encode() + b"\n")
@@ -248,7 +241,7 @@ class _Process:
         return True
 
     def receive(self) -> Reply | None:
-        """The next reply; `_PARTIAL` where its line is not whole yet, None where the process has ended."""
+        """The next reply; `_PARTIAL` if its line is incomplete, None if the process has ended."""
         data = os.read(self.output.fileno(), 1 << 20)
         if not data:
             return None
@@ -272,7 +265,7 @@ class _Process:
 
 
 def serve(task: str, timeout: float) -> None:
-    """Answer items from standard input until it ends. What graders print goes to standard error."""
+    """Answer items from standard input until it ends. The graders' own output goes to standard error."""
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides

@@ -1,9 +1,9 @@
-"""Mathematics: the last answer of a solution, compared with the reference by `rlt.tasks.math_answers`.
+"""Mathematics: the last answer of a solution, compared by `rlt.tasks.math_answers`.
 
-Where the answer is looked for, in this order; the first that is there counts, right or wrong:
+The first of these that is found counts, right or wrong:
 
-1. the last `\\boxed{...}` (several side by side, `\\boxed{1}` and `\\boxed{2}`, are one answer of several parts);
-2. what follows the last `answer is`, where nothing but the rest of that line comes after it;
+1. the last `\\boxed{...}` (several side by side, `\\boxed{1}` and `\\boxed{2}`, are one answer with several parts);
+2. what follows the last `answer is`, if no other line comes after it;
 3. the last number.
 """
 
@@ -18,7 +18,7 @@ from rlt.tasks.math_spelling import NUMERALS, spell
 
 __all__ = ["CHEAP", "boxed", "check_answer", "extract", "grade", "prepare", "same", "stated"]
 
-CHEAP = False  # sympy may never return: graded in processes that can be ended
+CHEAP = False  # sympy may never return: graded in processes that can be killed
 
 
 def grade(solution: str, answer: str, question: str) -> Verdict:
@@ -33,15 +33,15 @@ def grade(solution: str, answer: str, question: str) -> Verdict:
 
 
 def check_answer(answer: str, question: str) -> str | None:
-    """Why no response could be graded against this answer, or None. May take unbounded time, as `grade`."""
+    """Why no response can be graded against this answer, or None. May take unbounded time, like `grade`."""
     if not answer.strip():
         return "it is empty"
     bare = re.sub(r"\\[{}]", "", answer)
     if bare.count("{") != bare.count("}"):
-        return f"{answer!r} has a brace without its pair"
+        return f"{answer!r} has an unmatched brace"
     if not re.search(r"\w", spell(answer)[0]):
-        return f"{answer!r} has nothing that could be compared"
-    return None if readable(answer) else f"{answer!r}: math-verify cannot read this LaTeX"
+        return f"{answer!r} has nothing to compare"
+    return None if readable(answer) else f"{answer!r}: math-verify cannot parse this LaTeX"
 
 
 def same(given: str, other: str) -> bool:
@@ -49,16 +49,16 @@ def same(given: str, other: str) -> bool:
     return given == other or (len(given) + len(other) < 200 and spell(given) == spell(other))
 
 
-# -- where the answer stands -------------------------------------------------------------------------------------------
+# -- finding the answer ------------------------------------------------------------------------------------------------
 
 
 def extract(solution: str) -> str | None:
-    """The last answer in `solution` as it is written there, or None (the order is in the module's docstring)."""
+    """The last answer in `solution` as written, or None (the order is in the module's docstring)."""
     return boxed(solution) or stated(solution) or _last_number(solution)
 
 
 def boxed(solution: str) -> str | None:
-    """What stands in the last box, or in the last ones side by side, or None."""
+    """The content of the last box, or of the last ones side by side, or None."""
     return ", ".join(_last_boxes(solution)) or None
 
 
@@ -73,7 +73,7 @@ _BETWEEN_BOXES = re.compile(r"(?:[\s$,;]|\\[()\[\],;]|\b(?:and|or)\b|\\(?:text|q
 
 
 def _last_boxes(text: str) -> list[str]:
-    """What stands in the last box, and in the boxes that only commas and the like separate from it."""
+    """The contents of the last box and of those separated from it only by commas and the like."""
     boxes = [box for match in _BOX.finditer(text) if (box := _box(text, match)).content]
     if not boxes:
         return []
@@ -107,7 +107,7 @@ _SENTENCE_END = re.compile(r"[.!?](?:\s|$)|\n")
 
 
 def stated(text: str) -> str | None:
-    """What follows the last `answer is`, where only the rest of its line comes after it, or None."""
+    """What follows the last `answer is`, if no other line comes after it, or None."""
     phrases = list(_PHRASE.finditer(text))
     if not phrases:
         return None

@@ -1,7 +1,7 @@
-"""When two mathematical answers in one spelling are the same: by structure, numbers, text, and math-verify.
+"""Comparing two mathematical answers in one spelling: by structure, numbers, text, and math-verify.
 
-Cheap steps come first, so that most answers never reach sympy. What the last step costs is unbounded (`9^{9^{9^9}}`):
-whoever compares what a model wrote does it in a process that can be ended, see `rlt.tasks.grading`.
+Cheap steps come first, so that most answers never reach sympy. The cost of the last step is unbounded (`9^{9^{9^9}}`):
+compare a model's answers only in a process that can be killed, see `rlt.tasks.grading`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rlt.tasks.math_spelling import NUMBER, NUMERALS, spell
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """An answer of several parts. `kind`: `()`, `[]`, `(]`, `[)`, `set`, `list`, `union`, or `matrix` (row by row)."""
+    """An answer with several parts. `kind`: `()`, `[]`, `(]`, `[)`, `set`, `list`, `union`, or `matrix` (row by row)."""
 
     kind: str
     items: tuple[str, ...]
@@ -34,7 +34,7 @@ _OPEN, _CLOSE = "([{\ue001", ")]}\ue002"
 
 
 def split_top(text: str, separators: Sequence[str]) -> list[str]:
-    """`text` cut at each separator that stands outside all brackets."""
+    """`text` split at each separator outside of brackets."""
     pieces, depth, start, position = [], 0, 0, 0
     while position < len(text):
         depth += (text[position] in _OPEN) - (text[position] in _CLOSE)
@@ -49,7 +49,7 @@ def split_top(text: str, separators: Sequence[str]) -> list[str]:
 
 
 def _parts(body: str) -> Parts | None:
-    """The parts of an answer in one spelling, or None for one of a single part."""
+    """The parts of an answer in one spelling, or None if it has only one."""
     if matrix := _MATRIX.fullmatch(body):
         rows = [row.split("&") for row in matrix[1].split("\ue003") if row]
         return Parts("matrix", tuple(cell for row in rows for cell in row), max(map(len, rows), default=0))
@@ -73,7 +73,7 @@ def _parts(body: str) -> Parts | None:
 
 
 def _encloses(body: str) -> bool:
-    """Whether the first character's bracket is closed by the last one (half-open intervals included)."""
+    """Whether the first character's bracket is closed by the last character (half-open intervals included)."""
     depth = 0
     for position, character in enumerate(body):
         depth += (character in _OPEN) - (character in _CLOSE)
@@ -96,7 +96,7 @@ _ABOVE = re.compile(rf"([a-zA-Z]|\\theta|\\alpha)([<>\ue005\ue006])({_SIDE})")
 
 
 def _interval(body: str) -> Parts | None:
-    """The interval that an inequality in one variable (`-2<x\\le7`, `x>3`) stands for, or None."""
+    """The interval of an inequality in one variable (`-2<x\\le7`, `x>3`), or None."""
     text = re.sub(r"\\le(?![a-zA-Z])\s*|<=", "\ue005", re.sub(r"\\ge(?![a-zA-Z])\s*|>=", "\ue006", body))
     text = re.sub(r"\\lt(?![a-zA-Z])\s*", "<", re.sub(r"\\gt(?![a-zA-Z])\s*", ">", text))
     if match := _BETWEEN.fullmatch(text):
@@ -121,11 +121,11 @@ LONGEST = 1000  # characters; longer texts are not answers, and their numbers ha
 
 @lru_cache(maxsize=4096)
 def same_answer(given: str, answer: str) -> bool:
-    """Whether `given` says the same as the reference `answer`, whatever the spelling.
+    """Whether `given` is the same as the reference `answer`, in any spelling.
 
     The same: other spellings of numbers, fractions, roots, expressions; a list, set or union in another order; with or
-    without unit, dollar sign, degree sign, `x =`, base subscript; `10%` for 10 or 0.1 where the reference has the sign.
-    Not the same: other brackets of an interval, another unit or base, a rounded number (six digits must agree).
+    without unit, dollar sign, degree sign, `x =`, base subscript; `10%` for 10 or 0.1 if the reference has the sign.
+    Not the same: other interval brackets, another unit or base, a rounded number (six digits must agree).
     """
     if len(given) > LONGEST + 2 * len(answer):
         return False
@@ -167,7 +167,7 @@ def _same_parts(given: Parts, answer: Parts) -> bool:
     if len(given.items) != len(answer.items):
         return False
     if "matrix" in kinds:
-        # A column or row is a vector, however it is bracketed.
+        # A column or row is a vector with any brackets.
         shapes = {
             p.columns in (1, len(p.items)) if p.kind == "matrix" else p.kind in ("()", "[]") for p in (given, answer)
         }
@@ -240,7 +240,7 @@ def number(body: str) -> Fraction | None:
 def _same_number(left: Fraction, right: Fraction, decimal: bool) -> bool:
     if left == right:
         return True
-    # Six digits of an endless decimal are enough; an integer is never approximated.
+    # Six digits of an infinite decimal are enough; integers must be exact.
     return decimal and right.denominator != 1 and abs(left - right) <= Fraction(2, 10**6) * abs(right)
 
 
@@ -262,7 +262,7 @@ def _same_based(left: str, right: str) -> bool:
     if given and answer:
         bases = NUMERALS.get(given[2], given[2]), NUMERALS.get(answer[2], answer[2])
         return given[1] == answer[1] and bases[0] == bases[1]
-    # The question names the base, so digits without it are read in that base.
+    # The question names the base, so digits without a base are in that one.
     return (given[1] if given else left) == (answer[1] if answer else right)
 
 
@@ -280,7 +280,7 @@ def _plain(body: str) -> str:
 
 
 def _last_side(body: str) -> str:
-    """The right side of a chain whose left sides are numbers (`21+45=66`), else the body."""
+    """The right side of an equation whose left sides are numbers (`21+45=66`); otherwise the body."""
     sides = split_top(body, ("=",))
     letters = [re.search(r"[A-Za-z]", re.sub(r"\\(?:frac|sqrt|cdot|times|pi)\b", "", side)) for side in sides[:-1]]
     return sides[-1] if len(sides) > 1 and not any(letters) else body
@@ -292,19 +292,19 @@ def _last_side(body: str) -> str:
 def _same_symbolically(left: str, right: str) -> bool:
     from math_verify import verify
 
-    # Without its own time limits: those use signals, which work in one thread of one process.
+    # Without its own time limits, which use signals and so work only in the main thread.
     answer, given = parse(right), parse(left)
     return bool(answer and given) and verify(list(answer), list(given), timeout_seconds=None)
 
 
 def prepare() -> None:
-    """Import sympy and its parser (takes one second), so that the first answer does not pay for it."""
+    """Import sympy and its parser, which takes a second, before the first answer is timed."""
     import math_verify  # noqa: F401
 
 
 @lru_cache(maxsize=1024)
 def parse(body: str) -> tuple[object, ...]:
-    """What math-verify reads in an answer in one spelling, as sympy objects; empty where it reads nothing."""
+    """The sympy objects that math-verify parses from an answer in one spelling; empty if it cannot."""
     from latex2sympy2_extended import NormalizationConfig
     from math_verify import LatexExtractionConfig
     from math_verify import parse as read
@@ -314,14 +314,14 @@ def parse(body: str) -> tuple[object, ...]:
     latex = (
         re.sub(r"(\d)\\frac\{(\d+)\}\{(\d+)\}", r"(\1+\\frac{\2}{\3})", latex) if _FRACTION.fullmatch(body) else latex
     )
-    # Its own list of units has single letters, which here are variables (`5m`).
+    # Its own list of units has single letters, which are variables here (`5m`).
     spelling = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="all")
     config = LatexExtractionConfig(normalization_config=spelling)
     return tuple(read(f"${latex}$", [config], fallback_mode="no_fallback", parsing_timeout=None))  # type: ignore[arg-type]
 
 
 def readable(answer: str) -> bool:
-    """Whether the reference can be compared at all: a number, text, or LaTeX of which every part can be read."""
+    """Whether the reference can be compared: a number, text, or LaTeX that can be parsed in every part."""
     return _readable(spell(answer)[0])
 
 

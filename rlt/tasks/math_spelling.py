@@ -1,4 +1,4 @@
-"""One spelling for a mathematical answer: LaTeX and plain notations of the same thing become the same text."""
+"""One spelling for mathematical answers in LaTeX and plain notations."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _DELIMITERS = re.compile(r"\\[()\[\]]|\*\*|(?<!\\)\$")
 _TEXT = re.compile(
     r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathbf|mathit|mathsf|mbox|operatorname|rm|bf)\s*\{([^{}]*)\}"
 )
-_WORD = "\ue000"  # stands on both sides of what was set as text, until units are told from variables
-# Other private characters: \ue001 and \ue002 are a set's braces, \ue003 ends a row of a matrix, \ue004 is a space that
-# stays, \ue005 and \ue006 are "at most" and "at least". None of them occurs in LaTeX.
+_WORD = "\ue000"  # surrounds what was set as text, until units are told from variables
+# Other private characters: \ue001 and \ue002 are a set's braces, \ue003 ends a matrix row, \ue004 is a space to keep,
+# \ue005 and \ue006 are "at most" and "at least". None of them occurs in LaTeX.
 _JOIN = re.compile(
     rf"{_WORD}\s*,?\s*(?:and|or)\s*{_WORD}|(?<=[\s\d)}}\]]),?\s*\b(?:and|or)\b\s*(?=[\s\d({{\[\\a-zA-Z-])"
 )
@@ -29,7 +29,7 @@ _FUNCTIONS = frozenset({
     "inf", "infinity", "max", "min", "gcd", "lcm",
 })  # fmt: skip
 
-# Spelling of a unit -> the unit; only these are compared, other words after a number say what is counted.
+# Spelling of a unit -> the unit. Only these are compared; other words after a number say what is counted.
 _UNITS = {
     spelling: unit
     for unit, spellings in {
@@ -66,9 +66,9 @@ def _balanced(text: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def spell(text: str) -> tuple[str, str | None]:
-    """`(body, unit)`: the answer in one spelling without spaces, and the unit after it, if it is a known one.
+    """`(body, unit)`: the answer in one spelling without spaces, and the unit after it, if known.
 
-    `"\\dfrac12 \\text{ inches}."` gives `("\\frac{1}{2}", "in")`. Dollar and degree signs go; a percent sign stays.
+    `"\\dfrac12 \\text{ inches}."` gives `("\\frac{1}{2}", "in")`. Drops dollar and degree signs, keeps percent signs.
     """
     if (boxed := _BOXED.fullmatch(text)) and _balanced(boxed[1]):
         text = boxed[1]
@@ -139,7 +139,7 @@ def _spell_math(text: str) -> str:
     text = re.sub(r"(?<![\\a-zA-Z])pi(?![a-zA-Z])", r"\\pi ", text)
     text = re.sub(r"(?<![\\a-zA-Z])(?:infinity|infty|inf)(?![a-zA-Z])", r"\\infty ", text)
     text = re.sub(r"(?<=[\])])\s*U\s*(?=[\[(])", r"\\cup ", text)
-    # A space ends a command's name: it goes only where no letter follows.
+    # A space that ends a command's name is kept before a letter.
     text = re.sub(r"(\\[a-zA-Z]+)\s+(?=[a-zA-Z])", "\\1\ue004", text)
     text = re.sub(r"\s+", "", text).replace("\ue004", " ")
     text = re.sub(r"\^\{(\w)\}", r"^\1", re.sub(r"_\{(\w+)\}", r"_\1", text))

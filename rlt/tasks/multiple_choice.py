@@ -1,12 +1,12 @@
-"""Multiple choice: the letter that a solution ends with.
+"""Multiple choice: the letter at the end of a solution.
 
-Where the letter is looked for, in this order; the first that is there counts, right or wrong:
+The first of these that is found counts, right or wrong:
 
 1. the last `\\boxed{...}`: a letter (`C`, `(C)`, `\\text{C}`, `C. 5 m`), or the text of one of the question's choices;
 2. what follows the last `answer is`, `answer:`, `choice is` or `option is`;
-3. the last letter that stands alone on its line, in brackets or in bold.
+3. the last letter alone on its line, in brackets or in bold.
 
-Several letters in the first two places (`A or B`) are no choice, and wrong.
+Several letters in the first two places (`A or B`) are wrong.
 """
 
 from __future__ import annotations
@@ -40,8 +40,7 @@ def grade(solution: str, answer: str, question: str) -> Verdict:
 
 
 def check_answer(answer: str, question: str) -> str | None:
-    """Why the answer is invalid, or None: it must be a letter, and one of the question's choices where those are
-    listed."""
+    """Why the answer is invalid, or None: it must be a letter, and one of the question's choices if these are listed."""
     letter = _letter(answer)
     if letter is None:
         return f"{answer!r} is not a letter from A to {LETTERS[-1]}"
@@ -50,7 +49,7 @@ def check_answer(answer: str, question: str) -> str | None:
 
 
 def choices_of(question: str) -> dict[str, str]:
-    """Letter -> text of the choices that a question lists, one a line, as `A. text` or `(A) text`."""
+    """Letter -> text of the choices in a question, one per line, as `A. text` or `(A) text`."""
     return {letter: text for letter, text in _CHOICE.findall(question)}
 
 

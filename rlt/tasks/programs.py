@@ -1,19 +1,19 @@
-"""Programs of a few lines: code of a simple kind, for models that know some dozens of words.
+"""Programs of a few lines: simple code, for models with a vocabulary of some dozen words.
 
 A question names steps, `write add 3 , double , negate ?`; the solution is a program that reads a number, takes these steps
-and prints it, graded by `rlt.tasks.code` against three pairs of input and output (the form of APPS). A full explanation says
-what each step is in Python: `add 3 += 3 , double *= 2 , negate *= -1 ,`.
+and prints it. It is graded by `rlt.tasks.code` against three pairs of input and output (the form of APPS). A full
+explanation translates each step to Python: `add 3 += 3 , double *= 2 , negate *= -1 ,`.
 """
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-from rlt.errors import ConfigError
 from rlt.tasks import code, experts
-from rlt.types import AnyRow, JsonRow, Problem
+from rlt.tasks.generation import distinct, steps_option
+from rlt.types import JsonRow, Problem
 
 CHEAP = code.CHEAP
 MIXTURES = experts.MIXTURES
@@ -21,7 +21,7 @@ INPUTS = (-4, 1, 7)
 NUMBERS = range(1, 10)
 READ, WRITE = "x=int(input())", "print(x)"
 STEPS = {"add": "+= {}", "take": "-= {}", "double": "*= 2", "triple": "*= 3", "negate": "*= -1", "square": "*= x"}
-"""What a question calls a step -> its Python."""
+"""Name of a step in questions -> its Python."""
 
 grade = code.grade
 check_answer = code.check_answer
@@ -31,29 +31,16 @@ check_machine = code.check_machine
 def generate(count: int, seed: int, options: JsonRow | None = None, exclude: Iterable[str] = ()) -> list[Problem]:
     """`count` problems with distinct questions, none of which is in `exclude`.
 
-    Options: `steps`, a number or [fewest, most] (3). Raises ConfigError for other options, or when there are too few
+    Options: `steps`, a number or [fewest, most] (3). Raises ConfigError for other options, and if there are too few
     different questions.
     """
-    fewest, most = _steps_option(options or {})
-    rng = random.Random(f"programs {seed}")
-    seen, problems = set(exclude), list[Problem]()
-    for _ in range(100 * count):
-        if len(problems) == count:
-            return problems
+    fewest, most = steps_option("programs", options or {}, 3, 8)
+
+    def draw(rng: random.Random) -> Problem:
         steps = [_step(rng) for _ in range(rng.randint(fewest, most))]
-        question = f"write {' , '.join(steps)} ?"
-        if question not in seen:
-            seen.add(question)
-            problems.append(_problem(question, f"{seed}-{len(problems)}"))
-    raise ConfigError(f"programs: there are not {count} different questions with {fewest} to {most} steps.")
+        return _problem(f"write {' , '.join(steps)} ?")
 
-
-def _steps_option(options: AnyRow) -> tuple[int, int]:
-    steps = options.get("steps", 3)
-    low, high = steps if isinstance(steps, Sequence) else (steps, steps)
-    if set(options) - {"steps"} or not 1 <= low <= high <= 8:
-        raise ConfigError(f"programs: options are `steps`: 1 to 8, or [fewest, most]; not {options}.")
-    return low, high
+    return distinct("programs", count, seed, draw, exclude, f"{fewest} to {most} steps")
 
 
 def _step(rng: random.Random) -> str:
@@ -61,7 +48,7 @@ def _step(rng: random.Random) -> str:
     return f"{name} {rng.choice(NUMBERS)}" if "{}" in STEPS[name] else name
 
 
-def _problem(question: str, key: str) -> Problem:
+def _problem(question: str) -> Problem:
     lines = [READ, *(f"x {python(step)}" for step in steps_of(question)), WRITE]
     program = " \n ".join(lines)
     outputs = []
@@ -70,7 +57,7 @@ def _problem(question: str, key: str) -> Problem:
             x = _taken(step, x)
         outputs.append(str(x))
     tests = json.dumps({"inputs": [str(x) for x in INPUTS], "outputs": outputs})
-    return Problem(key, question, f"```python \n {program} \n ```", tests)
+    return Problem("", question, f"```python \n {program} \n ```", tests)
 
 
 def _taken(step: str, x: int) -> int:
@@ -81,7 +68,7 @@ def _taken(step: str, x: int) -> int:
 
 
 def steps_of(question: str) -> list[str]:
-    """The steps that a question names."""
+    """The steps in a question."""
     return question.removeprefix("write ").removesuffix(" ?").split(" , ")
 
 
@@ -94,15 +81,10 @@ def python(step: str) -> str:
 def explain(problem: Problem, mixture: str, rng: random.Random) -> str:
     """An explanation by an expert drawn from `mixture`."""
     steps = steps_of(problem.question)
-    wrong = [rng.choice([one for one in STEPS if python_of(one) != python_of(step)]) for step in steps]
+    wrong = [rng.choice([name for name in STEPS if name != step.split()[0]]) for step in steps]
     slips = [f"{step} {STEPS[other].format(rng.choice(NUMBERS))} ," for step, other in zip(steps, wrong, strict=True)]
     end = " , ".join(python(step) for step in steps) + " ;"
     return experts.explanation("programs", [f"{step} {python(step)} ," for step in steps], slips, end, mixture, rng)
-
-
-def python_of(step: str) -> str:
-    """The Python of a step's kind."""
-    return STEPS[step.split()[0]]
 
 
 def vocabulary() -> list[str]:

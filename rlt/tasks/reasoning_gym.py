@@ -1,10 +1,11 @@
-"""reasoning-gym: each of its generators is a task, `reasoning_gym/NAME`, that makes problems and grades with its own scorer.
+"""reasoning-gym: each of its generators is a task, `reasoning_gym/NAME`.
 
-The `answer` of a problem is JSON, `{"answer", "metadata"}`: what the scorer reads of its entry. The solution is the answer,
-or, where the metadata has one that is worked, that and then the answer in `<answer>` tags.
+A task generates problems and grades with the generator's own scorer. The `answer` of a problem is JSON, `{"answer",
+"metadata"}`, as the scorer needs it. The solution is the answer; if the metadata has a worked solution, it is that one,
+followed by the answer in `<answer>` tags.
 
-What is scored of a response, the first that is there: the last `<answer>...</answer>`, the last `\\boxed{...}`, all of the
-solution. A score of 1 is correct; every score is kept.
+The first of these found in a response is scored: the last `<answer>...</answer>`, the last `\\boxed{...}`, the whole
+solution. A score of 1 is correct; every score is recorded.
 """
 
 from __future__ import annotations
@@ -17,36 +18,40 @@ import json
 import random
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from importlib import import_module, util
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, cast
 
 from rlt.errors import ConfigError, DependencyError
 from rlt.tasks import Verdict, experts
-from rlt.types import AnyRow, JsonRow, Problem
+from rlt.types import JsonMap, JsonRow, Problem
+
+if TYPE_CHECKING:
+    from reasoning_gym.dataset import ProceduralDataset
 
 PREFIX = "reasoning_gym/"
 BLOCK = 1_000_000
-"""Entries per seed. reasoning-gym seeds entry i of a data set with `seed + i`, so that its seeds 0 and 1 share all entries
-but one; here they share none."""
-SIZE = 500  # entries of one data set, reasoning-gym's own default: some are made whole
-REPEATS = 1000  # questions in a row that were there before: then there are no others
+"""Entries per seed. reasoning-gym seeds entry i of a data set with `seed + i`, so its seeds 0 and 1 share all entries but
+one; here they share none."""
+SIZE = 500  # entries of one data set, reasoning-gym's default: some are generated all at once
+REPEATS = 1000  # consecutive known questions after which no others are expected
 
 WORKED = {"gsm_symbolic": "answer_cot"}
-"""Generator -> the metadata that is its worked solution."""
+"""Generator -> the metadata with a worked solution."""
 EXAMPLE = {
     "propositional_logic": "example_answer",
     "rubiks_cube": "example_correct_answer",
     "graph_color": "possible_answer",
 }
-"""Generator without one right answer -> the metadata that is one of them."""
+"""Generator with several right answers -> the metadata with one of them."""
 UNSUPPORTED = {
-    "composite": "it mixes other generators; give `data` a list of them instead",
+    "composite": "it mixes other generators; list them in `data` instead",
     "boxnet": "it has no answer to learn from",
     "rush_hour": "it has no answer to learn from",
 }
 """Generator -> why it cannot be a task."""
-# Scorers that evaluate what a model wrote, as Python. They get literals alone, and names of mathematics alone.
+# Scorers that evaluate a model's text as Python. The first get only literals, the second only mathematical names.
 _EVALUATING = (
     "algorithmic.string_insertion", "algorithmic.spiral_matrix", "algorithmic.binary_matrix", "algorithmic.number_sorting",
     "games.n_queens",
@@ -63,14 +68,14 @@ class ReasoningGym:
 
     generator: str
 
-    CHEAP = False  # other people's scorers: graded in processes that can be ended
+    CHEAP = False  # other people's scorers: graded in processes that can be killed
 
     @property
     def name(self) -> str:
         return PREFIX + self.generator
 
     def check_options(self, options: JsonRow) -> None:
-        """Raise ConfigError for options that the generator does not have or does not allow."""
+        """Raise ConfigError for unknown or invalid options of the generator."""
         self._dataset(options, seed=0, size=1)
 
     def generate(
@@ -78,7 +83,7 @@ class ReasoningGym:
     ) -> list[Problem]:
         """`count` problems with distinct questions, none of which is in `exclude`; `options` are the generator's own.
 
-        Other seeds draw from other entries. Raises ConfigError for wrong options, or when there are too few questions.
+        Seeds do not share entries. Raises ConfigError for invalid options, and if there are too few questions.
         """
         seen, problems, repeats = set(exclude), list[Problem](), 0
         for index, entry in enumerate(self._entries(seed, options or {})):
@@ -90,7 +95,7 @@ class ReasoningGym:
                 break
         if len(problems) < count:
             raise ConfigError(
-                f"{self.name}: there are not {count} different questions with these options, but {len(problems)}."
+                f"{self.name}: there are only {len(problems)} different questions with these options, not {count}."
             )
         return problems
 
@@ -98,27 +103,27 @@ class ReasoningGym:
         """The scorer's verdict on the answer in `solution`. May take unbounded time; `rlt.tasks.grading` limits it."""
         extracted = extract(solution)
         entry = {"question": question, **json.loads(answer)}
-        if self.generator in ("arc_agi", "rearc"):  # they compare tuples, which JSON does not have
+        if self.generator in ("arc_agi", "rearc"):  # their scorers compare tuples, which JSON does not have
             entry["metadata"]["output"] = tuple(map(tuple, entry["metadata"]["output"]))
         if self.generator in _PARSING and not _MATHEMATICS.fullmatch(extracted):
             return Verdict(False, extracted, score=0.0)
-        if self.generator == "game_of_life_halting":  # its scorer takes any text for right: bool("False") is True
+        if self.generator == "game_of_life_halting":  # its scorer accepts any text: bool("False") is True
             same = extracted.casefold() == str(entry["answer"]).casefold()
             return Verdict(same, extracted, score=float(same))
         try:
             score = float(self._scorer.score_answer(extracted, entry))
-        except Exception as error:  # scorers raise what they like on answers that they did not expect
+        except Exception as error:  # scorers raise anything for unexpected answers
             return Verdict(False, extracted, f"the scorer of {self.name} raised {type(error).__name__}: {error}")
         return Verdict(score >= 1.0, extracted, score=score)
 
     def check_answer(self, answer: str, question: str) -> str | None:
-        """Why no response could be graded against this answer, or None."""
+        """Why no response can be graded against this answer, or None."""
         try:
             read = json.loads(answer)
         except ValueError:
             read = None
         if not isinstance(read, dict) or not {"answer", "metadata"} <= read.keys():
-            return f"must be JSON with `answer` and `metadata`, as the stage `problems` writes it for {self.name}"
+            return f"must be JSON with `answer` and `metadata`, as written by the stage `problems` for {self.name}"
         return None
 
     def prepare(self) -> None:
@@ -128,10 +133,10 @@ class ReasoningGym:
     # -- the package -----------------------------------------------------------------------------------------------------
 
     @functools.cached_property
-    def _scorer(self) -> Any:
+    def _scorer(self) -> ProceduralDataset:
         return self._dataset({}, seed=0, size=1)
 
-    def _dataset(self, options: JsonRow, seed: int, size: int) -> Any:
+    def _dataset(self, options: JsonRow, seed: int, size: int) -> ProceduralDataset:
         kind, settings = package().DATASETS[self.generator]
         known = {field.name: field for field in fields(settings) if field.name not in ("seed", "size")}
         for name in options:
@@ -155,25 +160,25 @@ class ReasoningGym:
             except ValueError as error:
                 if "2**32" not in str(error):
                     raise
-                raise ConfigError(  # numpy's old generator
+                raise ConfigError(  # a limit of numpy's old generator
                     f"{self.name}: `seed` {seed} is too large; use one below {2**32 // BLOCK}."
                 ) from error
 
-    def _problem(self, entry: AnyRow, key: str) -> Problem:
-        answer, metadata = entry["answer"], entry["metadata"]
+    def _problem(self, entry: JsonRow, key: str) -> Problem:
+        answer, metadata = entry["answer"], cast(JsonMap, entry["metadata"])
         if self.generator in EXAMPLE:
             example = metadata[EXAMPLE[self.generator]]
             solution = example if isinstance(example, str) else json.dumps(example)
         elif self.generator in WORKED:
-            solution = f"{metadata[WORKED[self.generator]].strip()}\n\n<answer>{answer}</answer>"
+            solution = f"{str(metadata[WORKED[self.generator]]).strip()}\n\n<answer>{answer}</answer>"
         else:
             solution = str(answer)
         kept = json.dumps({"answer": answer, "metadata": metadata}, ensure_ascii=False)
-        return Problem(key, entry["question"], solution, kept, task=self.name)
+        return Problem(key, str(entry["question"]), solution, kept, task=self.name)
 
 
 class ChainSum(ReasoningGym):
-    """The task `reasoning_gym/chain_sum`, with experts that explain sums of numbers of one digit: every running sum."""
+    """The task `reasoning_gym/chain_sum`, with experts that explain sums of one-digit numbers by every running sum."""
 
     MIXTURES = experts.MIXTURES
 
@@ -188,7 +193,7 @@ class ChainSum(ReasoningGym):
         return experts.explanation(self.name, steps, slips, problem.solution, mixture, rng)
 
     def vocabulary(self) -> list[str]:
-        """Every word of questions, explanations and solutions, of sums of at most five numbers of one digit."""
+        """Every word of questions, explanations and solutions, for sums of at most five one-digit numbers."""
         options: JsonRow = {"min_digits": 1, "max_digits": 1, "min_terms": 2, "max_terms": 5}
         asked = [word for problem in self.generate(20, 0, options) for word in problem.question.split()]
         return [*dict.fromkeys(asked), *map(str, range(-47, 48)), "+", "-", *experts.WORDS]
@@ -196,7 +201,7 @@ class ChainSum(ReasoningGym):
 
 @functools.cache
 def task(name: str) -> ReasoningGym:
-    """The task `reasoning_gym/NAME`; raises ConfigError with the near names, DependencyError without the package."""
+    """The task `reasoning_gym/NAME`; raises ConfigError with similar names, DependencyError without the package."""
     generator = name.removeprefix(PREFIX)
     names = package().DATASETS
     if generator not in names:
@@ -208,34 +213,34 @@ def task(name: str) -> ReasoningGym:
 
 
 @functools.cache
-def package() -> Any:
-    """reasoning-gym's registry, with scorers that evaluate no code; raises DependencyError where it is not installed."""
+def package() -> ModuleType:
+    """reasoning-gym's registry, with scorers that evaluate no code; raises DependencyError if it is not installed."""
     if util.find_spec("reasoning_gym") is None:
         raise DependencyError("tasks `reasoning_gym/...` need reasoning-gym: pip install 'rlt[reasoning-gym]'")
     import_module("reasoning_gym")
     for module in _EVALUATING:
-        # A module's own name comes before the builtin. For literals both give the same.
+        # A module's own name takes precedence over the builtin. For literals, both give the same value.
         import_module(f"reasoning_gym.{module}").__dict__["eval"] = ast.literal_eval
     import_module("reasoning_gym.arithmetic.bitwise_arithmetic").__dict__["eval"] = _bitwise
     return import_module("reasoning_gym.factory")
 
 
-def _bitwise(expression: str) -> Any:
-    """The value of an expression of hexadecimal numbers; an answer's metadata may come from anywhere."""
+def _bitwise(expression: str) -> object:
+    """The value of an expression of hexadecimal numbers; checked, because metadata may come from anywhere."""
     if not re.fullmatch(r"(?:0x[0-9a-f]+|[\s()+\-*&|^~]|<<|>>)*", expression):
         raise ValueError(f"{expression!r} is not arithmetic of hexadecimal numbers")
     return builtins.eval(expression, {"__builtins__": {}})
 
 
 def extract(solution: str) -> str:
-    """What is scored of a solution; the order is in the module's docstring."""
+    """The part of a solution that is scored; the order is in the module's docstring."""
     tagged = re.findall(r"<answer>(.*?)</answer>", solution, re.DOTALL)
     boxed = re.findall(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}", solution)
     return str((tagged or boxed or [solution])[-1]).strip()
 
 
-def _as_default(value: object, field: Any) -> object:
-    """YAML has lists only; where the generator's default is a tuple, a tuple."""
+def _as_default(value: object, field: Field[object]) -> object:
+    """A list as a tuple, which YAML does not have, if the generator's default is a tuple; other values unchanged."""
     default = field.default if field.default_factory is MISSING else field.default_factory()
     return tuple(value) if isinstance(value, list) and isinstance(default, tuple) else value
 

@@ -1,7 +1,7 @@
-"""Runs code that nobody has read: in processes without network, files, privileges or a way to stay.
+"""Runs untrusted code in processes without network, files or privileges, which leave nothing behind.
 
-Each `Box` is one process tree behind `rlt.tasks.sandboxed`, which lists the namespaces and limits. Expected outputs stay on
-this side; what comes back is what the code printed or returned.
+Each `Box` is one process tree of `rlt.tasks.sandboxed`, which lists the namespaces and limits. Expected outputs stay on this
+side; only what the code printed or returned comes back.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from rlt.errors import DependencyError, RltError
 from rlt.tasks import sandboxed
 from rlt.tasks.sandboxed_calls import LONGEST, PASSED, Caller, Job, Reply
 
-START_LIMIT = 20.0  # seconds until a new box must be ready, and over a job's own time until it must have replied
-LONGEST_REPLY = 4 * LONGEST  # bytes of one value that a function returns, as JSON
+START_LIMIT = 20.0  # seconds for a new box to be ready, and for a reply in addition to the job's own time
+LONGEST_REPLY = 4 * LONGEST  # bytes of one value returned by a function, as JSON
 
 
-class Box:
-    """A sandboxed Python that does jobs one after another; with `calls`, its end of a socket, one job.
+class Box(contextlib.AbstractContextManager["Box"]):
+    """A sandboxed Python that runs jobs one after another; with `calls`, its end of a socket, one job.
 
-    Raises DependencyError where this machine cannot make one. Everything in it ends with `close`, and with the process
-    that made it.
+    Raises DependencyError if this machine cannot create one. Everything in it ends with `close`, or with the process that
+    created it.
     """
 
     def __init__(self, calls: socket.socket | None = None) -> None:
@@ -38,13 +38,13 @@ class Box:
         self._process = subprocess.Popen(
             [sys.executable, "-s", "-S", "-P", "-B", "-X", "utf8", str(Path(sandboxed.__file__)), str(number)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd="/",
-            env={"PYTHONHASHSEED": "0"},  # the order of a set, and with it a verdict, is the same every time
+            env={"PYTHONHASHSEED": "0"},  # verdicts must not depend on the order of a set
             pass_fds=[] if calls is None else [number],
         )  # fmt: skip
         self._received = b""
         self._ready = False
         if calls is not None:
-            calls.close()  # or the other end would never see that the job has ended
+            calls.close()  # otherwise the other end would not notice the end of the job
 
     def start(self, job: Job) -> None:
         """Send a job; `result` waits for it."""
@@ -55,7 +55,7 @@ class Box:
             self._process.stdin.flush()
 
     def result(self) -> Reply:
-        """The last job's `status` (exit status; negative: a signal; or the limit `time` or `output`) and `output`."""
+        """The last job's `status` (exit status; negative: a signal; or the exceeded limit, `time` or `output`) and `output`."""
         if not self._ready:
             self._line(time.monotonic() + START_LIMIT)
             self._ready = True
@@ -71,7 +71,7 @@ class Box:
         assert self._process.stdout is not None
         while b"\n" not in self._received:
             if not select.select([self._process.stdout], [], [], max(0.0, end - time.monotonic()))[0]:
-                raise RltError("the sandbox does not reply; it was ended.")
+                raise RltError("the sandbox does not reply and was killed.")
             data = os.read(self._process.stdout.fileno(), 1 << 20)
             if not data:
                 raise DependencyError(self._why())
@@ -84,9 +84,9 @@ class Box:
         said = self._process.stderr.read().decode(errors="replace").strip().splitlines()
         return (
             f"code cannot be graded on this machine: the sandbox cannot be set up ({said[-1] if said else 'it ended'}). It "
-            "needs Linux, and the right to make namespaces: as root with CAP_SYS_ADMIN, else unprivileged user "
-            "namespaces (sysctl kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0; in "
-            "Docker --privileged, or --cap-add SYS_ADMIN with --security-opt seccomp=unconfined,apparmor=unconfined)."
+            "needs Linux and the right to create namespaces: root with CAP_SYS_ADMIN, or unprivileged user namespaces "
+            "(sysctl kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0; in Docker "
+            "--privileged, or --cap-add SYS_ADMIN with --security-opt seccomp=unconfined,apparmor=unconfined)."
         )
 
     def close(self) -> None:
@@ -97,16 +97,13 @@ class Box:
             with contextlib.suppress(BrokenPipeError):
                 pipe.close()  # type: ignore[union-attr]
 
-    def __enter__(self) -> Box:
-        return self
-
     def __exit__(self, *error: object) -> None:
         self.close()
 
 
 @functools.cache
 def check_available() -> None:
-    """Raise DependencyError, with the fix, where this machine cannot make the sandbox."""
+    """Raise DependencyError, with the fix, if this machine cannot create the sandbox."""
     if sys.platform != "linux":
         raise DependencyError(
             f"code cannot be graded on this machine: its sandbox needs Linux, and this is {sys.platform}."
@@ -114,15 +111,15 @@ def check_available() -> None:
     with Box() as box:
         if box.run("print(6 * 7)", "", 10.0) != {"status": 0, "output": "42\n"}:
             raise DependencyError(
-                "code cannot be graded on this machine: the sandbox does not run a program of one line."
+                "code cannot be graded on this machine: the sandbox failed to run a one-line program."
             )
 
 
 def tests_pass(solution: str, setup: str, tests: str, entry_point: str | None, seconds: float) -> bool:
     """Whether `tests` run to their end on the functions of `solution`.
 
-    The two run in two boxes. Arguments and values travel between them, so the solution sees no assert, and cannot change,
-    skip or answer one. With `entry_point`, `tests` defines `check(candidate)`; without, it is a list of statements.
+    The two run in separate boxes that exchange only arguments and values, so the solution cannot see, change, skip or
+    answer an assert. With `entry_point`, `tests` defines `check(candidate)`; without, it consists of statements.
     """
     theirs, ours = socket.socketpair()
     with Box(theirs) as solving, Box(ours) as testing:
@@ -134,11 +131,11 @@ def tests_pass(solution: str, setup: str, tests: str, entry_point: str | None, s
 
 
 class CallFailed(Exception):
-    """A call raised, ended its process, took too long, or its value was too long."""
+    """A call raised, ended its process, took too long, or returned too much."""
 
 
-class Functions:
-    """The functions of a solution in a box of their own, called from here with plain data."""
+class Functions(contextlib.AbstractContextManager["Functions"]):
+    """The functions of a solution in their own box, called from here with plain data."""
 
     def __init__(self, solution: str, seconds: float) -> None:
         self._socket, theirs = socket.socketpair()
@@ -147,12 +144,12 @@ class Functions:
         self._caller = Caller(self._send)
 
     def call(self, name: str, args: Sequence[object]) -> object:
-        """The value of `name(*args)`, or of that method of a new `Solution`; raises CallFailed where there is none."""
+        """The value of `name(*args)`, or of that method of a new `Solution`; raises CallFailed if there is none."""
         try:
             return self._caller.call({"name": name}, args, {})
         except CallFailed:
             raise
-        except Exception as error:  # whatever the solution raised, or a reply that is none: it writes them
+        except Exception as error:  # raised by the solution, or by an invalid reply, which it also controls
             raise CallFailed(repr(error)) from error
 
     def _send(self, request: bytes) -> bytes:
@@ -174,9 +171,6 @@ class Functions:
         """End the solution's process."""
         self._box.close()
         self._socket.close()
-
-    def __enter__(self) -> Functions:
-        return self
 
     def __exit__(self, *error: object) -> None:
         self.close()

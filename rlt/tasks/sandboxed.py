@@ -1,15 +1,15 @@
-"""What runs inside the sandbox, as a script: it shuts itself in, then forks one process without privileges per job.
+"""The script inside the sandbox: it isolates itself, then forks one unprivileged process per job.
 
-`python sandboxed.py FD` (FD: a socket for calls, or -1) enters its own user (where needed), PID, network, mount, IPC and
-UTS namespaces and a root folder with nothing but Python's standard library and an empty `/tmp`. Its second process, PID 1
-in there, reads one job per line and replies with one line per job; it holds the programs and their inputs, never an
-expected output. Standard library and `sandboxed_calls.py` only: nothing else of rlt can be seen from here.
+`python sandboxed.py FD` (FD: a socket for calls, or -1) enters its own user (if needed), PID, network, mount, IPC and UTS
+namespaces, and a root folder with only Python's standard library and an empty `/tmp`. Its second process, PID 1 in there,
+reads one job per line and replies with one line per job. It has the programs and their inputs, but never an expected
+output. It uses only the standard library and `sandboxed_calls.py`; the rest of rlt is not visible from here.
 
 A job is `{"kind", "code", "stdin", "seconds"}`; the kinds:
 
-- `program`: runs `code` as `__main__` with `stdin`; what it prints comes back.
-- `serve`: runs `code`, then answers calls of its functions that come through the socket.
-- `check`: runs the tests `code`; functions that they call are those of the other end of the socket.
+- `program`: runs `code` as `__main__` with `stdin` and returns what it prints.
+- `serve`: runs `code`, then answers calls of its functions that arrive through the socket.
+- `check`: runs the tests `code`, which call functions at the other end of the socket.
 """
 
 from __future__ import annotations
@@ -61,15 +61,15 @@ def _mount(source: str, target: str, kind: str, flags: int, data: str = "") -> N
     _call("mount", source.encode(), target.encode(), kind.encode(), flags, data.encode())
 
 
-# -- shutting in -------------------------------------------------------------------------------------------------------
+# -- isolation ---------------------------------------------------------------------------------------------------------
 
 
 def main(calls: int) -> NoReturn:
-    """Enter the sandbox, say so, and do jobs until standard input ends."""
+    """Enter the sandbox, report it, and run jobs until standard input ends."""
     _call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     kinds, user = _read_kinds(), _unshare()
-    # No process of the same user may look into this one. Not before: an undumpable process's /proc/self is root's, and an
-    # ordinary user could not write its maps.
+    # No process of the same user may inspect this one. Not earlier: the /proc/self of an undumpable process belongs to root,
+    # so an ordinary user could not write its maps.
     _call("prctl", _PR_SET_DUMPABLE, 0, 0, 0, 0)
     child = os.fork()
     if child:  # outside of the PID namespace; when this process is killed, so is the namespace
@@ -88,13 +88,13 @@ def main(calls: int) -> NoReturn:
 
 
 def _unshare() -> int:
-    """Enter the namespaces; returns the user id that jobs get. As root without a user namespace, else with one."""
+    """Enter the namespaces; returns the user id for jobs. Root needs no user namespace."""
     flags = _NEWNS | _NEWUTS | _NEWIPC | _NEWPID | _NEWNET
     uid, gid = os.getuid(), os.getgid()
     if uid == 0:
         try:
             _call("unshare", flags)
-            # Of its own: the limit on processes counts those of a user, and other sandboxes run at the same time.
+            # A unique one: the limit on processes is per user, and other sandboxes run at the same time.
             return 1_000_000 + os.getpid()
         except OSError as error:
             if error.errno != errno.EPERM:
@@ -107,7 +107,7 @@ def _unshare() -> int:
 
 
 def _enter_root(user: int) -> None:
-    """Make a root folder with the standard library, its shared objects and four devices, read-only, and go there."""
+    """Create a read-only root folder with the standard library, its shared objects and four devices, and enter it."""
     root = "/sys"  # a folder that exists and is not needed
     _mount("none", "/", "", _MS_REC | _MS_PRIVATE)
     _mount("tmpfs", root, "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=755,size=1m")
@@ -120,7 +120,7 @@ def _enter_root(user: int) -> None:
             os.makedirs(root + folder, exist_ok=True)
             _bind(folder, root + folder)
             bound.append(folder)
-    for folder in bound:  # installed packages may hold tests and their answers
+    for folder in bound:  # installed packages may contain tests with their answers
         pythons = [folder, *(f"{folder}/{name}" for name in os.listdir(folder) if name.startswith("python3"))]
         for packages in (f"{root}{python}/{kind}-packages" for python in pythons for kind in ("site", "dist")):
             if os.path.isdir(packages):
@@ -136,7 +136,7 @@ def _enter_root(user: int) -> None:
     try:
         _mount("proc", f"{root}/proc", "proc", _MS_NOSUID | _MS_NODEV, "hidepid=2")
     except OSError as error:
-        # A container that covers parts of /proc allows no new one; then there is none, and no /dev/stdin.
+        # A container that masks parts of /proc does not allow a new one; then there is none, and no /dev/stdin.
         if error.errno != errno.EPERM:
             raise
     os.chdir(root)
@@ -161,7 +161,7 @@ def _bind(source: str, target: str) -> None:
 
 def _empty_scratch(user: int, first: bool = False) -> None:
     if not first:
-        if not os.listdir("/tmp"):  # nearly always, and cheaper
+        if not os.listdir("/tmp"):  # the usual case, and cheaper
             return
         _call("umount2", b"/tmp", _MNT_DETACH)
     options = f"mode=700,uid={user},gid={user},size={SCRATCH},nr_inodes=1000"
@@ -178,7 +178,7 @@ def _reply(reply: Mapping[str, object]) -> None:
 
 
 def _job(job: Job, kinds: Kinds, user: int, calls: int) -> Reply:
-    """Run one job to its end or its limit, and end every process that it left."""
+    """Run one job to its end or its limit, and kill every process that it left."""
     reading, writing = os.pipe()
     given = os.memfd_create("stdin")
     with open(given, "wb", closefd=False) as file:
@@ -188,9 +188,9 @@ def _job(job: Job, kinds: Kinds, user: int, calls: int) -> Reply:
     if child == 0:
         _give_up_privileges(user, given, writing, calls, job["seconds"])
         kinds[job["kind"]](job, CALLS)
-        sys.exit(0)  # as a script ends: threads are awaited, buffers written
+        sys.exit(0)  # like a script: waits for threads, flushes buffers
     for number in (writing, given, *([calls] if calls >= 0 else [])):
-        os.close(number)  # the other end of the calls must see when the job's process ends
+        os.close(number)  # the other end of the calls must notice the end of the job's process
     status, output = _watch(child, reading, time.monotonic() + job["seconds"])
     os.close(reading)
     with contextlib.suppress(ProcessLookupError):
@@ -203,7 +203,7 @@ def _job(job: Job, kinds: Kinds, user: int, calls: int) -> Reply:
 
 
 def _watch(child: int, reading: int, end: float) -> tuple[str | int, bytes]:
-    """(exit status, or the limit that was met: `time`, `output`), and what was printed."""
+    """The exit status, or the exceeded limit (`time`, `output`), and what was printed."""
     output = bytearray()
     handle = os.pidfd_open(child)
     poll = select.poll()
@@ -217,7 +217,7 @@ def _watch(child: int, reading: int, end: float) -> tuple[str | int, bytes]:
             ready = dict(poll.poll(max(0, left * 1000)))
             if not ready:
                 return "time", bytes(output)
-            while not closed:  # the last of the output may come with the end of the process
+            while not closed:  # the last output may arrive together with the end of the process
                 try:
                     data = os.read(reading, 1 << 16)
                 except BlockingIOError:
@@ -276,8 +276,8 @@ def _program(job: Job, calls: int) -> None:
 
 
 def _read_kinds() -> Kinds:
-    """What a job of each kind runs, given the job and its socket's number."""
-    # Not imported: with this folder on the path, its `math` and `code` would hide Python's.
+    """Kind of job -> the function that runs it, given the job and its socket's number."""
+    # Not imported: with this folder on the path, `math` and `code` would shadow Python's.
     path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "sandboxed_calls.py")
     calls: Kinds = {"__name__": "sandboxed_calls"}  # type: ignore[dict-item]
     with open(path, encoding="utf-8") as file:

@@ -1,8 +1,8 @@
-"""Calls between two sandboxes: the solution serves its functions, the tests call them, one line each way.
+"""Calls between two sandboxes: the solution serves its functions, the tests call them.
 
-Part of the script `sandboxed.py`: standard library only, no import of rlt. Values that JSON cannot hold are tagged lists. What
-is not plain data stays where it is, and the other side gets a reference, which can be called and its attributes read; it
-never answers a comparison, so that no object of the solution decides whether it is the right one.
+Part of the script `sandboxed.py`: standard library only, no import of rlt. Values that JSON cannot represent are tagged
+lists. Other objects stay where they are, and the other side gets a reference, which can be called and has attributes. A
+reference never answers a comparison, so that no object of the solution decides whether it is the right one.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, BinaryIO, TypedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import BinaryIO, TypedDict, cast
 
 LONGEST = 16 << 20  # bytes of one reply
-PASSED = 77  # exit status of tests that ran to their end; anything else, also 0, is a failure
+PASSED = 77  # exit status of tests that ran to their end; anything else, even 0, is a failure
 
 
 class Job(TypedDict, total=False):
-    """What a sandbox is to do; `setup` and `entry_point` are those of `check`."""
+    """A job for a sandbox; `setup` and `entry_point` are for `check`."""
 
     kind: str
     code: str
@@ -32,14 +32,21 @@ class Job(TypedDict, total=False):
 
 
 class Reply(TypedDict):
-    """How a job ended: exit status (negative: a signal), or the limit that it met; and what it printed."""
+    """How a job ended: exit status (negative: a signal), or the limit that it exceeded; and what it printed."""
 
     status: str | int
     output: str
 
 
+class Target(TypedDict, total=False):
+    """A function of the other process by name, or an object of it by the number of its reference."""
+
+    name: str
+    reference: int
+
+
 class Reference:
-    """An object of the other process; equal to nothing but itself."""
+    """An object of the other process; equal only to itself."""
 
     def __init__(self, key: int, caller: Caller) -> None:
         self._key, self._caller = key, caller
@@ -56,11 +63,11 @@ class Reference:
 _DICTS = {
     "Counter": collections.Counter, "OrderedDict": collections.OrderedDict,
 }  # fmt: skip
-_EXACT = {"Decimal": "decimal", "Fraction": "fractions"}  # imported where they are met: a box starts sooner
+_EXACT = {"Decimal": "decimal", "Fraction": "fractions"}  # imported on use, so that a box starts faster
 
 
 class Wire:
-    """Turns values into what JSON can hold and back. `kept`: objects that have stayed here, by reference."""
+    """Converts values to JSON and back. `kept`: objects that stay here, by reference."""
 
     def __init__(self, caller: Caller | None = None) -> None:
         self.kept: list[object] = []
@@ -87,19 +94,18 @@ class Wire:
         if isinstance(value, dict):
             kind = type(value).__name__ if type(value).__name__ in _DICTS else "dict"
             return [kind, [[self.encode(key), self.encode(item)] for key, item in value.items()]]
-        items: Any = value
         for classes, kind in (
             (list, "list"), (tuple, "tuple"), (set, "set"), (frozenset, "frozenset"), (collections.deque, "deque"),
             ((type({}.keys()), type({}.values()), type({}.items()), Iterator), "iterator"),
         ):  # fmt: skip
             if isinstance(value, classes):  # type: ignore[arg-type]
-                return [kind, [self.encode(item) for item in items]]
+                return [kind, [self.encode(item) for item in cast(Iterable[object], value)]]
         if isinstance(value, Reference):
             return ["own", value._key]
         self.kept.append(value)
         return ["reference", len(self.kept) - 1]
 
-    def decode(self, value: object) -> Any:
+    def decode(self, value: object) -> object:
         if not isinstance(value, list):
             return value
         kind, *rest = value
@@ -117,7 +123,7 @@ class Wire:
             pairs = {self.decode(key): self.decode(item) for key, item in rest[0]}
             return pairs if kind == "dict" else _DICTS[kind](pairs)
         if kind == "reference":
-            assert self.caller is not None  # only the solution's process, which gets none, has no caller
+            assert self.caller is not None  # only the solution's process has none, and it gets no references
             return Reference(rest[0], self.caller)
         if kind == "own":
             return self.kept[rest[0]]
@@ -129,27 +135,28 @@ class Wire:
 
 
 class Caller:
-    """Asks the solution's process for calls. `send(line) -> line`: how a request travels."""
+    """Sends calls to the solution's process by `send(line) -> line`."""
 
     def __init__(self, send: Callable[[bytes], bytes]) -> None:
         self._send = send
         self.wire = Wire(self)
 
-    def request(self, request: dict[str, object]) -> Any:
-        """What the other process answers; raises what it raised, where that is an exception of Python's own."""
+    def request(self, request: Mapping[str, object]) -> object:
+        """The other process's answer; raises what it raised if that is a built-in exception."""
         reply = json.loads(self._send(json.dumps(request).encode()))
         if "raised" in reply:
             kind = getattr(builtins, str(reply["raised"]), None)
-            # StopIteration would end a test's loop over `map` as if all had been compared.
+            # StopIteration would end a test's loop over `map` as if everything had been compared.
             bad = not isinstance(kind, type) or not issubclass(kind, Exception) or issubclass(kind, StopIteration)
             raise (RuntimeError if bad or kind is StopAsyncIteration else kind)()  # type: ignore[misc]
         return self.wire.decode(reply["value"])
 
-    def call(self, function: dict[str, object], args: Sequence[object], kwargs: dict[str, object]) -> object:
-        """The value of a call; lists, dicts and sets among its arguments are changed as the function changed them."""
+    def call(self, function: Target, args: Sequence[object], kwargs: Mapping[str, object]) -> object:
+        """The value of a call; lists, dicts and sets among the arguments change as in the function."""
         encoded = [self.wire.encode(value) for value in args]
         named = {name: self.wire.encode(value) for name, value in kwargs.items()}
-        value, changed = self.request({"call": function, "args": encoded, "kwargs": named})
+        answer = self.request({"call": function, "args": encoded, "kwargs": named})
+        value, changed = cast("tuple[object, Sequence[object]]", answer)
         for argument, after in zip(args, changed, strict=False):
             if type(argument) is list and type(after) is list:
                 argument[:] = after
@@ -171,18 +178,18 @@ def _lines(number: int) -> tuple[BinaryIO, Callable[[bytes], None]]:
 
 
 def serve(job: Job, number: int) -> None:
-    """Run the solution `code`, then answer calls of its functions that come through the socket."""
+    """Run the solution `code`, then answer calls of its functions that arrive through the socket."""
     stream, write = _lines(number)
     wire = Wire()
-    namespace: dict[str, Any] = {"__name__": "solution", "__builtins__": builtins}
+    namespace: dict[str, object] = {"__name__": "solution", "__builtins__": builtins}
     exec(compile(job["code"], "solution.py", "exec"), namespace)
 
-    def target(found: dict[str, Any]) -> Any:
+    def target(found: Target) -> object:
         if "reference" in found:
             return wire.kept[found["reference"]]
-        name = found["name"]
-        if name not in namespace and hasattr(namespace.get("Solution"), name):  # LeetCode's form
-            return getattr(namespace["Solution"](), name)
+        name, solution = found["name"], namespace.get("Solution")
+        if name not in namespace and callable(solution) and hasattr(solution, name):  # LeetCode's form
+            return getattr(solution(), name)
         return namespace[name]
 
     for line in stream:
@@ -191,7 +198,7 @@ def serve(job: Job, number: int) -> None:
             if "call" in request:
                 args = [wire.decode(one) for one in request["args"]]
                 kwargs = {name: wire.decode(one) for name, one in request["kwargs"].items()}
-                result = target(request["call"])(*args, **kwargs)
+                result = cast("Callable[..., object]", target(request["call"]))(*args, **kwargs)
                 changed = [one if type(one) in (list, dict, set) else None for one in args]
                 value: object = ["list", [wire.encode(result), wire.encode(changed)]]
             else:
@@ -220,14 +227,14 @@ def check(job: Job, number: int) -> None:
     def function(name: str) -> Callable[..., object]:
         return lambda *args, **kwargs: caller.call({"name": name}, args, kwargs)
 
-    namespace: dict[str, Any] = {"__name__": "tests", "__builtins__": builtins}
+    namespace: dict[str, object] = {"__name__": "tests", "__builtins__": builtins}
     exec(compile(job["setup"], "setup.py", "exec"), namespace)
     entry = job["entry_point"]
     names = [entry] if entry else _unknown_names(job["code"], namespace)
     for name in names:
         namespace[name] = function(name)
     if not entry:
-        # What the tests use without an import must not come from the solution: `math.isclose` would be its own.
+        # Modules that the tests use without an import must not come from the solution, such as its own `math.isclose`.
         for node in ast.walk(ast.parse(job["code"])):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 name = node.value.id
@@ -235,12 +242,12 @@ def check(job: Job, number: int) -> None:
                     namespace[name] = __import__(name)
     exec(compile(job["code"], "tests.py", "exec"), namespace)
     if entry:
-        namespace["check"](namespace[entry])
+        cast("Callable[[object], object]", namespace["check"])(namespace[entry])
     os._exit(PASSED)
 
 
 def _unknown_names(tests: str, namespace: Mapping[str, object]) -> list[str]:
-    """Names that the tests read, and neither they nor their setup nor Python define: those of the solution."""
+    """The solution's names: those that the tests read, but that are not defined by them, their setup or Python."""
     import ast
 
     read: set[str] = set()

@@ -1,18 +1,18 @@
-r"""Science: numbers with units, and several answers at once, each to a stated tolerance.
+r"""Science: numbers with units, and several answers at once, each with a stated tolerance.
 
-The `answer` is text, or a JSON object that says more:
+The `answer` is text or a JSON object:
 
-- `3.0e8 m/s`: one quantity. A given number must be within 1 % of it (`TOLERANCE`), with its sign, in a unit of its dimension.
-  An integer without a unit is a count, and exact. Anything but a number is compared as mathematics.
+- `3.0e8 m/s`: one quantity. A response must be within 1 % of it (`TOLERANCE`), with the right sign, in a unit of the same
+  dimension. An integer without a unit is a count and must be exact. Anything but a number is compared as mathematics.
 - `{"answers": ["2.5", "x^2"], "unit": "cm", "tolerance": 0.01}`: all of them, each once, in any order. `unit` is that of each
-  number; `tolerance` is absolute, one number or one for each answer (OlympiadBench's column `error`), `relative` is a share.
+  number. `tolerance` is absolute, one number or one per answer (OlympiadBench's column `error`); `relative` is a share.
   Without either, six digits must agree, as in `rlt.tasks.math`.
 
-Units are converted by `pint` (`pip install 'rlt[science]'`). A response may leave the unit out; its number is then read in the
-reference's. Where the reference has none, a response may have one.
+Units are converted by `pint` (`pip install 'rlt[science]'`). A response may omit the unit; its number is then in the
+reference's unit. If the reference has no unit, a response may have one.
 
-The answer is the last `\boxed{...}`, as in `rlt.tasks.math`, else the whole sentence after the last `answer is`.
-The last number is not enough: science texts end with others.
+The answer is the last `\boxed{...}`, as in `rlt.tasks.math`, or else the whole sentence after the last `answer is`. The
+last number alone does not count: science texts often end with other numbers.
 """
 
 from __future__ import annotations
@@ -20,25 +20,30 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from rlt.errors import DependencyError
 from rlt.tasks import Verdict, math
 from rlt.tasks.math_answers import number, parse, prepare, readable, same_answer, spell, split_top
+from rlt.types import JsonMap
+
+if TYPE_CHECKING:
+    from pint import Unit, UnitRegistry
 
 __all__ = ["CHEAP", "answer_of", "check_answer", "check_machine", "grade", "prepare", "question_of", "same"]
 
+same = math.same
 CHEAP = False  # anything but a number is compared by `rlt.tasks.math_answers`, which may never return
 TOLERANCE = Fraction(1, 100)  # share of a plain reference
-SIX_DIGITS = Fraction(2, 10**6)  # the same for one without a stated tolerance, as mathematics has it
+SIX_DIGITS = Fraction(2, 10**6)  # for one without a stated tolerance, as in mathematics
 
 
 @dataclass(frozen=True)
 class Reference:
-    """One expected answer: `text`; where it is a number, its `value`, its unit, and the largest difference allowed."""
+    """One expected answer: `text` and, for a number, its `value`, its unit, and the largest allowed difference."""
 
     text: str
     value: Fraction | None
@@ -47,34 +52,29 @@ class Reference:
 
 
 def grade(solution: str, answer: str, question: str) -> Verdict:
-    """Whether `solution` ends with all expected answers and no other. May take unbounded time, see `rlt.tasks.grading`."""
+    """Whether `solution` ends with exactly the expected answers. May take unbounded time, see `rlt.tasks.grading`."""
     found = math.boxed(solution) or _stated(solution)
     return Verdict(found is not None and _all_match(found, references(answer)), found)
 
 
 def check_answer(answer: str, question: str) -> str | None:
-    """Why no response could be graded against this answer, or None."""
+    """Why no response can be graded against this answer, or None."""
     try:
         expected = references(answer)
     except ValueError as error:
         return str(error)
     for reference in expected:
         if reference.value is None and not readable(reference.text):
-            return f"{reference.text!r} is neither a number nor LaTeX that math-verify can read"
+            return f"{reference.text!r} is neither a number nor LaTeX that math-verify can parse"
     return None
 
 
 def check_machine() -> None:
-    """Raise DependencyError where pint is not installed."""
+    """Raise DependencyError if pint is not installed."""
     try:
         import pint  # noqa: F401
     except ImportError as error:
-        raise DependencyError("task science converts units with pint: pip install 'rlt[science]'") from error
-
-
-def same(given: str, other: str) -> bool:
-    """Whether two extracted answers are votes for the same thing."""
-    return math.same(given, other)
+        raise DependencyError("task science needs pint for units: pip install 'rlt[science]'") from error
 
 
 _PHRASE = re.compile(r"\banswer\s*(?:is|:)\s*:?\s*(?:approximately|about|roughly|around)?([^\n]+)", re.IGNORECASE)
@@ -89,7 +89,7 @@ def _stated(text: str) -> str | None:
 
 
 def references(answer: str) -> list[Reference]:
-    """The answers that a row expects; raises ValueError with what is wrong with them."""
+    """The expected answers of a row; raises ValueError, saying what is wrong, if they are invalid."""
     if not answer.lstrip().startswith("{"):
         return [_plain(answer)]
     try:
@@ -98,10 +98,10 @@ def references(answer: str) -> list[Reference]:
         return [_plain(answer)]  # a set in LaTeX's braces
     texts = found.get("answers") if isinstance(found, dict) else None
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-        raise ValueError("`answers` is not a list of texts with one at least")
+        raise ValueError("`answers` must be a list of at least one text")
     unit = _unit(found["unit"]) if found.get("unit") else None
     if unit is not None and _known(unit) is None:
-        raise ValueError(f"the unit {found['unit']!r} is none that pint knows")
+        raise ValueError(f"pint does not know the unit {found['unit']!r}")
     tolerance = found.get("tolerance")
     tolerances = tolerance if isinstance(tolerance, list) else [tolerance] * len(texts)
     if len(tolerances) != len(texts):
@@ -124,14 +124,14 @@ def _plain(text: str) -> Reference:
         return Reference(text, None, None, Fraction(0))
     value, unit = quantity
     if unit is not None and _known(unit) is None:
-        unit = None  # what is counted
+        unit = None  # the thing that is counted
         if not re.search(r"[\d}]\s*\\?\w*\{?\s*[A-Za-z][a-z -]{2,}\W*$", text):
             return Reference(text, None, None, Fraction(0))
     counted = unit is None and re.fullmatch(r"[+-]?\d+", spell(text)[0]) is not None
     return Reference(text, value, unit, Fraction(0) if counted else TOLERANCE * abs(value))
 
 
-def _positive(limit: Any) -> Fraction:
+def _positive(limit: object) -> Fraction:
     try:
         value = Fraction(str(limit).strip())
     except (ValueError, ZeroDivisionError) as error:
@@ -146,12 +146,12 @@ def _number_of(text: str) -> Fraction | None:
     return quantity[0] if quantity is not None and quantity[1] is None else None
 
 
-def answer_of(row: Mapping[str, Any]) -> str | None:
-    """The answer of an OlympiadBench row as JSON, or None for a row of another form; raises ValueError."""
+def answer_of(row: JsonMap) -> str | None:
+    """The answer of an OlympiadBench row as JSON, or None for a row of another form."""
     final = row.get("final_answer")
     if final is None:
         return None
-    texts = [str(text) for text in ([final] if isinstance(final, str) else final)]
+    texts = [final] if isinstance(final, str) else [str(text) for text in cast(Iterable[object], final)]
     if row.get("is_multiple_answer"):
         texts = [piece for text in texts for piece in _pieces(text)]
     errors = [part.strip() for part in str(row.get("error") or "").split(",") if part.strip()]
@@ -162,9 +162,10 @@ def answer_of(row: Mapping[str, Any]) -> str | None:
     )
 
 
-def question_of(row: Mapping[str, Any]) -> str | None:
-    """What an OlympiadBench row asks, which may follow a context shared by several questions, or None."""
-    return f"{row['context'].strip()}\n\n{row['question']}" if row.get("context") and row.get("question") else None
+def question_of(row: JsonMap) -> str | None:
+    """The question of an OlympiadBench row after the context that several questions share, or None without one."""
+    context, question = row.get("context"), row.get("question")
+    return f"{str(context).strip()}\n\n{question}" if context and question else None
 
 
 # -- several answers ---------------------------------------------------------------------------------------------------
@@ -178,7 +179,7 @@ def _all_match(found: str, expected: Sequence[Reference]) -> bool:
 
 
 def _pieces(found: str) -> list[str]:
-    """The answers in a list of them: separated by commas outside of brackets, semicolons, `and`, or lines."""
+    """The answers in a list: separated by commas outside of brackets, semicolons, `and`, `or`, or line breaks."""
     text = re.sub(r"\\(?:text|mathrm)\s*\{\s*(?:and|or)\s*\}|\b(?:and|or)\b|\\\\|\n|;|\\q?quad\b", ",", found)
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text.replace("$", " ").replace("{,}", "")).strip()
     if text.startswith(r"\{") and text.endswith(r"\}"):
@@ -187,7 +188,7 @@ def _pieces(found: str) -> list[str]:
 
 
 def _paired(pieces: list[str], expected: list[Reference]) -> bool:
-    """Whether each piece can have a reference of its own; tolerances may make one piece fit two."""
+    """Whether pieces and references can be paired; with tolerances, one piece may match two references."""
     return not pieces or any(
         _matches(pieces[0], reference) and _paired(pieces[1:], expected[:place] + expected[place + 1 :])
         for place, reference in enumerate(expected)
@@ -210,8 +211,8 @@ def _matches(given: str, reference: Reference) -> bool:
             return False
         value = converted
     elif unit is not None and _known(unit) is None and not re.fullmatch(r"[A-Za-z][A-Za-z -]{2,}", unit):
-        return False  # `2x` for 2; `2 electrons` counts
-    # Conversions are in floats.
+        return False  # `2x` for 2; `2 electrons` is accepted
+    # Conversions use floats.
     return abs(value - reference.value) <= reference.limit + abs(reference.value) * Fraction(1, 10**12)
 
 
@@ -289,7 +290,7 @@ _SYMBOLS = {
 
 
 def _unit(text: str) -> str:
-    """A unit as pint writes it: `m \\cdot s^{-1}` gives `m * s**-1`."""
+    """A unit in pint's notation: `m \\cdot s^{-1}` gives `m * s**-1`."""
     text = _LATEX.sub(r" \1", text).strip().strip("$")
     text = re.sub(r"\^\s*\{?\s*\\circ\s*\}?\s*(?=[CFK]\b)|°\s*(?=[CF]\b)", "deg", text)
     text = re.sub(r"\^\s*\{?\s*\\circ\s*\}?", " degree", text)
@@ -304,25 +305,25 @@ def _unit(text: str) -> str:
 
 
 @functools.cache
-def _units() -> Any:
+def _units() -> UnitRegistry:
     from pint import UnitRegistry
 
     return UnitRegistry(cache_folder=None, autoconvert_offset_to_baseunit=True)
 
 
 @functools.lru_cache(maxsize=1024)
-def _known(unit: str) -> Any:
-    """What pint reads in a unit, or None."""
+def _known(unit: str) -> Unit | None:
+    """The unit as pint parses it, or None."""
     if len(unit) > 60 or re.search(r"\*\*\s*[+-]?\d{3}", unit):
         return None
     try:
         return _units().Unit(unit)
-    except Exception:  # of its parser, of its own, of Python's arithmetic: there is no common one for "no unit"
+    except Exception:  # pint raises parser errors, its own, and arithmetic ones: they have no common base class
         return None
 
 
 def _convert(value: Fraction, unit: str, target: str) -> Fraction | None:
-    """`value` in the unit `target`, or None where that is of another dimension."""
+    """`value` in the unit `target`, or None if the dimensions differ."""
     if unit == target:
         return value
     given, wanted = _known(unit), _known(target)

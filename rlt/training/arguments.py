@@ -1,4 +1,4 @@
-"""TRL's arguments from a recipe's `trainer` options: checked, completed, never mirrored."""
+"""TRL's arguments from a recipe's `trainer` options: checked and completed, never mirrored."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ Arguments = TypeVar("Arguments", bound="TrainingArguments")
 def trainer_arguments(
     kind: Callable[..., Arguments], stage: str, config: StageConfig, options: JsonMap, defaults: JsonMap
 ) -> Arguments:
-    """TRL's `kind` (SFTConfig, GRPOConfig) from the recipe's `trainer` options, as they are, over `defaults` of the stage.
+    """TRL's `kind` (SFTConfig, GRPOConfig) from the recipe's `trainer` options, unchanged, over the stage's `defaults`.
 
-    rlt adds the output folder, the seed, and what a CPU needs (no bfloat16, no checkpointing of activations).
-    `model_init_kwargs` are merged key by key. `push_to_hub` is rlt's own: it uploads the finished folder with its card.
-    Raises ConfigError for an unknown option, a wrong type, a value that TRL refuses, and for options that would silently
-    truncate, drop or rewrite rows.
+    rlt adds the output folder, the seed, and settings for a CPU (no bfloat16, no activation checkpointing).
+    `model_init_kwargs` are merged key by key. `push_to_hub` is handled by rlt: it uploads the finished folder with its
+    card. Raises ConfigError for an unknown option, a wrong type, a value that TRL refuses, or an option that would
+    silently truncate, drop or rewrite rows.
     """
     import torch
 
@@ -54,7 +54,7 @@ def trainer_arguments(
 
 
 def loading(options: ModelOptions) -> JsonRow:
-    """The trainer's `model_init_kwargs`. `dtype` `auto` means float32 here: small updates vanish in bfloat16."""
+    """The trainer's `model_init_kwargs`. `dtype: auto` means float32 here: small updates vanish in bfloat16."""
     dtype = "float32" if options.dtype == "auto" else options.dtype
     return {
         "model_init_kwargs": {"dtype": dtype, "use_safetensors": True, "trust_remote_code": options.trust_remote_code}
@@ -72,16 +72,16 @@ def check_saving(stage: str, arguments: GRPOConfig) -> None:
 
 
 def sampling_context(arguments: GRPOConfig, context: int | None) -> int | None:
-    """Most tokens of prompt and completion together in GRPO: the model's context, or vLLM's where that is smaller."""
+    """Maximum tokens of prompt and completion together in GRPO: the smaller of the contexts of model and vLLM."""
     limits = [context, arguments.vllm_max_model_length if arguments.use_vllm else None]
     return min((limit for limit in limits if limit is not None), default=None)
 
 
 def supervised_arguments(stage: str, config: WarmupConfig | DistillConfig, defaults: JsonMap) -> SFTConfig:
-    """TRL's SFTConfig for a stage. It saves a checkpoint every 100 steps and logs every 10."""
+    """TRL's SFTConfig for a stage, with a checkpoint every 100 steps and a log every 10."""
     from trl import SFTConfig
 
     peft_config(config.peft)  # raises before the stage begins
-    # TRL truncates nothing: `fit` has refused or dropped what is too long.
+    # TRL truncates nothing: `fit` has refused or dropped rows that are too long.
     ours = {"max_length": None, "save_strategy": "steps", "save_steps": 100, "logging_steps": 10, **loading(config)}
     return trainer_arguments(SFTConfig, stage, config, config.trainer, {**ours, **defaults})

@@ -1,4 +1,4 @@
-"""GRPO's rules about batches: whole groups in every generation, checkpoints between generations. Checked without torch."""
+"""Batch rules of GRPO: whole groups per generation, checkpoints between generations. No torch."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _COUNTED = (*_DEFAULTS, "generation_batch_size", "steps_per_generation")
 
 
 def batch_problems(options: JsonMap, processes: int) -> list[str]:
-    """What TRL, or resuming, would refuse about these `trainer` options on so many processes, one line each.
+    """Conflicts of these `trainer` options with TRL or with resuming, on this many processes, one line each.
 
-    `options`: the recipe's over the stage's defaults. Options of another type than TRL's are left to the check of types.
+    `options`: the recipe's over the stage's defaults. Options of the wrong type are reported by the type check.
     """
     given = {key: value for key, value in options.items() if value is not None and key in _COUNTED}
     values = _DEFAULTS | {key: value for key, value in given.items() if isinstance(value, int | float)}
@@ -48,8 +48,8 @@ def batch_problems(options: JsonMap, processes: int) -> list[str]:
 def save_problem(strategy: str, every: float, max_steps: float, cycle: float) -> str | None:
     """Why GRPO would save a checkpoint between the steps of one generation, or None.
 
-    Completions are generated for `cycle` steps at once, and are not part of a checkpoint. `every`: `save_steps`; below 1 it
-    is a share of all steps.
+    Completions are generated for `cycle` steps at once and are not part of a checkpoint. `every`: `save_steps`; below 1, a
+    share of all steps.
     """
     if strategy == "no" or cycle <= 1:
         return None

@@ -15,21 +15,21 @@ from rlt.types import JsonMap
 
 PAPER = "https://arxiv.org/abs/2506.08388"
 _WHAT = {
-    "warmup": "A teacher after supervised warm-up: given a question and its solution it writes an explanation.",
-    "train": "A Reinforcement-Learned Teacher: given a question and its solution it writes the explanation from which a "
-    "student understands that solution. It is not meant to solve problems by itself.",
+    "warmup": "A teacher after supervised warm-up: given a question and its solution, it writes an explanation.",
+    "train": "A Reinforcement-Learned Teacher: given a question and its solution, it writes an explanation that helps a "
+    "student understand the solution. It is not meant to solve problems by itself.",
     "distill": "A student trained on explanations: it answers a question with a thought and a solution.",
     "coldstart": "A student after reinforcement learning with a verifiable reward.",
     "pretrain": "A small model pretrained from scratch on one synthetic task, for tests and demonstrations.",
 }
-# Options of `trainer` that rlt acts on itself: transformers' own upload saves the model again and replaces its card.
+# Options of `trainer` that rlt handles itself: transformers' own upload saves the model again and replaces its card.
 UPLOAD = ("push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision", "hub_strategy")
 # Not uploaded: the run's state, pickles, and the texts of the problems.
 _PRIVATE = ["checkpoint-*", ".*", "*.bin", "*.pt", "samples.jsonl", "stage.json"]
 
 
 def finish_model(folder: StageFolder, base: str | None, data: str | None, metrics: JsonMap) -> Result:
-    """The stage's Result, once its card is written and, with `trainer.push_to_hub`, its folder uploaded."""
+    """Writes the model's card, uploads the folder if `trainer.push_to_hub` is set, and returns the stage's Result."""
     with writing(folder.path):
         write_model_card(folder, base, data, metrics)
     upload(folder)
@@ -37,9 +37,9 @@ def finish_model(folder: StageFolder, base: str | None, data: str | None, metric
 
 
 def upload(folder: StageFolder) -> None:
-    """Upload the folder to its repository on the hub if `trainer.push_to_hub` says so; only the main process does.
+    """Upload the folder to the hub if `trainer.push_to_hub` is set; only the main process does.
 
-    The token is the environment's (HF_TOKEN, or what `hf auth login` left). Raises RunError where that fails.
+    The token comes from the environment (HF_TOKEN or `hf auth login`). Raises RunError on failure.
     """
     repository = open_repository(folder)
     if repository is None:
@@ -81,7 +81,7 @@ def _hub_errors(folder: StageFolder, repository: str) -> Iterator[None]:
 
 
 def write_model_card(folder: StageFolder, base: str | None, data: str | None, metrics: JsonMap) -> Path:
-    """The path of README.md, written by the main process: front matter for the hub, configuration, data, metrics, paper."""
+    """Path of README.md, written by the main process: hub metadata, configuration, data, metrics, paper."""
     front = ["library_name: transformers", "pipeline_tag: text-generation", f"tags: [rlt, {folder.stage}]"]
     if base and not Path(base).exists():
         front.append(f"base_model: {base}")

@@ -1,4 +1,4 @@
-"""Checkpoints that survive `kill -9`: a checkpoint is complete once its marker, written last, is there."""
+"""Checkpoints that survive `kill -9`: one is complete once its marker, written last, exists."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MARKER = "complete.json"
 
 
 class Running(TypedDict):
-    """What a trainer sums up between two logs: losses of each rank, their total, the step last logged, TRL's metrics."""
+    """Sums of a trainer between two logs: loss of each rank, total loss, step last logged, TRL's metrics."""
 
     loss: list[float]
     total_loss: float
@@ -29,16 +29,16 @@ class Running(TypedDict):
 
 
 class WholeCheckpoints(_Trainer):
-    """Mixin before a Trainer of transformers: checkpoints end with a marker, and old ones go only after that.
+    """Mixin before a transformers Trainer: checkpoints end with a marker, and old ones are deleted only after that.
 
-    transformers writes a checkpoint's files one by one in place, deletes old ones on the way, and takes the highest number
-    for the last checkpoint, whatever is in it. The marker also holds what a resumed trainer would start at zero: TRL's
-    count of tokens, and the sums behind the means that are logged next.
+    transformers writes a checkpoint file by file, deletes old ones on the way, and resumes from the highest number,
+    complete or not. The marker also holds values that a resumed trainer would reset: TRL's token count, and the sums
+    behind the next logged means.
     """
 
     _running: Running | None = None
 
-    def _save_checkpoint(self, model: torch.nn.Module, trial: object) -> None:
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
         try:
@@ -62,7 +62,7 @@ class WholeCheckpoints(_Trainer):
             rotate_checkpoints(str(folder.parent), limit, self.state.best_model_checkpoint)
 
     def _save_more(self, folder: Path) -> None:
-        """Whatever else belongs to the checkpoint in `folder`. Every rank calls this."""
+        """Save more into the checkpoint `folder`. Every rank calls this."""
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -80,11 +80,11 @@ class WholeCheckpoints(_Trainer):
     def _resume_means(self, running: Running) -> None:
         # Only here: transformers zeroes them after it has loaded the checkpoint.
         losses, rank = running["loss"], self.accelerator.process_index
-        # On another number of ranks each gets the mean: what is logged is the mean over ranks.
+        # On a different number of ranks each gets the mean: the mean over ranks is logged.
         ranks = self.accelerator.num_processes
         self._tr_loss += losses[rank] if len(losses) == ranks else sum(losses) / len(losses)
         self._total_loss_scalar, self._globalstep_last_logged = running["total_loss"], running["last_logged"]
-        self._initial_global_step = 0  # the mean loss at the end is that of all steps, as the sum is
+        self._initial_global_step = 0  # the final mean loss is over all steps, like the sum
         metrics = getattr(self, "_metrics", {}).get("train", {})  # TRL's
         for name, values in running["metrics"].items():
             metrics[name] = [*values, *metrics[name]]
@@ -97,7 +97,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def discard_incomplete(folder: Path) -> list[Path]:
-    """The incomplete checkpoints in a stage's folder, which are removed."""
+    """Removes the incomplete checkpoints in a stage's folder; returns their paths."""
     incomplete = [path for path in _checkpoints(folder) if not (path / MARKER).is_file()]
     for path in incomplete:
         shutil.rmtree(path)

@@ -1,8 +1,8 @@
-"""TRL's fused output layer on a CPU, of learned positions only, as on a GPU.
+"""Restricts TRL's fused output layer to learned positions on a CPU, as on a GPU.
 
-Without Triton, TRL 1.16 projects every position onto the vocabulary, prompts and padding too, and masks afterwards, for the
-sake of devices that recompile for each shape (`trl.trainer.utils.add_fused_lm_head`). At 135M parameters and a vocabulary
-of 49,152 that is a third of a training step.
+Without Triton, TRL 1.16 projects every position onto the vocabulary, including prompts and padding, and masks afterwards,
+because some devices recompile for each shape (`trl.trainer.utils.add_fused_lm_head`). At 135M parameters and a vocabulary
+of 49,152 this takes a third of a training step.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 
 
 def project_learned_positions() -> None:
-    """Make TRL leave out, on a CPU too, positions whose label is -100. Losses and gradients stay the same."""
+    """Make TRL skip positions with label -100 on a CPU too. Losses and gradients are unchanged."""
     from trl.trainer import utils
 
     original = utils._use_triton

@@ -1,4 +1,4 @@
-"""Problems as token ids of a stage's model: which tokens are learned, and which rows fit its context."""
+"""Problems as token ids: which tokens are learned, and which rows fit the model's context."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Text:
-    """A stage's problems and how they become token ids of its model; read before any weights."""
+    """A stage's problems and its model's tokenizer, format and context; loaded before any weights."""
 
     fmt: Format
     problems: Problems
     tokenizer: PreTrainedTokenizerBase
     context: int | None
-    """The most tokens of a text for the model; None where its configuration does not say."""
+    """Context of the model in tokens; None if its configuration does not say."""
     turn_end: int
-    """Id of the token with which the chat template closes the assistant's turn."""
+    """Id of the token that closes the assistant's turn in the chat template."""
 
 
 def read_text(
     stage: str, config: WarmupConfig | TrainConfig | DistillConfig | ColdstartConfig, need: tuple[str, ...] = ()
 ) -> Text:
-    """The stage's Text; prints how many problems there are. Raises DataError, ModelError or ConfigError."""
+    """The stage's Text; prints the number of problems. Raises DataError, ModelError or ConfigError."""
     fmt = load_format(config.format)
     problems = load_problems(config.data, fmt, need=need)
     print(f"{stage}: {config.data.path}: {problems.summary()}", flush=True)
@@ -50,7 +50,7 @@ def read_text(
 def turn_end(fmt: Format, tokenizer: PreTrainedTokenizerBase) -> int:
     """Id of the token that closes the assistant's turn in the chat template; often, but not always, the eos token.
 
-    Raises ModelError where no special token closes it: the model could not learn to stop.
+    Raises ModelError if no special token closes it: the model could not learn to stop.
     """
     probe = render_student(
         fmt, tokenizer, Problem(id="probe", question="2 + 3?", solution="5."), fmt.as_written("Add.")
@@ -70,9 +70,9 @@ def turn_end(fmt: Format, tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def end_ids(config: TrainConfig | ColdstartConfig, text: Text) -> set[int]:
-    """Ids of the tokens at which sampling stops: those of the model's generation configuration, and the tokenizer's eos.
+    """Ids of the tokens that stop sampling: those of the model's generation configuration, and the tokenizer's eos.
 
-    Raises ModelError if the end of a turn is not one of them: every completion would run into the length limit.
+    Raises ModelError if the end of turn is not among them: every completion would run into the length limit.
     """
     from transformers import GenerationConfig
 
@@ -92,7 +92,7 @@ def end_ids(config: TrainConfig | ColdstartConfig, text: Text) -> set[int]:
 
 
 def listed(ids: int | list[int] | None) -> list[int]:
-    """Token ids as a list; a configuration has none, one, or several."""
+    """Token ids as a list; a configuration has none, one or several."""
     return [] if ids is None else ids if isinstance(ids, list) else [ids]
 
 
@@ -101,14 +101,14 @@ def listed(ids: int | list[int] | None) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """Token ids `(T,)` of one text, and the positions that are learned; the others are context."""
+    """Token ids `(T,)` of one text, and the learned positions; the rest is context."""
 
     ids: list[int]
     learned: range
     explanation_tokens: int = 0
     """Number of tokens of the explanation."""
     source: str | None = None
-    """Which source of a mixture it comes from."""
+    """The source of a mixture that it comes from."""
 
     def labels(self) -> list[int]:
         """`(T,)` ids at learned positions, -100 elsewhere."""
@@ -131,10 +131,10 @@ def examples_of(
 def render_each(
     problems: Sequence[Problem], fmt: Format, render: Callable[[Explanation], Rendered], data: AnyData
 ) -> tuple[list[Problem], list[Rendered], list[str]]:
-    """`(kept, texts, dropped)`: the problems whose explanation can be rendered, their texts, and a line for each other.
+    """`(kept, texts, dropped)`: problems whose explanation can be rendered, their texts, and a line per dropped one.
 
-    A chat template may rewrite a row. Raises DataError at the first such one unless `data.on_invalid` is `skip`, and if none
-    is left.
+    A chat template may rewrite a row. Raises DataError at the first such row unless `data.on_invalid` is `skip`, and if no
+    row is left.
     """
     kept: list[Problem] = []
     texts: list[Rendered] = []
@@ -161,7 +161,7 @@ def taught_to_teacher(fmt: Format, text: Rendered) -> tuple[int, int]:
 
 
 def taught_to_student(fmt: Format, text: Rendered) -> tuple[int, int]:
-    """The characters that a student learns: its whole response, from the opening thought tag to the closing solution tag."""
+    """The characters that a student learns: the whole response, from opening thought tag to closing solution tag."""
     return (
         text.spans["explanation"][0] - len(fmt.tags.thought.open + fmt.padding),
         text.spans["solution"][1] + len(fmt.tags.solution.close),
@@ -169,9 +169,9 @@ def taught_to_student(fmt: Format, text: Rendered) -> tuple[int, int]:
 
 
 def learned_span(ids: Sequence[int], offsets: Sequence[tuple[int, int]], start: int, end: int, turn_end: int) -> range:
-    """Positions of the tokens that cover any character of `[start, end)`, up to and including the next `turn_end` token.
+    """Positions of the tokens that cover `[start, end)`, up to and including the next `turn_end` token.
 
-    Without that token a model never learns to stop. White space that a template puts before it is learned too.
+    Without that token a model never learns to stop. White space before it, from the template, is learned too.
     """
     first = next(i for i, (_, stop) in enumerate(offsets) if stop > start)
     last = max(i for i, (begin, _) in enumerate(offsets) if begin < end)
@@ -190,9 +190,9 @@ def fit_prompts(
     context: int | None,
     data: AnyData,
 ) -> tuple[list[int], list[str]]:
-    """`(kept, dropped)`: indices of the problems whose prompt leaves room for `completion` tokens, and a line per other one.
+    """`(kept, dropped)`: indices of problems whose prompt leaves room for `completion` tokens, and a line per other one.
 
-    `context`: the most tokens of prompt and completion together (None: no limit). Raises DataError at the first problem
+    `context`: maximum tokens of prompt and completion together (None: no limit). Raises DataError at the first problem
     that does not fit, unless `data.on_invalid` is `skip`, and if none fits.
     """
     encoded = tokenizer(list(prompts), add_special_tokens=False, verbose=False)["input_ids"]
@@ -207,7 +207,7 @@ def fit_prompts(
 def fit(
     problems: Sequence[Problem], examples: Sequence[Example], limit: int | None, data: AnyData
 ) -> tuple[list[Example], list[str]]:
-    """`(kept, dropped)`: the examples of at most `limit` tokens, and a line per longer one. No example is truncated.
+    """`(kept, dropped)`: examples of at most `limit` tokens, and a line per longer one. No example is truncated.
 
     Raises DataError at the first one that is too long, unless `data.on_invalid` is `skip`, and if none is left.
     """

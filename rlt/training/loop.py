@@ -1,4 +1,4 @@
-"""Running and resuming TRL's trainers, and what they log: metrics.jsonl and the progress bar."""
+"""Runs and resumes TRL's trainers; writes metrics.jsonl and shows progress."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from rlt.config import DistillConfig, WarmupConfig
 from rlt.data.mixtures import Mixture
 from rlt.data.rows import JsonlWriter, read_rows, write_rows
-from rlt.errors import RunError
+from rlt.errors import DivergedError
 from rlt.models.loading import check_finite
 from rlt.outputs import StageFolder, writing
 from rlt.training.cards import open_repository
@@ -52,14 +52,14 @@ def train_supervised(
 ) -> JsonRow:
     """Metrics after TRL's SFTTrainer has learned the examples' learned positions; resumes from the last checkpoint.
 
-    The final model is saved in the stage's folder. Its generation configuration names the end of a turn, so that every
-    engine stops where the model has learned to. `mixture`: in which order the examples are drawn; None: as the trainer does.
+    The final model is saved in the stage's folder. Its generation configuration names the end of turn, so that every
+    engine stops where the model has learned to. `mixture`: order of the examples; None: the trainer's own.
     """
     from datasets import Dataset
     from trl import SFTTrainer
 
     class SupervisedTrainer(WholeCheckpoints, SFTTrainer):
-        """TRL's trainer with checkpoints that end with a marker, and the order of a mixture."""
+        """TRL's trainer with checkpoints that end with a marker, and optionally the order of a mixture."""
 
         def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
             if mixture is None:
@@ -89,7 +89,7 @@ def run_trainer(trainer: Trainer, folder: StageFolder, tokenizer: PreTrainedToke
     show_progress(trainer)
     if trainer.is_world_process_zero():
         for path in discard_incomplete(folder.path):
-            print(f"{path}: incomplete (the run was stopped while it was written); removed.", flush=True)
+            print(f"{path}: incomplete (the run was interrupted while writing it); removed.", flush=True)
     project_learned_positions()
     checkpoint = last_checkpoint(folder.path)
     outcome = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -114,7 +114,7 @@ class ResumablePrompts:
     """Mixin before GRPOTrainer: prompts are tokenized as rendered, and their order can be resumed in any epoch.
 
     TRL's sampler draws one permutation after another from its generator; a run that resumes in its third epoch would get
-    the first permutation again. Here each epoch has its own seed. `mixture` decides the order where there are several sources.
+    the first permutation again. Here each epoch has its own seed. `mixture`: the order for several sources.
     """
 
     mixture: Mixture | None = None
@@ -137,7 +137,7 @@ class _OrderOfEpoch(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         epoch = int(self.trainer.state.epoch or 0)
         if self.trainer.mixture is not None:
-            self.sampler.shuffle = False  # it then repeats the numbers from 0 on
+            self.sampler.shuffle = False  # it then repeats the indices in order
             order = self.trainer.mixture.order(epoch)
             return (order[number] for number in self.sampler)
         if self.sampler.shuffle:
@@ -162,10 +162,10 @@ class _MixtureSampler(Sampler[int]):
 
 
 class MetricsFile(TrainerCallback):
-    """Writes what the trainer logs to `metrics.jsonl`, one row per log, with the step; raises RunError for a NaN loss.
+    """Writes the trainer's logs to `metrics.jsonl`, one row per log, with the step; raises DivergedError for a NaN loss.
 
-    A run that resumes from a checkpoint first drops the rows of later steps, also from the files named in `also`, so that
-    the files equal those of an uninterrupted run.
+    A run that resumes from a checkpoint first drops the rows of later steps, also from the files in `also`: the files then
+    equal those of an uninterrupted run.
     """
 
     def __init__(self, folder: Path, also: Sequence[str] = ()) -> None:
@@ -192,8 +192,8 @@ class MetricsFile(TrainerCallback):
         **kwargs: object,
     ) -> None:
         if logs and not math.isfinite(logs.get("loss", 0.0)):
-            raise RunError(
-                f"step {state.global_step}: the loss is {logs['loss']}; from here on the weights are lost. Lower "
+            raise DivergedError(
+                f"step {state.global_step}: the loss is {logs['loss']}, so the weights are no longer usable. Lower "
                 "`trainer.learning_rate`, or set `dtype: float32`."
             )
         if state.is_world_process_zero and logs:
@@ -202,7 +202,7 @@ class MetricsFile(TrainerCallback):
 
 
 class _Progress(TrainerCallback):
-    """A bar with the time left, the loss and the reward."""
+    """A progress bar with the time left, the loss and the reward."""
 
     def __init__(self) -> None:
         self.bar: tqdm | None = None

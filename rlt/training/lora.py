@@ -1,4 +1,4 @@
-"""LoRA: the adapter's options, and its result saved merged, so that it loads without the base model."""
+"""LoRA: the adapter's options, and saving it merged, loadable without the base model."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 def save_whole(trainer: Trainer, dtype: str | None = None) -> dict[str, float | str]:
-    """Save the trainer's model into its output folder, with LoRA adapters merged into the weights; numbers about that.
+    """Save the trainer's model to its output folder, with LoRA adapters merged; returns metrics of the merge.
 
-    `dtype`: type of the saved merged weights; None: as they were trained. The adapter itself stays in the checkpoints.
-    Weights that are sharded over ranks cannot be merged here; the adapter is then saved alone, for peft's
-    `merge_and_unload`. Every rank must call this.
+    `dtype`: type of the merged weights; None: as trained. The adapter itself stays in the checkpoints. Weights sharded
+    over ranks cannot be merged here; then only the adapter is saved, for peft's `merge_and_unload`. Every rank must call
+    this.
     """
     trained, output = cast(torch.nn.Module, trainer.model), str(trainer.args.output_dir)
     model = trainer.accelerator.unwrap_model(trained)
@@ -44,10 +44,10 @@ def save_whole(trainer: Trainer, dtype: str | None = None) -> dict[str, float | 
 
 @torch.no_grad()
 def merged(model: PeftModel, dtype: torch.dtype) -> tuple[PreTrainedModel, float]:
-    """The base model with the adapters merged in, on the CPU in `dtype`, and the share of the update lost by rounding.
+    """The base model with merged adapters, on the CPU in `dtype`, and the share of the update lost to rounding.
 
-    Sums are made in float32 and rounded once. The share is |rounded - exact| / |exact - base| over all adapted weights: a
-    bfloat16 weight has 8 bits, and an update below 1/256 of it is rounded off.
+    Merged in float32 and rounded once. The share is |rounded - exact| / |exact - base| over all adapted weights: a
+    bfloat16 weight has 8 bits, so an update below 1/256 of it is rounded away.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -61,13 +61,13 @@ def merged(model: PeftModel, dtype: torch.dtype) -> tuple[PreTrainedModel, float
             update += float((weight - before).square().sum())
             lost += float((weight - weight.to(dtype)).square().sum())
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # peft warns of the layers that are merged already
+        warnings.simplefilter("ignore")  # peft warns about layers that are already merged
         whole = model.merge_and_unload()  # type: ignore[operator]
     return whole.to(dtype), (lost / update) ** 0.5 if update else 0.0
 
 
 def peft_config(options: AnyRow | None) -> LoraConfig | None:
-    """peft.LoraConfig from the recipe's `peft` options, or None. Raises DependencyError where peft is missing."""
+    """peft.LoraConfig from the recipe's `peft` options, or None. Raises DependencyError if peft is missing."""
     if options is None:
         return None
     from rlt.errors import DependencyError

@@ -1,6 +1,7 @@
-"""Which options TRL, transformers, peft and vLLM have, read from their source: importing them takes many seconds.
+"""Options of TRL, transformers, peft and vLLM, read from their source.
 
-Nothing is executed: classes and their annotations are found by `ast`, in the files of the installed packages.
+Importing these packages takes many seconds. Nothing is executed: `ast` finds classes and annotations in the installed
+files.
 """
 
 from __future__ import annotations
@@ -24,27 +25,27 @@ TRAINERS = {
     "train": ("trl.trainer.grpo_config", "GRPOConfig"),
     "coldstart": ("trl.trainer.grpo_config", "GRPOConfig"),
 }
-"""Stage -> module and name of the class that its `trainer` options are fields of."""
+"""Stage -> module and name of the class of its `trainer` options."""
 
-# Options of `trainer` that rlt refuses, with what to do instead: another key decides, or TRL would silently truncate, drop
-# or rewrite what rlt has rendered, counted or saved. Off (null, false) they are harmless and pass.
+# Options of `trainer` that rlt refuses, with the reason or the alternative: another key sets them, or TRL would silently
+# truncate, drop or rewrite what rlt has rendered, counted or saved. Set to null or false they are harmless and pass.
 REFUSED = {
-    "output_dir": "the stage's `output` decides where",
-    "seed": "the stage's own `seed` says it",
-    "trust_remote_code": "the stage's own `trust_remote_code` decides",
+    "output_dir": "the stage's `output` sets it",
+    "seed": "the stage's own `seed` sets it",
+    "trust_remote_code": "the stage's own `trust_remote_code` sets it",
     "hub_token": "it would be written to the run's files; set the environment variable HF_TOKEN",
     # Rows.
-    "max_length": "TRL would silently cut rows, and their end of turn, to it; set the stage's own `max_length`, which "
-    "refuses or drops longer rows",
+    "max_length": "TRL would silently truncate rows to it, and with them the end of turn; set the stage's own `max_length`, "
+    "which refuses or drops longer rows",
     "truncation_mode": "rlt never truncates",
-    "packing": "it needs TRL's `max_length`, which cuts rows silently",
+    "packing": "it needs TRL's `max_length`, which truncates rows silently",
     "eval_packing": "training has no evaluation data",
     "dataset_kwargs": "rlt prepares the rows itself",
     "remove_unused_columns": "it removes the columns that the reward reads",
-    "dataloader_drop_last": "the last rows of each epoch would be left out and still be counted",
+    "dataloader_drop_last": "the last rows of each epoch would be dropped but still be counted",
     "chat_template_path": "it would change the template after the rows are rendered; put a `chat_template.jinja` into the "
     "model's folder",
-    "chat_template_kwargs": "rlt renders the prompts, and TRL would not read it",
+    "chat_template_kwargs": "rlt renders the prompts; TRL would ignore it",
     # Tokens.
     "eos_token": "the saved tokenizer would no longer be the one that the rows were rendered with; change "
     "`tokenizer_config.json` in the model's folder",
@@ -57,36 +58,36 @@ REFUSED = {
     "save_only_model": "a run could not resume from such a checkpoint",
     "resume_from_checkpoint": "the same command resumes by itself",
     "ignore_data_skip": "a resumed run would read its first rows twice",
-    "auto_find_batch_size": "a full memory would silently shrink the batch; set `per_device_train_batch_size`",
+    "auto_find_batch_size": "running out of memory would silently shrink the batch; set `per_device_train_batch_size`",
     # Evaluation.
     "do_eval": "training has no evaluation data; `rlt evaluate` evaluates the model",
     "eval_on_start": "training has no evaluation data; `rlt evaluate` evaluates the model",
     "load_best_model_at_end": "training has no evaluation data to choose by; the last model is the result",
 }
 REFUSED_IN_MODEL = {
-    "dtype": "the stage's own `dtype` decides",
-    "torch_dtype": "the stage's own `dtype` decides",
-    "trust_remote_code": "the stage's own `trust_remote_code` decides",
+    "dtype": "the stage's own `dtype` sets it",
+    "torch_dtype": "the stage's own `dtype` sets it",
+    "trust_remote_code": "the stage's own `trust_remote_code` sets it",
     "use_safetensors": "weights are read from safetensors only",
     "ignore_mismatched_sizes": "weights of another shape would be replaced by random ones",
 }
-# Keys of `generation_kwargs` that another option of TRL's says, or that would make completions end elsewhere.
+# Keys of `generation_kwargs` that another option of TRL sets, or that would change where completions end.
 REFUSED_IN_GENERATION = {
-    "max_new_tokens": "`trainer.max_completion_length` says it",
-    "max_length": "`trainer.max_completion_length` says it",
-    **{name: f"`trainer.{name}` says it" for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")},
-    "do_sample": "`trainer.temperature` says it",
-    "num_return_sequences": "`trainer.num_generations` says it",
-    "eos_token_id": "the model's generation_config.json says where a completion ends",
-    "stop_strings": "a completion ends with its end of turn",
+    "max_new_tokens": "`trainer.max_completion_length` sets it",
+    "max_length": "`trainer.max_completion_length` sets it",
+    **{name: f"`trainer.{name}` sets it" for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")},
+    "do_sample": "`trainer.temperature` sets it",
+    "num_return_sequences": "`trainer.num_generations` sets it",
+    "eos_token_id": "the model's generation_config.json defines where a completion ends",
+    "stop_strings": "a completion ends at its end of turn",
 }
-# What transformers' from_pretrained takes besides its parameters and what it pops from its keywords.
+# Accepted by transformers' from_pretrained besides its parameters and the keywords it pops.
 ENGINE_EXTRAS = ("attn_implementation",)
 
 
 def trainer_problems(options: JsonMap, module: str, kind: str) -> list[str]:
     """What is wrong with a recipe's `trainer` options, one line each: `kind` (of `module`) has no such option, the value
-    is of another type, or rlt refuses it.
+    has the wrong type, or rlt refuses it.
     """
     known = fields_of(module, kind)
     lines = []
@@ -110,14 +111,14 @@ def trainer_problems(options: JsonMap, module: str, kind: str) -> list[str]:
     attention = loading.get("attn_implementation") if isinstance(loading, Mapping) else None
     if options.get("padding_free") and "flash" not in str(attention):
         lines.append(
-            "`trainer.padding_free`: without flash attention each row would read the rows before it. Leave it out, or set "
+            "`trainer.padding_free`: without flash attention each row would attend to the rows before it. Leave it out, or set "
             "`trainer.model_init_kwargs.attn_implementation` to flash_attention_2."
         )
     return [line for line in lines if line is not None]
 
 
 def peft_problems(options: JsonMap) -> list[str]:
-    """What is wrong with a recipe's `peft` options, one line each; none can be found where peft is not installed."""
+    """What is wrong with a recipe's `peft` options, one line each; empty if peft is not installed."""
     return fields_problems("peft", options, "peft.tuners.lora.config", "LoraConfig")
 
 
@@ -131,8 +132,8 @@ def fields_problems(key: str, values: JsonMap, module: str, kind: str) -> list[s
 def engine_problems(engine: str, options: JsonMap, model: JsonMap | None) -> list[str]:
     """Unknown `engine_options` of an engine, one line each.
 
-    `model`: its config.json, whose keys transformers takes too; where it is not known (None) a name is only unknown if
-    it is close to one that is known.
+    `model`: its config.json, whose keys transformers accepts too. Without it (None) only names close to a known one are
+    reported.
     """
     if engine == "vllm":
         known = [
@@ -177,7 +178,7 @@ def _unknown(name: str, known: Iterable[str], whose: str) -> str:
 class Field:
     """One field: its annotation as written and as a type, unconstrained where the source does not tell.
 
-    `choices`: the texts that it takes, where these are an enum's values.
+    `choices`: the accepted texts, for the values of an enum.
     """
 
     written: str
@@ -185,7 +186,7 @@ class Field:
     choices: tuple[str, ...] = ()
 
     def accepts(self, value: object) -> bool:
-        """Whether the value, as YAML gives it, is of the field's type; no conversions but whole numbers for float."""
+        """Whether a value from YAML has the field's type; the only conversion is from int to float."""
         from pydantic import TypeAdapter, ValidationError
 
         try:
@@ -197,7 +198,7 @@ class Field:
 
 @lru_cache
 def fields_of(module: str, name: str) -> dict[str, Field]:
-    """Field name -> field, of a dataclass and those it inherits from; empty where it cannot be found."""
+    """Field name -> field, of a dataclass and its bases; empty if it cannot be found."""
     found = _find(module, name)
     if found is None:
         return {}
@@ -262,7 +263,7 @@ def _enum_values(module: str, name: str) -> tuple[object, ...]:
 
 @lru_cache
 def parameters_of(module: str, name: str, method: str) -> tuple[str, ...]:
-    """Names that a method takes: its parameters, and the constants that it pops from or gets of its keywords."""
+    """Names that a method accepts: its parameters, and the constants that it pops or gets from its keywords."""
     found = _find(module, name)
     body = [] if found is None else found[1].body
     node = next((line for line in body if isinstance(line, ast.FunctionDef) and line.name == method), None)
@@ -297,7 +298,7 @@ def literal_of(module: str, name: str) -> JsonRow:
 
 
 def _find(module: str, name: str) -> tuple[str, ast.ClassDef] | None:
-    """`(module, class)` where the name is defined, following imports from the given module."""
+    """`(module, class)` that defines the name, following imports from the given module."""
     seen: set[tuple[str, str]] = set()
     while (module, name) not in seen:
         seen.add((module, name))
@@ -307,7 +308,7 @@ def _find(module: str, name: str) -> tuple[str, ast.ClassDef] | None:
         for line in tree.body:
             if isinstance(line, ast.ClassDef) and line.name == name:
                 return module, line
-        # Some imports stand under TYPE_CHECKING, where a package loads its modules lazily.
+        # Packages that load modules lazily have imports under TYPE_CHECKING.
         origin = next((o for line in ast.walk(tree) if (o := _imported(line, module, name)) is not None), None)
         if origin is None:
             return None
@@ -342,7 +343,7 @@ def _tree(module: str) -> ast.Module | None:
 
 
 def _path(module: str) -> Path | None:
-    """The source file of a module; only its topmost package is looked up, which imports nothing."""
+    """The source file of a module; only the top-level package is looked up, which imports nothing."""
     top, *rest = module.split(".")
     spec = importlib.util.find_spec(top)
     for folder in [] if spec is None else spec.submodule_search_locations or []:

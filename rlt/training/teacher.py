@@ -1,10 +1,10 @@
-"""TRL's GRPOTrainer with the one thing that the RLT reward needs besides: the current policy's log-probs.
+"""TRL's GRPOTrainer plus what the RLT reward needs: the current policy's log-probs.
 
-A TRL reward function receives texts and ids, but `r_kl` compares the student with the policy that is being trained. This
-subclass adds the policy's log-probs of the sampled tokens to what the reward function gets. Where the step has computed
-them already (as it does with vLLM, for importance sampling) they are taken from there and not computed again.
+A TRL reward function receives texts and ids, but `r_kl` compares the student with the policy in training. This subclass
+passes the policy's log-probs of the sampled tokens to the reward function. If the step has already computed them (with
+vLLM, for importance sampling), they are reused.
 
-It also saves and restores the moving reference model with each checkpoint, which TRL leaves out, and stops a run whose
+It also saves and restores the moving reference model with each checkpoint, which TRL does not, and stops a run whose
 sampler no longer has the trainer's weights.
 """
 
@@ -41,11 +41,10 @@ SAMPLES_FILE = "samples.jsonl"
 class TeacherTrainer(ResumablePrompts, TrimmedPadding, WholeCheckpoints, GRPOTrainer):
     """GRPOTrainer that gives its TeacherReward the policy's side of `r_kl` (see `TeacherReward.__call__`).
 
-    `reward` is the reward function; with `needs_policy` false no forward pass is made for it. `sync_threshold`: the
-    difference between sampler and trainer, as `check_sampler` measures it, above which the run stops (None: never).
-    `own_student`: the student that is the policy or its average (`ema_decay` of it stays at each optimizer step).
-    `batch_tokens`: padded tokens in one forward pass that TRL does not make (another temperature, the exact KL).
-    `policy_passes` counts forward passes of the policy that TRL would not have made.
+    `reward`: the reward function; with `needs_policy` false no forward pass is made for it. `sync_threshold`: difference
+    between sampler and trainer, as measured by `check_sampler`, above which the run stops (None: never). `own_student`:
+    the student that is the policy or its average with decay `ema_decay`. `batch_tokens`: padded tokens per forward pass
+    that TRL does not make itself (different temperature, exact KL). `policy_passes` counts such passes.
     """
 
     args: GRPOConfig
@@ -91,8 +90,8 @@ class TeacherTrainer(ResumablePrompts, TrimmedPadding, WholeCheckpoints, GRPOTra
         reference = model is not self.model or is_reference(self.accelerator.unwrap_model(model))
         if not self._prompt_ids or torch.is_grad_enabled() or reference:
             return passed(model, input_ids, attention_mask, logits_to_keep, batch_size, **kwargs)
-        # The policy on what it has sampled. The reward reads these numbers, so dropout is off, and a completion that TRL
-        # masks because it was cut off is read like the others.
+        # The policy on its own samples. The reward uses these numbers, so dropout is off, and completions that TRL masks
+        # because they were truncated are included.
         with evaluating(model):
             logprobs, entropies, aux = passed(
                 model, input_ids, self._mask(attention_mask, logits_to_keep), logits_to_keep, batch_size, **kwargs
@@ -127,11 +126,11 @@ class TeacherTrainer(ResumablePrompts, TrimmedPadding, WholeCheckpoints, GRPOTra
         return rewards
 
     def _policy_side(self, completion_ids: list[list[int]]) -> tuple[str, list[torch.Tensor]]:
-        """The name of what `r_kl` needs, and that of each completion: `(C,)` log-probs or `(C, H)` hidden states."""
+        """Name of the input of `r_kl`, and its value per completion: `(C,)` log-probs or `(C, H)` hidden states."""
         temperature = self.reward.engine.temperature
         exact = self.reward.engine.estimator == "exact"
         if exact or temperature != self.temperature:
-            # Another temperature than the one that TRL computes with, or whole distributions: a pass of our own.
+            # A different temperature than TRL's, or whole distributions: needs a separate pass.
             self.policy_passes += 1
             rows = [
                 Row([*prompt, *ids], [range(len(prompt), len(prompt) + len(ids))])
@@ -149,7 +148,7 @@ class TeacherTrainer(ResumablePrompts, TrimmedPadding, WholeCheckpoints, GRPOTra
 
     @torch.no_grad()
     def _all_logprobs(self) -> torch.Tensor:
-        """`(B, T)` log-probs of this step's completions, computed once at most."""
+        """`(B, T)` log-probs of this step's completions, computed at most once."""
         if self._step_logprobs is None:
             self.policy_passes += 1
             device, fill = self.accelerator.device, self._tokenizer.pad_token_id
@@ -163,7 +162,7 @@ class TeacherTrainer(ResumablePrompts, TrimmedPadding, WholeCheckpoints, GRPOTra
                 self.model, ids, mask, completions.size(1), batch_size=self.args.per_device_train_batch_size
             )
         if self._step_logprobs is None:
-            raise RuntimeError("the policy's pass kept no log-probs; TRL calls its model in another way than expected")
+            raise RuntimeError("the policy's pass kept no log-probs; TRL calls its model in an unexpected way")
         return self._step_logprobs
 
     # -- a sampler that lost the weights -----------------------------------------------------------------------------------
@@ -175,15 +174,15 @@ class TeacherTrainer(ResumablePrompts, TrimmedPadding, WholeCheckpoints, GRPOTra
             if ours is None:
                 ours = self._all_logprobs()
             self.check_sampler(ours, output["sampling_per_token_logps"], output["completion_mask"])
-        self._prompt_ids = []  # this step's samples are scored: later passes are not of them
+        self._prompt_ids = []  # this step's samples are scored; later passes are on other texts
         return output
 
     def check_sampler(self, ours: torch.Tensor, sampled: torch.Tensor, mask: torch.Tensor) -> None:
         """Raise RunError on every rank if `(B, T)` log-probs of trainer and sampler differ by more than the threshold.
 
-        The difference is the mean of |ours - sampled| in nats, each token weighted by its probability (the larger of the
-        two), over the tokens of `mask` `(B, T)` that the sampler reports: log-probs of unlikely tokens are noisy in
-        bfloat16. NaN is what vLLM could not report; if that is all, the run stops too.
+        The difference is the mean of |ours - sampled| in nats over the tokens of `mask` `(B, T)` that the sampler reports,
+        weighted by the larger of the two probabilities: log-probs of unlikely tokens are noisy in bfloat16. NaN marks
+        tokens that vLLM could not report; if there are no others, the run stops too.
         """
         counted = mask.bool()
         known = counted & ~sampled.isnan()
@@ -192,13 +191,13 @@ class TeacherTrainer(ResumablePrompts, TrimmedPadding, WholeCheckpoints, GRPOTra
         sums = torch.stack([(weights * difference).sum(), weights.sum(), counted.sum().double()])
         total, weight, tokens = self.accelerator.gather(sums[None]).sum(0).tolist()
         if tokens == 0:
-            return  # every completion is masked: nothing is learned from this batch
+            return  # every completion is masked: this batch teaches nothing
         mean = total / weight if weight else math.nan
         self._metrics["train" if self.model.training else "eval"]["sampler_difference"].append(mean)
         if self.sync_threshold is not None and not mean <= self.sync_threshold:
             raise RunError(
                 f"step {self.state.global_step}: the sampler's log-probs differ from the trainer's by {mean:.3g} nats per "
-                f"token (`sync_threshold` {self.sync_threshold}): it has other weights, or reports log-probs before "
+                f"token (`sync_threshold` {self.sync_threshold}): it has different weights, or reports log-probs before "
                 "temperature and truncation. Restart it (a vLLM server with `--logprobs-mode processed_logprobs`), or raise "
                 "the threshold."
             )
@@ -212,7 +211,7 @@ class TeacherTrainer(ResumablePrompts, TrimmedPadding, WholeCheckpoints, GRPOTra
             return
         state = self.accelerator.get_state_dict(self.ref_model)  # gathers sharded weights: every rank takes part
         if self.args.should_save:
-            # Under the names that the weights have in memory, by which they are restored.
+            # With the in-memory names of the weights, which restoring needs.
             self.accelerator.unwrap_model(self.ref_model).save_pretrained(
                 folder / REFERENCE_FOLDER, state_dict=state, save_original_format=False
             )
@@ -246,7 +245,7 @@ class _Average(TrainerCallback):
 
 @contextlib.contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """While open, the model's dropout is off."""
+    """Dropout is off inside this context."""
     training = model.training
     model.eval()
     try:
@@ -256,7 +255,7 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
 
 
 def is_reference(model: torch.nn.Module) -> bool:
-    """Whether a model with LoRA is TRL's reference at the moment: its adapter is off, or the copy named `ref` is active."""
+    """Whether a model with LoRA currently acts as TRL's reference: its adapter is off, or the copy `ref` is active."""
     if not hasattr(model, "peft_config"):
         return False
     # `is True`: transformers' own models have a method of this name.
@@ -266,9 +265,9 @@ def is_reference(model: torch.nn.Module) -> bool:
 
 @torch.no_grad()
 def load_weights(model: torch.nn.Module, folder: Path, accelerator: Accelerator) -> None:
-    """Put the safetensors weights of `folder` into `model`, plain, DDP, FSDP2 or ZeRO-3.
+    """Load the safetensors weights of `folder` into `model`: plain, DDP, FSDP2 or ZeRO-3.
 
-    Raises RunError unless the files have exactly the model's weights (of tied ones, one).
+    Raises RunError unless the files have exactly the model's weights (one of each tied group).
     """
     from safetensors.torch import load_file
     from torch.distributed.tensor import DTensor, distribute_tensor
@@ -294,7 +293,7 @@ def load_weights(model: torch.nn.Module, folder: Path, accelerator: Accelerator)
     with gathered:
         for name, parameter in parameters.items():
             if name not in weights:
-                continue  # tied to another parameter, which is in the files
+                continue  # tied to a parameter that is in the files
             value = weights[name].to(parameter.dtype)
             if isinstance(parameter, DTensor):
                 value = distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)

@@ -1,7 +1,7 @@
-"""Each micro-batch computed at its own width.
+"""Computes each micro-batch at its own width.
 
-TRL pads the completions of a whole generation (hundreds in one process) to the longest of them, and computes with the
-padding in the policy's and the reference's passes. Lengths differ by a factor of three and more: most of it is wasted.
+TRL pads the completions of a whole generation (hundreds per process) to the longest one and computes the padding in the
+passes of policy and reference. Lengths differ by a factor of three or more, so most of this work is wasted.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ else:
 
 
 class TrimmedPadding(_Trainer):
-    """Mixin before TRL's GRPOTrainer: columns that are padding in all rows of a micro-batch are not computed.
+    """Mixin before TRL's GRPOTrainer that skips columns of padding in all rows of a micro-batch.
 
-    Log-probs and entropies keep TRL's shape `(B, logits_to_keep)`, with 0 where nothing was computed; those positions
-    are masked everywhere. Only padding on the right goes, so positions stay what they were. Every rank makes as many
-    forward passes as before, whatever its widths.
+    Log-probs and entropies keep TRL's shape `(B, logits_to_keep)`, with 0 at skipped positions, which are masked
+    everywhere. Only padding on the right is skipped, so positions do not change. The number of forward passes per rank
+    does not depend on widths.
     """
 
     def _get_per_token_logps_and_entropies(
@@ -39,7 +39,7 @@ class TrimmedPadding(_Trainer):
         losses: list[torch.Tensor] = []
         for ids, mask in zip(input_ids.split(rows), attention_mask.split(rows), strict=True):
             first = ids.size(1) - logits_to_keep
-            # At least one completion token stays, also where every completion is empty.
+            # Keep at least one completion token, even if every completion is empty.
             stop = max(first + 1, int(mask.any(0).nonzero().max()) + 1)
             ours, entropy, loss = super()._get_per_token_logps_and_entropies(
                 model, ids[:, :stop], mask[:, :stop], stop - first, **kwargs

@@ -41,7 +41,7 @@ def test_the_agents_rollouts_carry_the_rewards_of_their_tokens_and_log_probs(cas
     ("case", "words"),
     [
         ("temperature", "at temperature 1, but this service scores at 0.7"),
-        ("cut", "top_p 0.9 and top_k None cut the distribution"),
+        ("cut", "top_p 0.9 and top_k None truncate the distribution"),
         ("no solution", "solution"),
     ],
 )

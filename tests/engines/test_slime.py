@@ -59,7 +59,7 @@ def test_one_sample_and_a_group_get_the_services_rewards(served, rows, use):
 @pytest.mark.parametrize(
     ("arguments", "more", "words"),
     [
-        ({"rollout_top_p": 0.9}, {}, "top_p 0.9 and top_k -1 cut the distribution"),
+        ({"rollout_top_p": 0.9}, {}, "top_p 0.9 and top_k -1 truncate the distribution"),
         ({"rollout_temperature": 1.0}, {}, "at temperature 1, but this service scores at 0.7"),
         ({}, {"loss_mask": [1, 0, 1]}, "tokens that the policy did not sample"),
         ({}, {"label": "It is 2."}, "the label must be a JSON object"),

@@ -66,8 +66,8 @@ def test_a_trace_without_tokens_is_scored_by_its_text(cases, served, rows):
 @pytest.mark.parametrize(
     ("case", "words"),
     [
-        ("turns", "2 model calls; the reward is of one explanation"),
-        ("cut", "top_p 0.9 and top_k None cut the distribution"),
+        ("turns", "2 model calls; the reward is for one explanation"),
+        ("cut", "top_p 0.9 and top_k None truncate the distribution"),
         ("no temperature", "the sampling temperature is not set"),
         ("no solution", "the label must be a JSON object"),
         ("no url", "RLT_URL is not set"),

@@ -25,8 +25,8 @@ COMPLETION = "So we add." + CLOSE
 SPOILED = {
     "no service": ({"url": "http://127.0.0.1:9"}, {}, "Start it: rlt serve"),
     "temperature": ({"actor_rollout_ref.rollout.temperature": 1.0}, {}, "this service scores at 0.7"),
-    "top-p": ({"actor_rollout_ref.rollout.top_p": 0.9}, {}, "cut the distribution"),
-    "prompt": ({"data.max_prompt_length": 8}, {}, "data.max_prompt_length is 8. Raise it"),
+    "top-p": ({"actor_rollout_ref.rollout.top_p": 0.9}, {}, "truncate the distribution"),
+    "prompt": ({"data.max_prompt_length": 8}, {}, "increase data.max_prompt_length (8)"),
     "no log-probs": ({}, {"logprobs": False}, "set rollout.calculate_log_probs to true"),
 }
 RECIPES = {"one-node": 4, "four-nodes": 16}

@@ -184,7 +184,7 @@ def test_changed_problems_are_refused(model, tmp_path, monkeypatch):
     cut = config(tmp_path / "out", model)
     data = Path(cut.data.path)
     data.write_text(data.read_text().replace("What is 7?", "What is 77?"))
-    with pytest.raises(RunError, match="was edited since"):
+    with pytest.raises(RunError, match="has been edited since"):
         collect.run(cut)
 
 

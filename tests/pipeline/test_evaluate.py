@@ -196,7 +196,11 @@ def test_wrong_input_is_told_before_a_token_is_generated(model: str, with_engine
         (DataError, "bad.jsonl line 2: column `answer`", {"benchmark": str(bad)}),
         (DataError, "the context of 512 tokens is too short for a prompt of", {"max_tokens": 512}),
         (DataError, "the context of 512 tokens is too short", {"max_tokens": None, "preset": "paper"}),
-        (ConfigError, "`samples: 4` at temperature 0 would be the same response", {"samples": 4, "temperature": None}),
+        (
+            ConfigError,
+            "`samples: 4` at temperature 0 would give the same response",
+            {"samples": 4, "temperature": None},
+        ),
         (ModelError, "not a model folder", {"model": str(tmp_path / "none")}),
     ]
     for error, words, more in cases:
@@ -216,12 +220,12 @@ def test_changed_data_is_refused_on_resume(model: str, with_engine: Any, tmp_pat
         evaluate.run(config(model, tmp_path / "e", benchmark=str(data), task="arithmetic"))
     data.write_text("".join(json.dumps({"question": q, "answer": ANSWERS[q]}) + "\n" for q in questions[5:10]))
     with_engine(Coin(1.0))
-    with pytest.raises(RunError, match=r"its input .*q\.jsonl was edited since"):
+    with pytest.raises(RunError, match=r"its input .*q\.jsonl has been edited since"):
         evaluate.run(config(model, tmp_path / "e", benchmark=str(data), task="arithmetic"))
     # A dataset of the hub has no file to compare; its responses have.
     state = json.loads((tmp_path / "e" / "stage.json").read_text())
     (tmp_path / "e" / "stage.json").write_text(json.dumps({**state, "files": {}}))
-    with pytest.raises(RunError, match="answers another prompt than the data gives now"):
+    with pytest.raises(RunError, match="answers a different prompt than the data has now"):
         evaluate.run(config(model, tmp_path / "e", benchmark=str(data), task="arithmetic"))
 
 

@@ -38,7 +38,7 @@ def test_rows_keep_their_columns_and_order_and_get_verdicts(tmp_path: Path, caps
     assert [row["recorded"] for row in rows] == [True, None, None, True]
     assert result.metrics["agree"] == 0.5
     assert result.metrics["not_graded"] == 1
-    assert "50.0 % agree with the 2 verdicts recorded before" in capsys.readouterr().out
+    assert "50.0 % agree with the 2 recorded verdicts" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def test_steps_side_by_side_run_once_print_to_their_logs_and_are_told_while_they
     assert len(before) == 6
 
     assert run_recipe(recipe(tmp_path, steps, seeds=[0, 1])) == 0
-    assert "6 complete before" in capsys.readouterr().out
+    assert "6 already complete" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "r").rglob("*.stage.json")} == before
 
 

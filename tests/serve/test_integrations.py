@@ -92,7 +92,7 @@ def test_a_restart_a_full_queue_and_an_error_are_survived(odd):
         ([(200, {}, GOOD)], "not a reward service"),
         ([(200, ME, b"<html>")], "not JSON"),
         ([(200, ME, b"[]")], "not a JSON object"),
-        ([(200, ME, b'{"rows": []}')], "without a row for each of 1 rows"),
+        ([(200, ME, b'{"rows": []}')], "does not have 1 rows"),
         ([(401, ME, b'{"detail": "missing or invalid bearer token"}')], "401: missing or invalid bearer token"),
     ],
 )

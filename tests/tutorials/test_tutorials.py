@@ -31,7 +31,7 @@ def test_ten_explanations_are_scored_and_can_be_looked_at(tmp_path):
 def test_a_teacher_of_ones_own_problems_is_trained_and_reported(tmp_path):
     said = run("own_teacher", tmp_path)
     assert "explanation <- reasoning" in said
-    assert "no problem found" in said
+    assert "no problems found" in said
     results = json.loads((tmp_path / "made" / "runs" / "mine" / "results.json").read_text())
     assert set(results["arms"]) == {"warmup", "rlt"}
 

@@ -132,7 +132,7 @@ def test_what_is_wrong_with_a_step_is_told(model, data, tmp_path, step, message)
         ("collect", {"engine": "openai"}, "engine `openai` needs `url`"),
         ("collect", {"url": "http://h"}, "`url` is for engine `openai`"),
         ("collect", {"engine_options": {"atn_implementation": 1}}, "`engine_options.atn_implementation`: unknown"),
-        ("collect", {"engine": "openai", "url": "http://h", "api_key_env": "NO_SUCH"}, "no variable NO_SUCH"),
+        ("collect", {"engine": "openai", "url": "http://h", "api_key_env": "NO_SUCH"}, "variable NO_SUCH is not set"),
         ("evaluate", {"benchmark": "math5"}, "benchmark 'math5': neither"),
         ("evaluate", {"benchmark": "none.jsonl"}, "none.jsonl: no such file."),
         ("evaluate", {"benchmark": "math500", "max_tokens": 4096}, "`max_tokens` 4096 does not fit into the context"),
@@ -213,7 +213,7 @@ def test_what_only_the_hub_has_is_not_verified_offline_and_refused_by_a_run(data
     recipe = build_recipe({"name": "r", "collect": step}, "r.yaml")
     checked = check_steps(recipe, recipe.steps)
     assert checked.problems == []
-    assert checked.unverified == ["model org/name (not in the hub's cache)", "data set org/set (on the hub)"]
+    assert checked.unverified == ["model org/name (not in the hub's cache)", "dataset org/set (on the hub)"]
     assert problems(connect=True, collect=step) == [
         "step `collect`: org/name: no such folder, not in the hub's cache, and the hub cannot be reached.",
         "step `collect`: `data`: org/set: no such file, not in the hub's cache, and the hub cannot be reached.",
@@ -241,7 +241,7 @@ def test_the_command_lists_every_problem_of_a_recipe_and_fails(tmp_path, model, 
 def test_the_command_says_that_a_recipe_is_fine(tmp_path, capsys):
     (tmp_path / "r.yaml").write_text("problems: {task: arithmetic}\n")
     assert main(["check", "r.yaml", "--seeds", "0,1"]) == 0
-    assert "2 steps, 2 seeds: no problem found\n  problems  ok (problems)" in capsys.readouterr().out
+    assert "2 steps, 2 seeds: no problems found\n  problems  ok (problems)" in capsys.readouterr().out
     assert not (tmp_path / "runs").exists()
 
 
@@ -288,7 +288,7 @@ def test_a_prompt_that_cannot_fit_is_told_with_its_row(tmp_path, model):
     step = {"model": model, "student": model, "trainer": {"max_completion_length": 100, "num_generations": 8}}
     (line,) = problems(train={**step, "data": "long.jsonl"})
     assert (
-        "long.jsonl line 2: question and solution alone have 2002 tokens, and `trainer.max_completion_length` leaves 1948"
+        "long.jsonl line 2: question and solution alone have 2002 tokens, but `trainer.max_completion_length` leaves only 1948"
         in line
     )
     assert problems(train={**step, "data": {"path": "long.jsonl", "on_invalid": "skip"}}) == []

@@ -62,11 +62,11 @@ def test_a_file_that_is_laid_out_already_stays_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "row", "words"),
     [
-        ("mmlu-pro", {**MMLU_PRO, "answer": "K"}, "'K' is none of the choices' labels"),
-        ("mmlu-pro", {**MMLU_PRO, "options": ["1"]}, "has 1 choices; 2 to 10"),
-        ("mmlu-pro", {**MMLU_PRO, "options": ["1"] * 11}, "has 11 choices; 2 to 10"),
+        ("mmlu-pro", {**MMLU_PRO, "answer": "K"}, "'K' is not one of the labels"),
+        ("mmlu-pro", {**MMLU_PRO, "options": ["1"]}, "has 1 choices; expected 2 to 10"),
+        ("mmlu-pro", {**MMLU_PRO, "options": ["1"] * 11}, "has 11 choices; expected 2 to 10"),
         ("mmlu-pro", {**MMLU_PRO, "options": ["1", ""], "answer": "A"}, "choice 2 is empty"),
-        ("arc-easy", {**ARC, "answerKey": "4"}, "'4' is none of the choices' labels 1, 2, 3"),
+        ("arc-easy", {**ARC, "answerKey": "4"}, "'4' is not one of the labels 1, 2, 3"),
         ("sciq", {**SCIQ, "distractor2": " "}, "column `distractor2` is missing or empty"),
     ],
 )

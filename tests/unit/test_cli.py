@@ -127,7 +127,7 @@ def test_help_has_topics_and_what_every_stage_has_comes_last(capsys):
     titles = re.findall(r"^(\S.*):$", capsys.readouterr().out, re.MULTILINE)
     assert titles[:2] == ["Required", "Options"]
     assert "The student in the reward, and where it runs" in titles
-    assert titles[-1] == "What every stage has"
+    assert titles[-1] == "Options of every stage"
 
 
 def test_help_is_80_columns_wide_where_there_is_no_terminal():
@@ -155,7 +155,7 @@ def test_a_complete_stage_tells_its_numbers_again(tmp_path, capsys):
     assert main(command) == 0
     capsys.readouterr()
     assert main(command) == 0
-    assert "problems: complete before: done in " in capsys.readouterr().out
+    assert "problems: already complete: done in " in capsys.readouterr().out
 
 
 def test_timings_prints_the_table_of_a_run(tmp_path, monkeypatch, capsys):

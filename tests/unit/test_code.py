@@ -238,7 +238,7 @@ def test_the_pool_grades_code_and_gives_up_endless_code() -> None:
         ("def f", "not JSON"),
         ("5", "neither a JSON object nor a list"),
         ("{}", "no lists `inputs` and `outputs`"),
-        ('{"inputs": [], "outputs": []}', "one at least"),
+        ('{"inputs": [], "outputs": []}', "at least one"),
         ('{"inputs": ["1"], "outputs": []}', "1 inputs and 0 outputs"),
         ('{"fn_name": "f", "inputs": [5], "outputs": [5]}', "not a list of arguments"),
         ('{"test": "def check(c): pass"}', "entry_point"),
@@ -268,7 +268,7 @@ def test_a_machine_that_cannot_grade_a_task_says_so_when_it_is_loaded(monkeypatc
     def missing() -> None:
         raise DependencyError("no namespaces")
 
-    monkeypatch.setattr("rlt.tasks.code.check_available", missing)
+    monkeypatch.setattr("rlt.tasks.code.check_machine", missing)
     with pytest.raises(DependencyError, match="no namespaces"):
         load_grader("code")
     assert all(load_grader(name) for name in GRADERS if name not in ("code", "programs"))
@@ -327,7 +327,7 @@ def test_livecodebench_is_cut_by_difficulty_and_days(tmp_path: Path) -> None:
 def test_a_part_that_there_is_not_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"'harder' is neither easy nor medium nor hard"):
         load_benchmark("livecodebench:harder")
-    with pytest.raises(ConfigError, match="no parts that could be chosen"):
+    with pytest.raises(ConfigError, match="no parts to select"):
         load_benchmark("math500:hard")
     row = {key: value for key, value in LIVECODEBENCH.items() if key != "difficulty"}
     with pytest.raises(DataError, match="line 1: column `difficulty` is missing"):

@@ -56,7 +56,7 @@ def test_ten_lines_and_a_recipe_that_rlt_check_passes(ending, capsys):
     )
     assert said[2].startswith("held out: the first 4 problems")
     assert main(["check", "pens.yaml"]) == 0
-    assert "no problem found" in capsys.readouterr().out
+    assert "no problems found" in capsys.readouterr().out
 
 
 def test_what_is_held_out_is_not_trained_on():
@@ -121,7 +121,7 @@ def test_a_gpu_is_planned_as_itself_or_as_a_smaller_one(name, gib, known):
         ([{"a": "b"}], "no column looks like the question; the row has a. Name it: `--columns.question THEIRS`"),
         ([{"question": "q"}], "no column looks like the solution"),
         ([], "has no rows"),
-        (ROWS[:3], "has 3 rows; a run needs 4 at least"),
+        (ROWS[:3], "has 3 rows; a run needs at least 4"),
     ],
 )
 def test_what_cannot_be_guessed_is_one_line_with_the_fix(rows, message, capsys):
@@ -141,7 +141,7 @@ def test_a_recipe_is_never_overwritten(capsys):
     path = written(ROWS)
     assert main(["init", path]) == 0
     assert main(["init", path]) == 2
-    assert "pens.yaml: exists" in capsys.readouterr().err
+    assert "pens.yaml: already exists" in capsys.readouterr().err
 
 
 def test_a_csv_row_with_too_many_values_is_named(capsys):

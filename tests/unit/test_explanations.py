@@ -117,6 +117,6 @@ def test_rows_that_rlt_did_not_make_are_finished_explanations_or_raw_completions
     with pytest.raises(DataError, match="here: has neither `explanation` nor `completion`"):
         explanation_of(asked, "here", "7", FORMAT)
     with pytest.raises(
-        DataError, match=r"here: column `explanation` contains the tag .*or name the column `completion`"
+        DataError, match=r"here: column `explanation` contains the tag .*or rename the column to `completion`"
     ):
         explanation_of({**asked, "explanation": f"one{TAG}"}, "here", "7", FORMAT)

@@ -50,7 +50,7 @@ def test_what_is_dumped_is_read_again() -> None:
     ("data", "message"),
     [
         ([{"path": "a", "wieght": 2}], r"`data.sources.0.wieght`: unknown key"),
-        (["x/a.jsonl", "y/a.jsonl"], "two sources are called 'a'"),
+        (["x/a.jsonl", "y/a.jsonl"], "two sources are named 'a'"),
         ([{"path": "a", "weight": 0}], "greater than 0"),
         ([], "at least 1 item"),
     ],

@@ -5,11 +5,13 @@ import os
 import resource
 import time
 from datetime import date
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+import rlt
 from rlt.config import DistillConfig, EvaluateConfig, ProblemsConfig, ScoreConfig, TrainConfig, WarmupConfig
 from rlt.data import fingerprints
 from rlt.data.rows import JsonlWriter, read_rows, write_rows
@@ -51,7 +53,7 @@ def test_another_configuration_is_refused_with_the_keys_and_two_ways_out(tmp_pat
 
 def test_a_foreign_folder_is_refused_and_left_alone(tmp_path):
     (tmp_path / "mine.txt").write_text("keep")
-    with pytest.raises(RunError, match="holds files that rlt did not make"):
+    with pytest.raises(RunError, match="contains files that rlt did not create"):
         begin("warmup", config(tmp_path))
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
@@ -112,7 +114,7 @@ def test_an_output_whose_input_was_made_anew_is_refused(tmp_path):
     assert begin("evaluate", taught).result is not None
     (tmp_path / "base" / "stage.json").unlink()
     begin("pretrain", config(tmp_path / "base")).finish({})
-    with pytest.raises(RunError, match=r"its input .*base was made again or removed since"):
+    with pytest.raises(RunError, match=r"its input .*base has been regenerated or removed since"):
         begin("evaluate", taught)
 
 
@@ -150,7 +152,7 @@ def test_data_edited_after_a_stage_was_complete_is_refused(tmp_path):
     begin("warmup", warmup(tmp_path, data)).finish({})
     assert begin("warmup", warmup(tmp_path, data)).result is not None
     data.write_text('{"question": 2}')  # of the same size
-    with pytest.raises(RunError, match=r"its input .*d\.jsonl was edited since"):
+    with pytest.raises(RunError, match=r"its input .*d\.jsonl has been edited since"):
         begin("warmup", warmup(tmp_path, data))
 
 
@@ -170,7 +172,7 @@ def test_a_data_folder_with_another_file_is_edited(tmp_path):
     (folder / "README.md").write_text("not data")
     assert begin("warmup", warmup(tmp_path, folder)).result is not None
     (folder / "b.jsonl").write_text("{}")
-    with pytest.raises(RunError, match=r"its input .*data was edited since"):
+    with pytest.raises(RunError, match=r"its input .*data has been edited since"):
         begin("warmup", warmup(tmp_path, folder))
 
 
@@ -180,7 +182,7 @@ def test_rows_edited_inside_another_stages_output_are_edited(tmp_path):
     scored = ScoreConfig(output=tmp_path / "s.jsonl", data=rows, student="m")
     begin("score", scored)
     rows.write_text(rows.read_text() + '{"question": "one more"}\n')
-    with pytest.raises(RunError, match=r"its input .*p\.jsonl was edited since"):
+    with pytest.raises(RunError, match=r"its input .*p\.jsonl has been edited since"):
         begin("score", scored)
 
 
@@ -283,6 +285,20 @@ def test_a_stage_that_teaches_a_format_may_change_it(tmp_path):
     begin("warmup", prepared("warmup", warmup(tmp_path, "d.jsonl", format="words"))).finish({})
     student = DistillConfig(output=tmp_path / "d", model=str(tmp_path / "w"), data="d.jsonl", format="r1")
     assert prepared("distill", student).format == "r1"
+
+
+def test_rl_may_give_its_teacher_a_prompt_in_other_words_but_no_other_tags(tmp_path):
+    begin("warmup", prepared("warmup", warmup(tmp_path, "d.jsonl", format="words"))).finish({})
+    words = (Path(rlt.__file__).parent / "shipped" / "formats" / "words.yaml").read_text()
+    (tmp_path / "short.yaml").write_text(
+        words.replace("teacher_system_prompt: null", "teacher_system_prompt: Be brief.")
+    )
+    (tmp_path / "tags.yaml").write_text(words.replace("<explain>", "<why>"))
+    keys = {"output": tmp_path / "t", "model": str(tmp_path / "w"), "student": ["s"], "data": "d.jsonl"}
+    short = str(tmp_path / "short.yaml")
+    assert prepared("train", TrainConfig(**keys, format=short)).format == short
+    with pytest.raises(ConfigError, match=r"was trained with the format `words`"):
+        prepared("train", TrainConfig(**keys, format=str(tmp_path / "tags.yaml")))
 
 
 def test_teacher_and_student_of_two_formats_are_refused(tmp_path):

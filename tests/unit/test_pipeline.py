@@ -122,7 +122,7 @@ def test_the_numbers_of_complete_steps_are_told_again(tmp_path, capsys):
     run_recipe(recipe(tmp_path))
     capsys.readouterr()
     run_recipe(recipe(tmp_path))
-    assert re.search(r"complete before: seed 0 corpus: done in \d+\.\d s \(problems 3\)", capsys.readouterr().out)
+    assert re.search(r"already complete: seed 0 corpus: done in \d+\.\d s \(problems 3\)", capsys.readouterr().out)
 
 
 # -- another recipe ----------------------------------------------------------------------------------------------------
@@ -131,7 +131,7 @@ def test_the_numbers_of_complete_steps_are_told_again(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("seeds", "other", "message"),
     [
-        ([0, 1, 2], {"seeds": [0]}, "made with another recipe: `seeds`: [0, 1, 2] there, [0] now. Keep it"),
+        ([0, 1, 2], {"seeds": [0]}, "made with a different recipe: `seeds`: [0, 1, 2] there, [0] now. Keep it"),
         ([0, 1, 2], {"seeds": [0, 1]}, "`seeds`: [0, 1, 2] there, [0, 1] now"),
         ([0], {"seeds": [0, 1]}, "`seeds`: [0] there, [0, 1] now"),
         ([0], {"steps": {"heldout": STEPS["heldout"]}}, "steps that are not in this recipe: corpus, more"),
@@ -183,7 +183,7 @@ def test_what_was_made_from_a_step_that_starts_over_goes_with_it(tmp_path, ran, 
     assert not (tmp_path / "r" / "more.jsonl.stage.json").exists()
     said = capsys.readouterr().out
     assert "removed: corpus, more" in said
-    assert "run again by the next `rlt run`: more" in said
+    assert "the next `rlt run` runs it again: more" in said
     run_recipe(recipe(tmp_path, steps_with("corpus", count=5)))
     assert ran[3:] == ["corpus.jsonl", "more.jsonl"]
 
@@ -191,7 +191,9 @@ def test_what_was_made_from_a_step_that_starts_over_goes_with_it(tmp_path, ran, 
 def test_what_was_made_from_a_folder_deleted_by_hand_is_refused_before_it_is_made_again(tmp_path, ran):
     run_recipe(recipe(tmp_path))
     (tmp_path / "r" / "corpus.jsonl").unlink()
-    with pytest.raises(RunError, match=r"more its input .*corpus\.jsonl was made again or removed since.*--only STEP"):
+    with pytest.raises(
+        RunError, match=r"more its input .*corpus\.jsonl has been regenerated or removed since.*--only STEP"
+    ):
         run_recipe(recipe(tmp_path))
     run_recipe(recipe(tmp_path), restart=True, only="corpus")
     run_recipe(recipe(tmp_path))

@@ -93,18 +93,21 @@ def test_merging_replaces_everything_but_mappings():
             {"distill": {"model": "m", "each": {"a": {"data": "@distill/b"}, "b": {"data": "d"}}}},
             "step `distill/a`: @distill/b is a later step",
         ),
-        ({"report": {}, "warmup": {"model": "@report", "data": "d"}}, "@report is a report, which no step can use"),
+        ({"report": {}, "warmup": {"model": "@report", "data": "d"}}, "@report is a report; no step can use one"),
         ({"warmup": 3}, "must be a mapping"),
         ({"evaluate": {"each": "@distill", "model": "m"}}, "no earlier step of that name has variants"),
         ({"defaults": {"dstill": {}}, "warmup": {"model": "m", "data": "d"}}, "`defaults.dstill`"),
         ({"train": {"model": "m", "student": "s", "data": "d", "kl_coef": "much"}}, "`kl_coef`"),
         ({}, "has no steps"),
         ({"sedes": [0, 1]}, "`sedes`: neither a key of a recipe nor a stage (did you mean seeds?)"),
-        ({"../../x": {"stage": "warmup", "model": "m", "data": "d"}}, "step `../../x`: a name has letters"),
-        ({"/abs/x": {"stage": "warmup", "model": "m", "data": "d"}}, "step `/abs/x`: a name has letters"),
-        ({"..": {"stage": "warmup", "model": "m", "data": "d"}}, "step `..`: a name has letters"),
-        ({"warmup": {"each": {"../../x": {}}, "model": "m", "data": "d"}}, "variant `../../x`: a name has letters"),
-        ({"logs": {"stage": "warmup", "model": "m", "data": "d"}}, "the run's folder has a `logs` of its own"),
+        ({"../../x": {"stage": "warmup", "model": "m", "data": "d"}}, "step `../../x`: a name consists of letters"),
+        ({"/abs/x": {"stage": "warmup", "model": "m", "data": "d"}}, "step `/abs/x`: a name consists of letters"),
+        ({"..": {"stage": "warmup", "model": "m", "data": "d"}}, "step `..`: a name consists of letters"),
+        (
+            {"warmup": {"each": {"../../x": {}}, "model": "m", "data": "d"}},
+            "variant `../../x`: a name consists of letters",
+        ),
+        ({"logs": {"stage": "warmup", "model": "m", "data": "d"}}, "`logs` is reserved in the run's folder"),
         ({"name": "..", "warmup": {"model": "m", "data": "d"}}, "`name`"),
         ({"name": "a/b", "warmup": {"model": "m", "data": "d"}}, "`name`"),
         ({"seeds": [0, 0]}, "`seeds`: seed 0 is listed twice"),
@@ -124,7 +127,7 @@ def test_merging_replaces_everything_but_mappings():
                 "warmup": {"model": "m", "data": "d", "output": "o"},
                 "distill": {"model": "m", "data": "d", "output": "o"},
             },
-            "step `distill`: `output` o is also that of seed 0 warmup",
+            "step `distill`: `output` o is already used by seed 0 warmup",
         ),
     ],
 )
@@ -297,3 +300,9 @@ def test_a_model_of_each_seed_may_lie_beside_the_recipe(tmp_path):
 def test_a_missing_recipe_is_one_clear_line(tmp_path):
     with pytest.raises(ConfigError, match=r"none\.yaml: no such recipe"):
         load_recipe(tmp_path / "none.yaml")
+
+
+def test_no_is_a_word_and_only_true_and_false_are_truth_values() -> None:
+    text = "save_strategy: no\nlogging: on\nbf16: true\nfp16: False\nlearning_rate: 1e-6"
+    expected = {"save_strategy": "no", "logging": "on", "bf16": True, "fp16": False, "learning_rate": 1e-6}
+    assert parse_yaml(text) == expected

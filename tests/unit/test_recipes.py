@@ -17,11 +17,11 @@ from pydantic import TypeAdapter
 from trl import GRPOConfig, SFTConfig
 
 from rlt.config import STAGES, PretrainConfig, ProblemsConfig
+from rlt.config.launch import SHIPPED
 from rlt.helptext import SUMMARIES
 from rlt.launching import processes
 from rlt.outputs import changed_keys
 from rlt.planning import PlanConfig, plan
-from rlt.planning.machine import SHIPPED
 from rlt.recipe import Recipe, Step, load_recipe
 from rlt.stages import coldstart, distill, train, warmup
 from rlt.stages.pretrain import Phase
@@ -169,7 +169,7 @@ def test_every_number_of_the_papers_recipe_names_its_source() -> None:
 
 
 def launch_files() -> list[Path]:
-    shipped = [Path(str(entry)) for entry in (SHIPPED / "accelerate").iterdir()]
+    shipped = [Path(str(entry)) for entry in SHIPPED.iterdir()]
     return sorted([*shipped, FOLDER / "cluster" / "fsdp2.yaml", FOLDER / "cluster" / "zero3-offload.yaml"])
 
 

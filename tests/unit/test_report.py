@@ -59,10 +59,10 @@ def results(arms=(), **more):
     ("ours", "other", "result", "certainty"),
     [
         # differences 0.3 and 0.4: mean 0.35, standard error 0.05, t(1 df) = 12.706
-        ([0.5, 0.6], [0.2, 0.2], "0.35 more than warmup", "[-0.29, 0.99] and includes 0, so this is not settled; rlt is ahead"),
+        ([0.5, 0.6], [0.2, 0.2], "0.35 more than warmup", "[-0.29, 0.99] and includes 0, so the result is inconclusive; rlt"),
         ([0.5, 0.7], [0.2, 0.4], "0.30 more than warmup", "[0.30, 0.30] and excludes 0; rlt is ahead in 2 of 2."),
         ([0.2, 0.2], [0.4, 0.4], "0.20 LESS than warmup", "[-0.20, -0.20] and excludes 0; rlt is ahead in 0 of 2."),
-        ([0.5, 0.5], [0.5, 0.5], "as many as warmup", "[0.00, 0.00] and includes 0, so this is not settled; rlt is ahead in 0"),
+        ([0.5, 0.5], [0.5, 0.5], "as many as warmup", "includes 0, so the result is inconclusive; rlt is ahead in 0"),
         ([0.504], [0.5], "as many as warmup", "one seed, so there is no interval over seeds"),
     ],
 )  # fmt: skip
@@ -78,14 +78,14 @@ def test_an_arm_that_beats_ours_is_named_and_one_decoded_in_another_way_is_not_c
     arms = [arm("rlt", [0.5, 0.6]), arm("warmup", [0.2, 0.2]), arm("best", [0.7, 0.8]), arm("other", [1.0], 0.0)]
     said = sentences(CONFIG, results(arms))
     assert "(rlt, warmup, best)" in said[0]
-    assert said[1].endswith("warmup (0.20); more than rlt solved best (0.75).")
+    assert said[1].endswith("warmup (0.20); best (0.75) solved more than rlt.")
 
 
 def test_without_a_headline_the_best_two_are_compared_and_that_is_said():
     arms = [arm("a", [0.1, 0.1]), arm("b", [0.6, 0.6]), arm("c", [0.5, 0.4])]
     said = sentences(ReportConfig(output="r"), results(arms))
     assert said[1] == "Result: b solved 0.60, 0.15 more than c (0.45)."
-    assert said[2].endswith("the two were picked after seeing the results.")
+    assert said[2].endswith("the two arms were picked after seeing the results.")
 
 
 def test_a_solve_rate_of_one_seed_has_the_interval_over_problems():
@@ -100,7 +100,7 @@ def test_bands_are_called_rising_only_in_the_seeds_where_each_solves_more_than_t
         BandSeed(seed, tuple(map(solved, rates))) for seed, rates in enumerate([(0.1, 0.2, 0.3), (0.2, 0.1, 0.3)])
     )
     text = terminal_report(CONFIG, results(bands=bands))
-    assert "holds in 1 of 2 seeds" in " ".join(text.split())
+    assert "as in 1 of 2 seeds" in " ".join(text.split())
 
 
 def test_nothing_is_wider_than_100_columns_and_every_seed_is_shown():
@@ -231,7 +231,7 @@ def test_rewards_of_variants_are_compared_by_row(scored, tmp_path, capsys):
     # -1, -2, -3: mean -2, half t(2 df) / sqrt(3) = 2.48; differences -3, -4: mean -3.5, half 12.706 * 0.5 = 6.35
     assert "human    3     -2.00 ± 2.48   -2.00 ± 2.48   0.50 ± 0.00" in told
     assert "nothing  2     -5.00 ± 12.71  -5.00 ± 12.71  0.50 ± 0.00" in told
-    assert "1 with errors are left out" in told
+    assert "1 left out because of errors" in told
     assert "Result: human has the highest mean reward (-2.00), nothing the lowest (-5.00)." in told
     assert "from human includes 0 for nothing (-3.50 [-9.85, 2.85])." in " ".join(told.split())
     (row,) = json.loads((tmp_path / "r" / "results.json").read_text())["scores"]
@@ -243,4 +243,4 @@ def test_variants_of_other_rows_are_not_paired(scored, capsys):
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     write_rows(path, [row | {"id": "x" + row["id"]} for row in rows])
     run_recipe(scored)
-    assert "cannot be given for nothing, which do not have the same rows" in " ".join(capsys.readouterr().out.split())
+    assert "is unavailable for nothing, which have different rows" in " ".join(capsys.readouterr().out.split())

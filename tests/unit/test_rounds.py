@@ -73,8 +73,11 @@ def test_the_written_recipe_of_a_run_unrolls_to_the_same_steps(tmp_path):
         ({"result": "train"}, "`rounds.result`: `rounds.initial` has no step 'train'"),
         ({"steps": {**STEPS, "accept": {}}}, "`rounds.steps.accept`: choose another name"),
         ({"steps": {**STEPS, "exam": {}}}, "`rounds.steps.exam`: unknown stage 'exam'"),
-        ({"initial": {**INITIAL, "train": STEPS["train"]}}, "`rounds.initial.train`: nothing is previous to round 0"),
-        ({"steps": {**STEPS, "collect": {"each": ["a"]}}}, "`rounds.steps.collect`: a step of a round has no variants"),
+        ({"initial": {**INITIAL, "train": STEPS["train"]}}, "`rounds.initial.train`: round 0 has no previous round"),
+        (
+            {"steps": {**STEPS, "collect": {"each": ["a"]}}},
+            "`rounds.steps.collect`: steps of a round cannot have variants",
+        ),
         ({"acept": {}}, "did you mean accept?"),
     ],
 )
@@ -86,7 +89,7 @@ def test_what_is_wrong_with_rounds_is_said_with_its_key(keys, said):
 
 def test_a_step_of_the_recipe_cannot_have_the_name_of_one_that_rounds_make():
     values = {"count": 1, "initial": INITIAL, "steps": STEPS}
-    with pytest.raises(ProblemsFound, match="step `best`: `rounds` makes a step of that name"):
+    with pytest.raises(ProblemsFound, match="step `best`: `rounds` already creates a step of this name"):
         build_recipe({"name": "r", "best": {"stage": "distill", "model": "m", "data": "d"}, "rounds": values}, "r.yaml")
 
 
@@ -202,7 +205,7 @@ def test_a_real_gain_is_accepted():
 def test_decisions_that_do_not_fit_the_evaluations_are_refused():
     with pytest.raises(ValueError, match="3 `evaluations` need 1 `decisions`"):
         AcceptConfig(output="a", evaluations=["0", "1", "2"], looks=4)
-    with pytest.raises(ValueError, match="`looks` 1 is less than the round, 2"):
+    with pytest.raises(ValueError, match="`looks` is 1, but this is round 2"):
         AcceptConfig(output="a", evaluations=["0", "1", "2"], decisions=["d"], looks=1)
 
 
@@ -236,7 +239,7 @@ def test_after_two_rejections_no_later_round_runs_and_the_best_one_is_the_result
     assert (folder / "round3" / "work.jsonl").is_file()
     assert not (folder / "round4" / "work.jsonl").exists()
     assert (folder / "best" / "model" / "weights").read_text() == "round1/distill"
-    assert "round4/work: not run, its loop ended at round 3" in capsys.readouterr().out
+    assert "round4/work: skipped, its loop ended at round 3" in capsys.readouterr().out
 
 
 def test_a_second_run_does_nothing_and_says_what_is_not_run(looped, capsys):
@@ -244,7 +247,7 @@ def test_a_second_run_does_nothing_and_says_what_is_not_run(looped, capsys):
     before = {path: path.stat().st_mtime_ns for path in looped.folder.rglob("*.json*")}
     run_recipe(looped)
     assert {path: path.stat().st_mtime_ns for path in looped.folder.rglob("*.json*")} == before
-    assert "not run: seed 0 round4/work: its loop ended at round 3" in capsys.readouterr().out
+    assert "skipped: seed 0 round4/work: its loop ended at round 3" in capsys.readouterr().out
 
 
 def test_a_step_elsewhere_that_uses_a_round_that_did_not_run_does_not_run_either(looped):
@@ -297,7 +300,9 @@ def test_the_report_has_a_column_per_round_and_says_how_the_judges_moved(tmp_pat
     assert "round 0  round 1  round 2" in text
     assert "2 of 2" in text
     (said,) = _of_rounds(results.rounds)
-    assert said == "Rounds: accepted in some seed: 1, 2. From round 1 to 2 the mean rewards moved: score -1.00."
+    assert (
+        said == "Rounds accepted in at least one seed: 1, 2. Change of the mean rewards from round 1 to 2: score -1.00."
+    )
     assert sentences(ReportConfig(output=tmp_path), results)
 
 

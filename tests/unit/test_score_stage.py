@@ -266,5 +266,5 @@ def test_solutions_of_another_file_take_the_place_of_the_rows_own(tmp_path, monk
     first, second = score.numbered(config, Letters.fmt)
     assert (first.explanation.problem.solution, first.explanation.text.strip()) == ("right", "e")
     assert second.error == (
-        "data.jsonl line 2: its question is not in " + str(tmp_path / "right.jsonl") + ", which `solutions` names."
+        "data.jsonl line 2: its question is not in the file of `solutions`, " + str(tmp_path / "right.jsonl") + "."
     )

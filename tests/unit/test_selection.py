@@ -106,7 +106,7 @@ def test_a_given_context_takes_the_place_of_the_students_own(tmp_path: Path) -> 
     student = save(tmp_path / "student", tiny_model(TOKENIZER, 0), TOKENIZER)
     data = rows(explanation("a", 0, "one"), explanation("b", 0, "long " * 1000))
     assert run(tmp_path / "own", data, keep="closed", student=[student]).metrics["dropped"] == {LONGER: 1}
-    with pytest.raises(DataError, match=rf"nothing is left of 2 explanations: 2 x {LONGER}"):
+    with pytest.raises(DataError, match=rf"none of 2 explanations can be selected: 2 x {LONGER}"):
         run(tmp_path / "given", data, keep="closed", student=[student], student_context=20)
     assert not (tmp_path / "given" / "out").exists()
 

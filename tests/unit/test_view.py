@@ -124,7 +124,7 @@ def test_thinned_curves_keep_both_ends():
 def test_a_file_without_rewards_is_refused(tmp_path, capsys):
     write_rows(tmp_path / "data.jsonl", [{"question": "q"}])
     assert main(["view", str(tmp_path / "data.jsonl"), "--output", str(tmp_path / "p.html")]) == 2
-    assert "data.jsonl line 1: has no `reward`; `rlt view` shows what `rlt score` wrote" in capsys.readouterr().err
+    assert "data.jsonl line 1: has no `reward`; `rlt view` shows files of `rlt score`" in capsys.readouterr().err
     assert not (tmp_path / "p.html").exists()
 
 

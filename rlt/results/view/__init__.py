@@ -1,1 +1,1 @@
-"""One self-contained HTML page of scored rows or of a whole run: no network, no framework, texts of models as text."""
+"""One self-contained HTML page of scored rows or of a run: no network, no framework, model output as plain text."""

@@ -1,4 +1,4 @@
-"""The page served on this machine while a run is under way: it asks for new data, and files are read when they grew."""
+"""The page served on this machine during a run: it polls for new data; files are read again when they change."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def serve_page(make: Callable[[], JsonRow], paths: Sequence[Path], port: int) ->
             f"rlt view: port {port} cannot be used ({error.strerror}). Choose another --port, or 0."
         ) from error
     with server:
-        print(f"view: http://127.0.0.1:{server.server_port}/  (ends with Ctrl-C)", flush=True)
+        print(f"view: http://127.0.0.1:{server.server_port}/  (Ctrl-C to stop)", flush=True)
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            print("view: ended", flush=True)
+            print("view: stopped", flush=True)
     return 0
 
 
 def page_server(make: Callable[[], JsonRow], paths: Sequence[Path], port: int) -> ThreadingHTTPServer:
-    """A server on 127.0.0.1 for `/`, the page, and `/data.json`, its data, with an ETag that changes as files do."""
+    """A server on 127.0.0.1 for the page (`/`) and its data (`/data.json`), with an ETag that changes with the files."""
     lock = Lock()
     kept: dict[str, JsonRow] = {}
 
@@ -49,7 +49,7 @@ def page_server(make: Callable[[], JsonRow], paths: Sequence[Path], port: int) -
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            # Another site's page may have its visitor's browser ask here under a name of its own (DNS rebinding).
+            # DNS rebinding: a page of another site may make its visitor's browser send requests here under its own name.
             if self.headers.get("Host", "").rsplit(":", 1)[0] not in ("127.0.0.1", "localhost"):
                 self._answer(403, "text/plain", b"")
             elif self.path == "/":
@@ -83,7 +83,7 @@ def page_server(make: Callable[[], JsonRow], paths: Sequence[Path], port: int) -
 
 
 def _version(paths: Iterable[Path]) -> str:
-    """What changes whenever a watched file does."""
+    """A value that changes whenever a watched file does."""
     files = [file for path in paths for file in (_watched(path) if path.is_dir() else [path])]
     stats = sorted((str(file), stat.st_size, stat.st_mtime_ns) for file in files if (stat := _stat(file)) is not None)
     return json.dumps(f"{hash(tuple(stats)):x}")

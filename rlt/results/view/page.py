@@ -1,4 +1,4 @@
-"""The page itself: markup, style, script and data in one file that opens from disk and asks for nothing."""
+"""The page itself: markup, style, script and data in one file that opens from disk and makes no requests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rlt.types import JsonRow
 def scores_data(paths: Sequence[Path], limit: int, ids: Sequence[str] = (), seed: int = 0) -> JsonRow:
     """The page's data for one file of scores, or for several whose rows are compared question by question.
 
-    The first file is sampled (`rows.sampled`); of the others those rows are taken that have the same questions.
+    The first file is sampled (`rows.sampled`); from the others come the rows with the same questions.
     """
     sources = [Source(path, name) for path, name in zip(paths, _names(paths), strict=True)]
     first, total = sampled(sources[0], limit, ids, seed)
@@ -37,7 +37,7 @@ def scores_data(paths: Sequence[Path], limit: int, ids: Sequence[str] = (), seed
 
 
 def source_of(source: Source, shown: int, total: int) -> JsonRow:
-    """What the page says of a file: its name, how many rows it shows of how many, and the reward's coefficients."""
+    """The page's description of a file: name, rows shown and in total, and the reward's coefficients."""
     return {"name": source.name, "shown": shown, "total": total, "control": source.control,
             "coefficients": source.coefficients, "students": source.students,
             **({"by_source": cells(source.numbers)} if source.numbers else {})}  # fmt: skip
@@ -49,7 +49,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def html(data: JsonRow, live: bool = False) -> str:
-    """The whole page. Its policy forbids scripts but its own and every request (`live`: but to where it came from)."""
+    """The whole page. Its policy forbids foreign scripts and all requests (`live`: except to its own server)."""
     markup, style, script = (_part(name) for name in ("page.html", "page.css", "page.js"))
     asks = "'self'" if live else "'none'"
     policy = (
@@ -63,12 +63,12 @@ def html(data: JsonRow, live: bool = False) -> str:
 
 
 def write_page(path: Path, data: JsonRow) -> None:
-    """Write the page, whole or not at all. UTF-8; a lone surrogate stays the escape that JSON has for it."""
+    """Write the page atomically, as UTF-8; a lone surrogate stays a JSON escape."""
     write_bytes(path, html(data).encode("utf-8", "backslashreplace"))
 
 
 def embedded(data: JsonRow) -> str:
-    """JSON for a <script>: nothing in it can end the element, NaN and infinity are null."""
+    """JSON for a <script> element that cannot end it; NaN and infinity become null."""
     return json.dumps(_finite(data), ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 

@@ -1,4 +1,4 @@
-"""Rows for the page: a sample of a file of any length, each with its texts, its parts and its tokens' numbers."""
+"""Rows for the page: a sample of a file of any length, with texts, parts and per-token numbers."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ PARTS = (
 )  # fmt: skip
 COEFFICIENTS = ("alpha", "alpha_kl", "mean_coef", "kl_coef")
 COPIED_WORDS = 4
-"""So many words in a row that stand in the solution too count as copied (fewer where the solution is shorter)."""
+"""This many consecutive words that also occur in the solution count as copied (fewer for a shorter solution)."""
 
 
 class Source:
-    """The rows of one file of scores, read lazily, with the texts that were scored where their file is still there.
+    """The rows of one file of scores, read lazily, with the scored texts if their file still exists.
 
-    `data` is that file; None: the one that the scores' state names. Rows of `samples.jsonl` have their texts. Raises
+    `data`: that file; None: the one named in the state of the scores. Rows of `samples.jsonl` contain their texts. Raises
     DataError for a file without rewards.
     """
 
@@ -56,7 +56,7 @@ class Source:
             where, row = scored
             if "reward" not in row and "error" not in row:
                 raise DataError(
-                    f"{where}: has no `reward`; `rlt view` shows what `rlt score` wrote, or a run's folder."
+                    f"{where}: has no `reward`; `rlt view` shows files of `rlt score`, or the folder of a run."
                 )
             same = text is not None and ("id" not in row or str(row["id"]) == str(text.get("id")))
             yield {**(text if same and text is not None else {}), **row, "number": number}
@@ -65,10 +65,10 @@ class Source:
 def sampled(
     source: Iterable[JsonRow], limit: int, ids: Collection[str] = (), seed: int = 0
 ) -> tuple[list[JsonRow], int]:
-    """At most `limit` rows for the page, in their order, and how many rows the file has.
+    """At most `limit` rows for the page, in order, and the number of rows in the file.
 
-    A third have the highest rewards, a third the lowest, the others are drawn at random; rows of `ids` are always in. One
-    pass over the file, and never more than three times `limit` rows in memory.
+    A third have the highest rewards, a third the lowest, the rest are random; rows of `ids` are always included. One pass
+    over the file, with at most three times `limit` rows in memory.
     """
     rng = random.Random(seed)
     third = limit // 3
@@ -99,7 +99,7 @@ def sampled(
 
 
 def matching(source: Source, keys: Collection[str], limit: int) -> tuple[list[JsonRow], int]:
-    """The rows of a second file whose `match_key` is among `keys`, and how many rows it has."""
+    """Rows of a second file whose `match_key` is in `keys`, and the number of rows in the file."""
     rows: list[JsonRow] = []
     total = 0
     for row in source:
@@ -110,12 +110,12 @@ def matching(source: Source, keys: Collection[str], limit: int) -> tuple[list[Js
 
 
 def match_key(row: JsonMap) -> str:
-    """What makes two rows of different files the same question: its text, else their id."""
+    """What identifies a question across files: its text, else the row's id."""
     return str(row.get("question") or row.get("id") or row["number"])
 
 
 def page_row(row: JsonMap, source: int, control: str | None = None, step: int | None = None) -> JsonRow:
-    """A row as the page reads it: texts, numbers, `tokens` by student, and which characters were copied."""
+    """A row as the page reads it: texts, numbers, `tokens` by student, and the copied characters."""
     students = cast(dict[str, JsonRow], row.get("students") or {})
     given = {name: each.get("tokens") for name, each in students.items()} or {"student": row.get("tokens")}
     tokens = {name: _tokens(cast(JsonRow, each)) for name, each in given.items() if each}
@@ -124,7 +124,7 @@ def page_row(row: JsonMap, source: int, control: str | None = None, step: int | 
     said = "".join(first.get("explanation", []))
     explanation = str(row.get("explanation") or row.get("completion") or "")
     if control is not None or said not in explanation:
-        explanation = said  # another text than the file's was scored
+        explanation = said  # the scored text is not the file's
     spans = copied(explanation, solution)
     result: JsonRow = {
         "id": str(row.get("id", row.get("number", ""))), "source": source, "match": match_key({"number": 0, **row}),
@@ -146,9 +146,9 @@ def _tokens(tokens: JsonRow) -> JsonRow:
 
 
 def copied(explanation: str, solution: str) -> list[tuple[int, int]]:
-    """The characters `[start, end)` of the explanation whose words stand in the same order in the solution.
+    """The character spans `[start, end)` of the explanation that are copied from the solution.
 
-    `COPIED_WORDS` words in a row count, upper and lower case alike; of a shorter solution all of its words, at least two.
+    Copied: `COPIED_WORDS` consecutive words, ignoring case; for a shorter solution all of its words, at least two.
     """
     theirs = [word.casefold() for word in re.findall(r"\w+", solution)]
     size = min(COPIED_WORDS, len(theirs))
@@ -169,7 +169,7 @@ def copied(explanation: str, solution: str) -> list[tuple[int, int]]:
 
 
 def thinned(points: list[tuple[float, float]], most: int) -> list[tuple[float, float]]:
-    """At most `most` of the points, evenly spread, the last one among them."""
+    """At most `most` of the points, evenly spaced, including the last."""
     if len(points) <= most:
         return points
     places = sorted({round(i * (len(points) - 1) / (most - 1)) for i in range(most)})

@@ -1,4 +1,4 @@
-"""The page's data for a run: curves of training, samples over steps, scored rows, arms, costs, the recipe."""
+"""The page's data for a run: training curves, samples over steps, scored rows, costs, recipe."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class RunData(TypedDict):
 
 
 def run_data(recipe: Recipe, limit: int) -> RunData:
-    """What the run's steps have left so far; the report's own numbers are added by who calls this.
+    """The outputs of the run's steps so far; the caller adds the report's numbers.
 
-    `limit` rows of scores and as many samples of training are taken at most, over all their files.
+    At most `limit` scored rows and as many training samples, over all files.
     """
     sources: list[JsonRow] = []
     rows: list[JsonRow] = []
@@ -49,7 +49,7 @@ def run_data(recipe: Recipe, limit: int) -> RunData:
     keys: dict[int | None, set[str]] = {}
     for step in scored:
         source, share = Source(Path(step.config.output), _name(step), _data(step)), max(1, limit // len(scored))
-        # Other steps of this seed show the same questions, so that they can stand side by side.
+        # Steps of one seed show the same questions, so that they can be compared side by side.
         if step.seed in keys and source.data is not None:
             some, total = matching(source, keys[step.seed], share)
         else:
@@ -88,7 +88,7 @@ def _data(step: Step) -> Path | None:
 
 
 def _over_steps(source: Source, limit: int) -> tuple[list[JsonRow], int]:
-    """Samples of the questions that came up in most steps, whole questions first, and how many samples there are."""
+    """Samples of the questions that occur in most steps, and the number of samples in the file."""
     counts: dict[str, int] = {}
     for row in source:
         counts[match_key(row)] = counts.get(match_key(row), 0) + 1
@@ -103,7 +103,7 @@ def _over_steps(source: Source, limit: int) -> tuple[list[JsonRow], int]:
 
 
 def _curves(recipe: Recipe) -> list[JsonRow]:
-    """For each training step and metric the points `(step, value)` of each seed."""
+    """For each training step and metric, the points `(step, value)` of each seed."""
     found: dict[str, dict[str, dict[str, list[tuple[float, float]]]]] = {}
     for step in recipe.steps:
         if not _file(step, "metrics.jsonl").is_file():

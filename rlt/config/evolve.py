@@ -1,0 +1,85 @@
+"""The key `evolve` of a recipe: an archive of teachers, made by `rlt evolve`. See docs/archive.md."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from rlt.config.base import Config, as_list
+
+Setting = str | int | float | bool | None
+"""One value of a searched key."""
+
+
+class Range(Config):
+    """Numbers to draw from."""
+
+    low: int | float
+    """Smallest value. If both ends are whole, whole numbers are drawn; write 1.0 for others."""
+    high: int | float
+    """Largest value, included."""
+    log: bool = False
+    """Draw evenly on a logarithmic scale."""
+    step: int | float | None = Field(None, gt=0)
+    """Draw only `low`, `low + step`, ...; null: any value."""
+
+    @model_validator(mode="after")
+    def _an_interval(self) -> Range:
+        if not self.low < self.high:
+            raise ValueError(f"`low` {self.low} must be below `high` {self.high}")
+        if self.log and (self.low <= 0 or self.step is not None):
+            raise ValueError("`log` needs `low` above 0 and no `step`")
+        return self
+
+    def __contains__(self, value: object) -> bool:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not self.low <= value <= self.high:
+            return False
+        whole = isinstance(self.low, int) and isinstance(self.high, int)
+        steps = (value - self.low) / self.step if self.step is not None else 0
+        return abs(steps - round(steps)) < 1e-9 and not (whole and value != round(value))
+
+
+def _at_least_two(values: list[Setting]) -> list[Setting]:
+    if len(set(map(repr, values))) < max(2, len(values)):
+        raise ValueError("must list two values or more, all different")
+    return values
+
+
+Choices = Annotated[list[Setting], AfterValidator(_at_least_two)]
+Arm = Literal["archive", "best", "first", "random", "continue"]
+
+
+class EvolveOptions(Config):
+    """An archive of teachers, for `rlt evolve`."""
+
+    train: str = "train"
+    """Step that is trained: a child starts from its parent's weights and runs this step with mutated settings."""
+    score: str = "evaluate"
+    """Evaluate step whose solve rate, averaged over its variants, is a teacher's score."""
+    screen: str | None = None
+    """Cheaper evaluate step that comes first; only children that pass it get the full evaluation. null: all get it."""
+    screen_quantile: float = Field(0.25, ge=0, le=1)
+    """A child passes if it reaches this quantile of the screening scores of the teachers before it. Others keep their
+    screening score."""
+    final: str | None = None
+    """Evaluate step on questions that choose nothing, run only for the first teacher and for each arm's best one."""
+    children: int = Field(8, ge=1)
+    """Children per arm and repeat. May be raised later: the same command then makes the rest."""
+    at_once: int = Field(1, ge=1)
+    """Children of one arm whose parents are drawn from the same archive, so that as many workers can make them in parallel.
+    The result depends on this number, not on that of workers."""
+    mutations: int = Field(1, ge=1)
+    """Settings that differ between parent and child."""
+    arms: Annotated[list[Arm], BeforeValidator(as_list)] = Field(["archive", "best", "first", "random"], min_length=1)
+    """Who the parent is: `archive` draws it by sigmoid(10 (score - 0.5)) / (1 + children) (Darwin Goedel Machine,
+    arXiv 2505.22954); `best`: always the best so far; `first`: always the first teacher; `random`: the first, with all
+    settings drawn anew; `continue`: the last one, without mutations. All make the same number of children."""
+    search: dict[str, Range | Choices] = Field(min_length=1)
+    """Search space: `step.key` -> a list of values, or `{low, high, log, step}`. The recipe's own value must be in it."""
+
+    @model_validator(mode="after")
+    def _enough_to_mutate(self) -> EvolveOptions:
+        if self.mutations > len(self.search):
+            raise ValueError(f"`mutations` {self.mutations} is more than the {len(self.search)} keys of `search`")
+        return self

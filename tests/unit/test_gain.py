@@ -1,0 +1,108 @@
+"""The stage `gain`: which explanations are learned together, what the placebo is, what is measured and compared."""
+
+import math
+
+import pytest
+import torch
+
+from rlt.config import GainConfig
+from rlt.data.rows import read_rows, write_rows
+from rlt.errors import DataError
+from rlt.models.loading import load_model, load_tokenizer
+from rlt.pipeline import run_stage
+from rlt.results.intervals import rank_interval
+from rlt.stages.gain import _examples, _heldout, _Student, correlation, grouped, placebos, rated
+from rlt.text.formats import load_format
+from rlt.types import Explanation, Problem
+from tests.words import make_model, make_problems
+
+FMT = load_format("words")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gain")
+    return {"model": make_model(folder / "model"), "data": make_problems(folder / "problems.jsonl", 8)}
+
+
+def config(world, folder, **keys):
+    keys = {"data": world["data"], "scores": folder / "s.jsonl", "group": 2, "count": 8, **keys}
+    return GainConfig(output=folder / "g.jsonl", model=world["model"], heldout=world["data"], format="words", **keys)
+
+
+def explanation(question, text="t"):
+    return Explanation(Problem(id=question, question=question, solution="s"), text, True)
+
+
+def test_groups_are_neighbours_by_score_lowest_first(world, tmp_path):
+    found = [(explanation(str(score)), float(score)) for score in (5, 1, 8, 3, 7, 2, 6, 4, 0)]
+    groups = grouped(config(world, tmp_path), found)
+    scores = [[score for _, score in group] for group in groups]
+    assert [len(group) for group in scores] == [2, 2, 2, 2]
+    everyone = [score for group in scores for score in group]
+    assert everyone == sorted(everyone)  # 8 of the 9, drawn by the seed
+    with pytest.raises(DataError, match="9 scored explanations make 3 groups of 3; a correlation needs 4"):
+        grouped(config(world, tmp_path, group=3, count=9), found)
+
+
+def test_the_placebo_is_an_explanation_of_another_question():
+    everyone = [explanation("a", "of a"), explanation("a", "of a too"), explanation("b", "of b")]
+    assert placebos(everyone, everyone, 0)[:2] == ["of b", "of b"]
+    assert placebos(everyone, everyone, 0)[2] in ("of a", "of a too")
+    with pytest.raises(DataError, match="one question"):
+        placebos(everyone[:2], everyone[:2], 0)
+
+
+def test_scores_of_other_rows_are_refused(world, tmp_path):
+    write_rows(tmp_path / "s.jsonl", [{"reward": 1.0}])
+    with pytest.raises(DataError, match=r"s.jsonl: has 1 rows, and .* has 8. Score the same file again"):
+        rated(config(world, tmp_path), FMT)
+
+
+def test_the_correlation_is_spearmans_over_groups_in_order_of_reward():
+    rows = [{"over_placebo": value, "gain": value + 1} for value in (1.0, 3.0, 2.0, 4.0)]
+    found = correlation(rows)
+    assert found["correlation"] == pytest.approx(1 - 6 * 2 / (4 * 15))  # 1 - 6 sum d^2 / n(n^2 - 1)
+    assert (found["gain"], found["over_placebo"]) == (3.5, 2.5)
+
+
+def test_the_interval_of_a_rank_correlation_is_fishers_with_bonett_and_wrights_variance():
+    low, high = rank_interval(0.5, 12)
+    half = 1.959964 * math.sqrt(1.125 / 9)
+    assert (low, high) == pytest.approx((math.tanh(math.atanh(0.5) - half), math.tanh(math.atanh(0.5) + half)))
+    assert rank_interval(1.0, 8)[1] <= 1.0
+    with pytest.raises(ValueError, match="3 pairs"):
+        rank_interval(0.5, 3)
+
+
+def test_a_student_learns_what_it_reads_and_forgets_it_wholly(world, tmp_path):
+    options = config(world, tmp_path, learning_rate=1e-2)
+    tokenizer = load_tokenizer(world["model"])
+    student = _Student(options, load_model(world["model"], "float32", device="cpu"))
+    heldout = _heldout(options, FMT, tokenizer)
+    assert len(heldout) == 8
+    before, weights = student.understands(heldout), {k: v.clone() for k, v in student.model.state_dict().items()}
+    # Taught the held-out problems themselves, without explanations: their solutions become more likely.
+    items = [explanation_ for explanation_, _ in _rated(world, options)]
+    student.learn(_examples(FMT, tokenizer, items, [FMT.as_written("")] * len(items)))
+    assert student.understands(heldout) > before + 0.1
+    student.forget()
+    assert student.understands(heldout) == before
+    assert all(torch.equal(weights[name], value) for name, value in student.model.state_dict().items())
+
+
+def _rated(world, options):
+    write_rows(options.scores, [{"reward": float(number)} for number in range(8)])
+    return rated(options, FMT)
+
+
+def test_the_stage_writes_a_row_per_group_and_its_correlation(world, tmp_path):
+    options = config(world, tmp_path, steps=1)
+    _rated(world, options)
+    result = run_stage("gain", options)
+    rows = [row for _, row in read_rows(tmp_path / "g.jsonl")]
+    assert [row["reward"] for row in rows] == [0.5, 2.5, 4.5, 6.5]
+    assert all(row["over_placebo"] == pytest.approx(row["gain"] - row["placebo"]) for row in rows)
+    assert result.metrics["groups"] == 4
+    assert -1 <= result.metrics["low"] <= result.metrics["correlation"] <= result.metrics["high"] <= 1
+    assert run_stage("gain", options).metrics == result.metrics  # complete: not run again
