@@ -15,6 +15,6 @@ python=$folder/bin/python
   ijson jsonpatch jsonpointer jsonref jsonpath-ng semver shortuuid sniffio tenacity zipfile-zstd zipp zstandard \
   universal-pathlib pathlib-abc nest-asyncio2 docstring-parser mmh3 python-dotenv beautifulsoup4 soupsieve platformdirs \
   s3fs aiobotocore agent-client-protocol tiktoken textual mdit-py-plugins linkify-it-py uc-micro-py boto3 botocore aioitertools \
-  jmespath wrapt s3transfer debugpy
+  jmespath wrapt s3transfer debugpy httpx httpcore
 "$python" -c 'import lm_eval.tasks; from inspect_ai.log import read_eval_log'
 touch "$folder/complete"

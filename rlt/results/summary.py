@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
+from typing import cast
 
 from rlt.config import CollectConfig, ReportConfig
 from rlt.data.rows import read_rows
@@ -16,6 +17,7 @@ from rlt.results.benchmarks import evaluation
 from rlt.results.intervals import MeanEstimate, mean_with_interval, spearman
 from rlt.results.rankings import Ranking, rankings_of
 from rlt.results.rounds import Round, inspected, rounds_of
+from rlt.results.sources import SourceNumbers, mean_over_seeds
 from rlt.results.sweep import Reached, Sweep, reached_of, sweep_of
 from rlt.types import JsonMap, JsonRow
 
@@ -187,6 +189,8 @@ class Results:
     sweep: Sweep | None = None
     reached: tuple[Reached, ...] = ()
     rankings: tuple[Ranking, ...] = ()
+    sources: Mapping[str, SourceNumbers] = field(default_factory=dict)
+    """Score step of a mixture -> the numbers of each source, means over seeds."""
 
     def to_json(self) -> JsonRow:
         """The content of results.json."""
@@ -203,6 +207,7 @@ class Results:
             **({"rankings": [one.to_row() for one in self.rankings]} if self.rankings else {}),
             **({"sweep": self.sweep.to_json()} if self.sweep else {}),
             **({"reaches": [one.to_row() for one in self.reached]} if self.reached else {}),
+            **({"sources": dict(self.sources)} if self.sources else {}),
             "seconds": dict(self.seconds),
             "versions": dict(self.versions),
             "incomplete": list(self.incomplete),
@@ -229,6 +234,7 @@ def collect_results(config: ReportConfig, recipe: Recipe, only: int | None = Non
         rankings=rankings_of(config, done.seeds, done.rate),
         sweep=sweep_of(config, recipe, done.seeds),
         reached=reached_of(config.reaches, recipe, done.seeds) if config.reaches else (),
+        sources=done.sources(),
     )
 
 
@@ -375,6 +381,14 @@ class _Done:
                 if self.config.scored in (None, head):
                     several = len(self.recipe.head.seeds) > 1
                     yield Scores(head, seed if several else None, tuple(self._variants(seed, head, variants)))
+
+    def sources(self) -> dict[str, SourceNumbers]:
+        """The numbers of each source in every score step of a mixture, means over seeds."""
+        found: dict[str, list[SourceNumbers]] = defaultdict(list)
+        for (_, name), (step, state) in self.steps.items():
+            if step.stage == "score" and "by_source" in state["metrics"]:
+                found[name].append(cast(SourceNumbers, state["metrics"]["by_source"]))
+        return {name: mean_over_seeds(seeds) for name, seeds in found.items()}
 
     def _variants(self, seed: int, head: str, names: Sequence[str]) -> Iterator[Variant]:
         first: list[JsonRow] = []

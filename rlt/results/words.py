@@ -10,6 +10,7 @@ from rlt.config import ReportConfig
 from rlt.results.intervals import MeanEstimate, mean_with_interval
 from rlt.results.rankings import Ranking
 from rlt.results.rounds import Round
+from rlt.results.sources import SourceNumbers, cells
 from rlt.results.summary import PARTS, Arm, Difference, Results, Scores, Solved, differences, solve_rate
 from rlt.results.sweep import Reached, Sweep, labelled
 from rlt.results.tables import KEEP, legend, paragraph, report_width, split_tables, text_table
@@ -90,7 +91,7 @@ def tables(config: ReportConfig, results: Results) -> list[Table]:
         found.append(_teacher(results))
     if results.bands:
         found.append(_bands(results))
-    return found + [_variants(one) for one in results.scores]
+    return found + [_variants(one) for one in results.scores] + [_sources(*one) for one in results.sources.items()]
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------
@@ -302,6 +303,13 @@ def _variants(scores: Scores) -> Table:
     meanings += [(names.get(part, MEASURES[part][0]), MEASURES[part][1]) for part in parts]
     title = f"Rewards of step `{scores.step}`{of_seed}: mean over rows ± half of the 95 % interval"
     return Table(title, ["variant", "rows", *(names.get(part, part) for part in parts)], rows, tuple(meanings))
+
+
+def _sources(step: str, numbers: SourceNumbers) -> Table:
+    head, rows = cells(numbers)
+    measures = [MEASURES.get(name, MEASURES["unclosed_rate"]) for name in head[2:]]
+    head = [*head[:2], *(name for name, _ in measures)]
+    return Table(f"Sources of the mixture in step `{step}`: means over their scored rows", head, rows, tuple(measures))
 
 
 # -- sentences ---------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from rlt.data.problems import load_problems
 from rlt.data.rows import JsonlWriter, read_rows, write_rows, write_text
 from rlt.errors import DataError, RunError
 from rlt.outputs import Result, StageFolder, State, begin, read_state
+from rlt.results.sources import by_source, cells
 from rlt.results.tables import text_table
 from rlt.terminal import quiet
 from rlt.text.formats import Format, load_format
@@ -49,7 +50,7 @@ def run(config: ScoreConfig) -> Result:
     from rlt.reward.students import close_students
 
     fmt = load_format(config.format)
-    count, with_answers = survey(config, fmt)
+    count, with_answers, mixed = survey(config, fmt)
     if config.accuracy is not None and not with_answers:
         raise DataError(f"{config.data}: no row has the column `answer`, which the accuracy reward needs.")
     models = open_models(config, fmt)
@@ -82,6 +83,9 @@ def run(config: ScoreConfig) -> Result:
     means = [[name, f"{value:.4g}"] for name, value in metrics.items() if name not in ("rows", "errors")]
     if means:
         print(text_table(["part", "mean over rows"], means, numbers_from=1))
+    if mixed and (numbers := by_source(_of_sources(config, fmt, rows_file))):
+        metrics["by_source"] = numbers
+        print(text_table(*cells(numbers), numbers_from=1))
     result = folder.finish({**metrics, **served, "exit_status": int(metrics["errors"] != 0)})
     if as_parquet:
         rows_file.unlink()
@@ -174,16 +178,18 @@ def _of_solution(explanation: Explanation, solutions: dict[str, str], where: str
     return replace(explanation, problem=replace(explanation.problem, solution=solution))
 
 
-def survey(config: ScoreConfig, fmt: Format) -> tuple[int, bool]:
-    """`(rows, whether a usable row has an answer)` after one pass; prints rows that cannot be scored.
+def survey(config: ScoreConfig, fmt: Format) -> tuple[int, bool, bool]:
+    """`(rows, whether a usable row has an answer, whether one names its source)` after one pass over the file.
 
-    Raises DataError if the file has no row, or none that can be scored.
+    Prints rows that cannot be scored. Raises DataError if the file has no row, or none that can be scored.
     """
-    count, bad, with_answers = 0, 0, False
+    count, bad, with_answers, mixed = 0, 0, False, False
     named: list[str] = []
     for row in numbered(config, fmt):
         count += 1
-        with_answers |= row.explanation is not None and row.explanation.problem.answer is not None
+        if row.explanation is not None:
+            with_answers |= row.explanation.problem.answer is not None
+            mixed |= row.explanation.problem.source is not None
         if row.error is not None:
             bad += 1
             if bad <= SHOWN:
@@ -196,7 +202,7 @@ def survey(config: ScoreConfig, fmt: Format) -> tuple[int, bool]:
         print(f"score: {line}", flush=True)
     if bad > SHOWN:
         print(f"score: {bad - SHOWN} more rows cannot be scored; see their `error`.", flush=True)
-    return count, with_answers
+    return count, with_answers, mixed
 
 
 def _chunks(rows: Iterator[InputRow], done: int, config: ScoreConfig) -> Iterator[Chunk]:
@@ -390,6 +396,13 @@ def _summary(path: Path) -> JsonRow:
                 sums[name] = sums.get(name, 0.0) + value
                 counts[name] = counts.get(name, 0) + 1
     return {"rows": rows, "errors": errors, **{name: sums[name] / counts[name] for name in sums}}
+
+
+def _of_sources(config: ScoreConfig, fmt: Format, scores: Path) -> Iterator[tuple[str, bool, JsonRow]]:
+    """`(source, closed, row of scores)` of the rows that name their source."""
+    for row, (_, scored) in zip(numbered(config, fmt), read_rows(scores), strict=True):
+        if row.explanation is not None and row.explanation.problem.source is not None:
+            yield row.explanation.problem.source, row.explanation.closed, scored
 
 
 def _schema(config: ScoreConfig) -> pyarrow.Schema:

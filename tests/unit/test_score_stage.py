@@ -112,6 +112,15 @@ def test_it_ends_with_a_table_of_the_means_of_what_the_rows_have(run, capsys):
     assert ["reward", f"{mean:.4g}"] in [line.split() for line in lines]
 
 
+def test_rows_of_several_sources_end_with_the_numbers_of_each(run, tmp_path, capsys):
+    of_b = {"question": "q", "solution": "s", "completion": "never closed", "source": "b"}
+    run([{**ROW, "source": "a"}, of_b, {**ROW, "explanation": "NaN", "source": "a"}])
+    numbers = read_state(tmp_path / "out.jsonl")["metrics"]["by_source"]
+    assert numbers["a"] == {"rows": 1, "unclosed": 0.0, "reward": 1.0, "r_ss": 1.0}
+    assert numbers["b"] == {"rows": 1, "unclosed": 1.0, "reward": 12.0, "r_ss": 12.0}
+    assert "source  rows  unclosed" in capsys.readouterr().out
+
+
 def test_what_is_complete_is_not_scored_again_nor_with_another_configuration(run):
     run([ROW], preset="paper")
     assert len(run([ROW], preset="paper")) == 1  # rows, and no engine

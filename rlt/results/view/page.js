@@ -8,7 +8,7 @@
     explanation_kl_max: "max divergence", format_penalty: "penalty", accuracy: "accuracy",
     lift_over_empty: "lift / empty", lift_over_shuffled: "lift / shuffled", copied_share: "copied", length: "length",
     solution_tokens: "solution tokens", explanation_tokens: "explanation tokens", closed: "closed", correct: "correct",
-    question: "question",
+    question: "question", mixture: "source",
   };
   const HINTS = {
     reward: "r_ss − λ·r_kl + penalty, in nats", delta: "reward minus that of the row it is compared with",
@@ -200,7 +200,7 @@
   };
 
   function columns(rows) {
-    const order = ["id", "step", "reward", "delta", "r_ss", "r_kl", "lift_over_empty", "lift_over_shuffled", "accuracy", "copied_share", "length", "closed", "correct", "question"];
+    const order = ["id", "step", "reward", "delta", "r_ss", "r_kl", "lift_over_empty", "lift_over_shuffled", "accuracy", "copied_share", "length", "closed", "correct", "mixture", "question"];
     return order.filter((key) => (key === "id" ? !rows.some((row) => row.step != null) : rows.some((row) => value(row, key) != null && value(row, key) !== "")));
   }
 
@@ -221,7 +221,8 @@
   function terms(query) {
     return query.toLowerCase().split(/\s+/).filter(Boolean).map((word) => {
       const match = /^([a-z_]+)(>=|<=|>|<|=)(.+)$/.exec(word);
-      return match && match[1] in NAMES ? { key: match[1], sign: match[2], wanted: match[3] } : { word };
+      const key = match && (match[1] === "source" ? "mixture" : match[1]);
+      return key in NAMES ? { key, sign: match[2], wanted: match[3] } : { word };
     });
   }
 
@@ -278,8 +279,9 @@
         el("span", { class: "dim" }, "drag over a plot to select")),
       el("div", { class: "plots" }, el("canvas", { id: "histogram", role: "img" }), el("canvas", { id: "scatter", role: "img" })),
       table(all));
+    const mixture = source.by_source ? el("section", { class: "panel" }, el("h2", {}, "Sources"), grid(...source.by_source), el("p", { class: "dim" }, "Means over all rows of the file that have no error. source=NAME in the search shows one.")) : null;
     return [el("div", { class: "rows" }, find, el("section", { class: "panel", id: "detail", "aria-label": "One explanation" })),
-      el("p", { class: "dim" }, `${source.name}: ${source.shown} of ${source.total} rows are on this page. ↑ ↓ change the row, / searches, ← → walk through tokens.`)];
+      el("p", { class: "dim" }, `${source.name}: ${source.shown} of ${source.total} rows are on this page. ↑ ↓ change the row, / searches, ← → walk through tokens.`), mixture].filter(Boolean);
   }
 
   function afterRows() {

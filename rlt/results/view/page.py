@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 
 from rlt.data.rows import write_bytes
+from rlt.results.sources import cells
 from rlt.results.view.rows import Source, match_key, matching, page_row, sampled
 from rlt.types import JsonRow
 
@@ -38,7 +39,8 @@ def scores_data(paths: Sequence[Path], limit: int, ids: Sequence[str] = (), seed
 def source_of(source: Source, shown: int, total: int) -> JsonRow:
     """The page's description of a file: name, rows shown and in total, and the reward's coefficients."""
     return {"name": source.name, "shown": shown, "total": total, "control": source.control,
-            "coefficients": source.coefficients, "students": source.students}  # fmt: skip
+            "coefficients": source.coefficients, "students": source.students,
+            **({"by_source": cells(source.numbers)} if source.numbers else {})}  # fmt: skip
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

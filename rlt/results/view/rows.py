@@ -13,6 +13,7 @@ from typing import cast
 from rlt.data.rows import read_rows
 from rlt.errors import DataError
 from rlt.outputs import read_state
+from rlt.results.sources import SourceNumbers
 from rlt.reward.tokens import NUMBERS, packed_list
 from rlt.types import JsonMap, JsonRow
 
@@ -41,6 +42,7 @@ class Source:
         self.coefficients = {key: config.get(key) for key in COEFFICIENTS} if "kl_coef" in config else None
         self.students = cast(list[str], config.get("student") or [])
         self.data = data if data is not None else self._found(cast("str | None", config.get("data")))
+        self.numbers = cast(SourceNumbers, cast(JsonRow, state.get("metrics", {})).get("by_source", {}))
 
     def _found(self, data: str | None) -> Path | None:
         beside = [] if data is None else [Path(data), self.path.parent / data, self.path.parent / Path(data).name]
@@ -129,7 +131,7 @@ def page_row(row: JsonMap, source: int, control: str | None = None, step: int | 
         "question": row.get("question", ""), "solution": solution, "explanation": explanation,
         "copied": spans, "copied_share": sum(b - a for a, b in spans) / max(1, len(explanation)),
         "length": len(explanation), "closed": row.get("closed"), "correct": row.get("correct"),
-        "error": row.get("error"), "tokens": tokens or None, "step": step,
+        "error": row.get("error"), "tokens": tokens or None, "step": step, "mixture": row.get("source"),
     }  # fmt: skip
     return {
         name: value for name, value in (result | {name: row.get(name) for name in PARTS}).items() if value is not None
