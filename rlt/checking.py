@@ -23,6 +23,7 @@ from rlt.config import (
     EngineOptions,
     EvaluateConfig,
     FormatOptions,
+    GainConfig,
     MixtureConfig,
     PretrainConfig,
     ProblemsConfig,
@@ -260,16 +261,17 @@ class _Check:
             for source in data.sources:
                 self._try(self._problems, config, source, data.on_invalid, need)
         elif isinstance(data, Path) and not self._made(data):
-            if isinstance(
-                config, ScoreConfig
-            ):  # rows that cannot be scored get an error each, and the others are scored
-                self._try(one_passes, data, needs_of_score, LOOKED_AT)
-            else:
-                self._try(one_passes, data, needs_of_grade)
+            # Rows that cannot be scored get an error each, and the others are scored.
+            needs = (needs_of_score, LOOKED_AT) if isinstance(config, ScoreConfig | GainConfig) else (needs_of_grade,)
+            self._try(one_passes, data, *needs)
         for path in (*getattr(config, "exclude", []), getattr(config, "heldout", None)):
             if path is not None and not self._made(path):
                 self._try(one_passes, path, has_column("question"))
-        if isinstance(config, SelectConfig) and config.scores is not None and not self._made(config.scores):
+        if (
+            isinstance(config, SelectConfig | GainConfig)
+            and config.scores is not None
+            and not self._made(config.scores)
+        ):
             self._try(one_passes, config.scores, has_column(config.by))
         budget = config.token_budget if isinstance(config, DistillConfig) else None
         if isinstance(budget, str) and not self._made(budget) and not Path(budget).exists():
