@@ -42,7 +42,8 @@ from rlt.data.overlap import leaks
 from rlt.data.problems import names_a_file, problem_in
 from rlt.errors import DataError, ModelError, RltError
 from rlt.models.hub import check_can_be_had, config_here, folder_problem, is_cached, is_folder_name, unreachable
-from rlt.recipe import ONCE, Recipe, Step
+from rlt.recipe import ONCE, Recipe, Step, build_recipe
+from rlt.recipe.evolution import variations
 from rlt.tasks import load_generated_task, load_generating_task, load_grader
 from rlt.tasks.benchmarks import load_benchmark, load_questions
 from rlt.text.formats import check_problem, load_format
@@ -84,6 +85,18 @@ def check_steps(recipe: Recipe, steps: Sequence[Step], *, connect: bool = False)
         check.name = "evaluate"
         check._say(leaks([step.config for step in recipe.steps]))
     return Checked(*(list(dict.fromkeys(lines)) for lines in (check.problems, check.unverified)))
+
+
+def check_search(recipe: Recipe) -> list[str]:
+    """What is wrong with the recipe's steps for a value of its `evolve.search`, and is not wrong without it."""
+    if recipe.head.evolve is None:
+        return []
+    found, known = [], {*check_steps(recipe, recipe.steps).problems}
+    for where, values in variations(recipe):
+        varied = build_recipe(values, where)
+        problems = check_steps(varied, varied.steps).problems
+        found += [f"{where}: {problem}" for problem in problems if problem not in known]
+    return found
 
 
 def table(recipe: Recipe, checked: Checked) -> str:
