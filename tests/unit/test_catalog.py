@@ -23,7 +23,7 @@ def test_time_hardware_and_purpose_are_those_in_the_recipes_file():
     rows = {name: said for name, *said in listing()}
     head = load_recipe(RECIPES / "gpu-24gb" / "recipe.yaml").head
     assert rows["gpu-24gb"] == [head.time, head.hardware, head.description]
-    assert all(all(said) for said in rows.values())
+    assert not [name for name, said in rows.items() if "-" in said or not all(said)]
 
 
 @pytest.mark.parametrize("name", shipped_recipes())

@@ -77,9 +77,10 @@ def check(name, student_name, format_name):
     teacher = LocalModel(model_of(name, 1), real_tokenizer(name), name="teacher")
     engine = RewardEngine([student], fmt, RewardOptions(), teacher)
     compared = 0
-    for kind, text, ids in completions(name, fmt):
-        item = fmt.completed(PROBLEM, text)
-        (scored,) = (row.parts for row in engine.score([item]))
+    written = list(completions(name, fmt))
+    items = [fmt.completed(PROBLEM, text) for _, text, _ in written]
+    for (kind, text, ids), item, row in zip(written, items, engine.score(items), strict=True):
+        scored = row.parts
         r_ss, r_kl = plain_reward(
             fmt,
             (student.tokenizer, student.model),
