@@ -23,6 +23,7 @@ from rlt.config import (
     EngineOptions,
     EvaluateConfig,
     FormatOptions,
+    GainConfig,
     MixtureConfig,
     PretrainConfig,
     ProblemsConfig,
@@ -41,7 +42,8 @@ from rlt.data.overlap import leaks
 from rlt.data.problems import names_a_file, problem_in
 from rlt.errors import DataError, ModelError, RltError
 from rlt.models.hub import check_can_be_had, config_here, folder_problem, is_cached, is_folder_name, unreachable
-from rlt.recipe import ONCE, Recipe, Step
+from rlt.recipe import ONCE, Recipe, Step, build_recipe
+from rlt.recipe.evolution import variations
 from rlt.tasks import load_generated_task, load_generating_task, load_grader
 from rlt.tasks.benchmarks import load_benchmark, load_questions
 from rlt.text.formats import check_problem, load_format
@@ -83,6 +85,18 @@ def check_steps(recipe: Recipe, steps: Sequence[Step], *, connect: bool = False)
         check.name = "evaluate"
         check._say(leaks([step.config for step in recipe.steps]))
     return Checked(*(list(dict.fromkeys(lines)) for lines in (check.problems, check.unverified)))
+
+
+def check_search(recipe: Recipe) -> list[str]:
+    """What is wrong with the recipe's steps for a value of its `evolve.search`, and is not wrong without it."""
+    if recipe.head.evolve is None:
+        return []
+    found, known = [], {*check_steps(recipe, recipe.steps).problems}
+    for where, values in variations(recipe):
+        varied = build_recipe(values, where)
+        problems = check_steps(varied, varied.steps).problems
+        found += [f"{where}: {problem}" for problem in problems if problem not in known]
+    return found
 
 
 def table(recipe: Recipe, checked: Checked) -> str:
@@ -260,16 +274,17 @@ class _Check:
             for source in data.sources:
                 self._try(self._problems, config, source, data.on_invalid, need)
         elif isinstance(data, Path) and not self._made(data):
-            if isinstance(
-                config, ScoreConfig
-            ):  # rows that cannot be scored get an error each, and the others are scored
-                self._try(one_passes, data, needs_of_score, LOOKED_AT)
-            else:
-                self._try(one_passes, data, needs_of_grade)
+            # Rows that cannot be scored get an error each, and the others are scored.
+            needs = (needs_of_score, LOOKED_AT) if isinstance(config, ScoreConfig | GainConfig) else (needs_of_grade,)
+            self._try(one_passes, data, *needs)
         for path in (*getattr(config, "exclude", []), getattr(config, "heldout", None)):
             if path is not None and not self._made(path):
                 self._try(one_passes, path, has_column("question"))
-        if isinstance(config, SelectConfig) and config.scores is not None and not self._made(config.scores):
+        if (
+            isinstance(config, SelectConfig | GainConfig)
+            and config.scores is not None
+            and not self._made(config.scores)
+        ):
             self._try(one_passes, config.scores, has_column(config.by))
         budget = config.token_budget if isinstance(config, DistillConfig) else None
         if isinstance(budget, str) and not self._made(budget) and not Path(budget).exists():

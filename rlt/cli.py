@@ -95,12 +95,12 @@ def _evolve(words: list[str]) -> int:
 
 def _check(words: list[str]) -> int:
     name, flags = _one_name("check", words, recipe=True)
-    from rlt.checking import check_steps, table
+    from rlt.checking import check_search, check_steps, table
     from rlt.recipe import read_recipe
 
     recipe, problems = read_recipe(recipe_path(name), flags)
     checked = check_steps(recipe, recipe.steps)
-    problems = [*problems, *checked.problems]
+    problems = [*problems, *checked.problems, *(check_search(recipe) if not problems else [])]
     if problems:
         raise ProblemsFound(name, problems)
     print(table(recipe, checked))

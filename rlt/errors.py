@@ -1,4 +1,4 @@
-"""Errors of rlt: a short hierarchy; each is also a standard exception, and its message names the fix."""
+"""Errors of rlt: each is also a standard exception, and its message names the fix."""
 
 from __future__ import annotations
 

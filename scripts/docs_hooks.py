@@ -37,7 +37,7 @@ MODULES = {  # page of the Python reference -> its modules
     "tasks": ["rlt.tasks", "rlt.tasks.grading", "rlt.tasks.benchmarks"],
     "stages": [f"rlt.stages.{stage}" for stage in STAGES],
     "results": ["rlt.results.intervals", "rlt.results.summary", "rlt.results.comparison"],
-    "recipes": ["rlt.recipe", "rlt.pipeline", "rlt.catalog", "rlt.drafting"],
+    "recipes": ["rlt.recipe", "rlt.pipeline", "rlt.catalog", "rlt.drafting", "rlt.evolve.selection"],
     "integrations": ["rlt.integrations.service", "rlt.integrations.trl"],
 }
 OTHERS = {"recipe": RecipeHead, "plan": PlanConfig, "serve": ServeConfig, "view": ViewConfig}
@@ -52,7 +52,8 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         {"Start": "index.md"},
         {"Method": ["method.md", "published-code.md", "experiments.md"]},
         {"Recipes": [{name: f"recipes/{name}.md"} for name in recipes]},
-        {"How to": ["tutorials.md", *(f"howto/{name}.md" for name in howtos), "view.md", "evaluation.md", "planning.md"]},
+        {"How to": ["tutorials.md", *(f"howto/{name}.md" for name in howtos), "archive.md", "view.md", "evaluation.md",
+                    "planning.md"]},
         {"Integrations": ["serve.md", *(f"integrations/{name}" for name in integrations)]},
         {"Reference": ["reference/keys.md", "files.md", "errors.md",
                        {"Python": [{page: f"reference/{page}.md"} for page in MODULES]}]},

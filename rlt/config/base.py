@@ -1,4 +1,4 @@
-"""The base of every configuration (frozen, checked, no unknown keys), and the types that several fields share."""
+"""The base of every configuration (frozen, checked, no unknown keys), and shared field types."""
 
 from __future__ import annotations
 

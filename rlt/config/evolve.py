@@ -13,14 +13,14 @@ Setting = str | int | float | bool | None
 
 
 class Range(Config):
-    """Numbers to draw from."""
+    """A range of numbers to draw from."""
 
     low: int | float
-    """Smallest value. If both ends are whole, whole numbers are drawn; write 1.0 for others."""
+    """Smallest value. Two integers draw integers; write 1.0 to draw floats."""
     high: int | float
-    """Largest value, included."""
+    """Largest value (inclusive)."""
     log: bool = False
-    """Draw evenly on a logarithmic scale."""
+    """Draw uniformly on a logarithmic scale."""
     step: int | float | None = Field(None, gt=0)
     """Draw only `low`, `low + step`, ...; null: any value."""
 
@@ -42,7 +42,7 @@ class Range(Config):
 
 def _at_least_two(values: list[Setting]) -> list[Setting]:
     if len(set(map(repr, values))) < max(2, len(values)):
-        raise ValueError("must list two values or more, all different")
+        raise ValueError("must list at least two different values")
     return values
 
 
@@ -54,27 +54,27 @@ class EvolveOptions(Config):
     """An archive of teachers, for `rlt evolve`."""
 
     train: str = "train"
-    """Step that is trained: a child starts from its parent's weights and runs this step with mutated settings."""
+    """Training step: a child starts from its parent's weights and runs this step with mutated settings."""
     score: str = "evaluate"
     """Evaluate step whose solve rate, averaged over its variants, is a teacher's score."""
     screen: str | None = None
     """Cheaper evaluate step that comes first; only children that pass it get the full evaluation. null: all get it."""
     screen_quantile: float = Field(0.25, ge=0, le=1)
-    """A child passes if it reaches this quantile of the screening scores of the teachers before it. Others keep their
+    """A child passes if it reaches this quantile of the screening scores of earlier teachers; the others keep their
     screening score."""
     final: str | None = None
-    """Evaluate step on questions that choose nothing, run only for the first teacher and for each arm's best one."""
+    """Evaluate step on questions not used for selection; run only for the first teacher and the best one of each arm."""
     children: int = Field(8, ge=1)
-    """Children per arm and repeat. May be raised later: the same command then makes the rest."""
+    """Children per arm and repeat. Can be raised later; the same command then makes the rest."""
     at_once: int = Field(1, ge=1)
-    """Children of one arm whose parents are drawn from the same archive, so that as many workers can make them in parallel.
-    The result depends on this number, not on that of workers."""
+    """Children of an arm whose parents are drawn from the same state of the archive, so that this many workers can make them
+    in parallel. Results depend on this number, not on the number of workers."""
     mutations: int = Field(1, ge=1)
-    """Settings that differ between parent and child."""
+    """Number of settings that differ between parent and child."""
     arms: Annotated[list[Arm], BeforeValidator(as_list)] = Field(["archive", "best", "first", "random"], min_length=1)
-    """Who the parent is: `archive` draws it by sigmoid(10 (score - 0.5)) / (1 + children) (Darwin Goedel Machine,
-    arXiv 2505.22954); `best`: always the best so far; `first`: always the first teacher; `random`: the first, with all
-    settings drawn anew; `continue`: the last one, without mutations. All make the same number of children."""
+    """How the parent is chosen. `archive`: at random, weighted by sigmoid(10 (score - 0.5)) / (1 + children) (Darwin Goedel
+    Machine, arXiv 2505.22954); `best`: the best so far; `first`: the first teacher; `random`: the first, with all settings
+    redrawn; `continue`: the last one, without mutations. All arms make the same number of children."""
     search: dict[str, Range | Choices] = Field(min_length=1)
     """Search space: `step.key` -> a list of values, or `{low, high, log, step}`. The recipe's own value must be in it."""
 

@@ -109,11 +109,11 @@ class GainConfig(StageConfig, ModelOptions, FormatOptions):
     count: int = Field(64, ge=1)
     """Explanations to draw."""
     group: int = Field(8, ge=1)
-    """Explanations that the student learns from together: neighbours by score."""
+    """Explanations per group, neighbours by score, that the student learns from together."""
     steps: int = Field(4, ge=1)
     """Optimizer steps per group, each on the whole group."""
     learning_rate: float = Field(1e-4, gt=0)
-    """Learning rate of AdamW. Too small, and the gains drown in rounding: use `dtype: float32`."""
+    """Learning rate of AdamW. If it is too small, rounding hides the gains: use `dtype: float32`."""
 
 
 class GradeConfig(StageConfig, FormatOptions):
@@ -139,7 +139,7 @@ class SweepConfig(Config):
     arms: dict[str, float | str] = Field(min_length=2)
     """Variants of the `sampled` step, each with its value of the setting, in the order of table and figure."""
     explained: str | None = None
-    """Collect step whose variants of the same names are what the teachers wrote."""
+    """Collect step with the explanations by the teachers, in variants of the same names."""
 
 
 class ReachesConfig(Config):
@@ -196,7 +196,7 @@ class ViewConfig(Config):
     """Make one HTML page of scored rows, token by token, or of a whole run; two files are shown side by side."""
 
     paths: list[Path] = Field(min_length=1)
-    """A run's folder, or files that `rlt score` wrote."""
+    """Folder of a run, or outputs of `rlt score`."""
     output: Path = Path("view.html")
     """Where the page is written."""
     limit: int = Field(500, ge=1)

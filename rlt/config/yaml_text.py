@@ -1,4 +1,4 @@
-"""YAML as people write it: `1e-6` is a number, `no` a word; repeated keys and exploding aliases are refused."""
+"""YAML as people write it: `1e-6` is a number, `no` a word; no repeated keys or exploding aliases."""
 
 from __future__ import annotations
 

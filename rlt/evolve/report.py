@@ -17,7 +17,7 @@ from rlt.results.intervals import mean_with_interval
 from rlt.results.tables import text_table
 from rlt.types import AnyRow
 
-FIGURE, RESULTS = "archive.svg", "results.json"
+FIGURE, RESULTS, TEXT = "archive.svg", "results.json", "report.txt"
 Teachers = Mapping[int, Teacher]
 
 
@@ -26,24 +26,27 @@ class Watch:
 
     def __init__(self, recipe: Recipe) -> None:
         self.chains, self.started = chains_of(recipe), time.monotonic()
-        self.told = [len(chain.archive.teachers()) for chain in self.chains]
-        if any(self.told):
-            print(f"  {sum(self.told)} made before", flush=True)
+        self.total = sum(chain.options.children + 1 for chain in self.chains)
+        self.told = {(index, number) for index, chain in enumerate(self.chains) for number in chain.archive.teachers()}
+        if self.told:
+            print(f"  {len(self.told)} made before", flush=True)
 
     def missing(self) -> int:
         return sum(len(chain.missing()) for chain in self.chains)
 
     def tell(self) -> None:
         for index, chain in enumerate(self.chains):
-            for teacher in list(chain.archive.teachers().values())[self.told[index] :]:
-                self.told[index] += 1
-                total = len(self.chains) * (chain.options.children + 1)
-                at = f"[{clock(time.monotonic() - self.started)} {sum(self.told)}/{total}]"
-                print(f"{at} seed {chain.archive.seed} {chain.archive.arm:<8} {line_of(teacher)}", flush=True)
+            for number, teacher in chain.archive.teachers().items():
+                if (index, number) not in self.told:
+                    self.told.add((index, number))
+                    at = f"[{clock(time.monotonic() - self.started)} {len(self.told)}/{self.total}]"
+                    print(f"{at} seed {chain.archive.seed} {chain.archive.arm:<8} {line_of(teacher)}", flush=True)
 
 
 def write_report(recipe: Recipe) -> str:
-    """The report as text, once `results.json` and the figure stand in the run's folder."""
+    """The report with the trees of the first seed, once the whole one, `results.json` and the figure stand in the run's
+    folder.
+    """
     chains = chains_of(recipe)
     known: dict[str, dict[int, Teachers]] = {}
     finals: dict[str, dict[int, Mapping[int, float]]] = {}
@@ -59,14 +62,17 @@ def write_report(recipe: Recipe) -> str:
     ]
     write_text(recipe.folder / RESULTS, json.dumps({"arms": arms, "teachers": rows}, indent=1) + "\n")
     draw(recipe.folder / FIGURE, known)
-    trees = [
-        f"{arm}, seed {seed}: score of each teacher's students, and what was mutated\n" + "\n".join(tree(teachers))
+    tables = [_table(arms), _curves(arms), *_differences(arms)]
+    trees = {
+        (seed, arm): f"{arm}, seed {seed}: score of each teacher's students, and what was mutated\n"
+        + "\n".join(tree(teachers))
         for arm in known
         for seed, teachers in known[arm].items()
-    ]
-    return "\n\n".join(
-        ["", _table(arms), _curves(arms), *_differences(arms), *trees, f"figure: {recipe.folder / FIGURE}"]
-    )
+    }
+    write_text(recipe.folder / TEXT, "\n\n".join([*tables, *trees.values()]) + "\n")
+    shown = [text for (seed, _), text in trees.items() if seed == recipe.head.seeds[0]]
+    where = f"all trees: {recipe.folder / TEXT}; figure: {recipe.folder / FIGURE}"
+    return "\n\n".join(["", *tables, *shown, where])
 
 
 # -- numbers -----------------------------------------------------------------------------------------------------------

@@ -11,14 +11,14 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import cast
 
-from rlt.checking import check_steps
+from rlt.checking import check_search, check_steps
 from rlt.config import parse_yaml
 from rlt.data.rows import write_text
 from rlt.errors import DependencyError, ProblemsFound, RunError, guarded
 from rlt.outputs import changed_keys
 from rlt.pipeline import prepare_worker, worker_environment
-from rlt.recipe import Recipe, build_recipe
-from rlt.recipe.evolution import KEY, plan_of, variations
+from rlt.recipe import Recipe
+from rlt.recipe.evolution import KEY, plan_of
 from rlt.types import JsonRow
 
 EXTRAS = ("optuna", "matplotlib")
@@ -38,7 +38,7 @@ def evolve(recipe: Recipe) -> int:
         if importlib.util.find_spec(package) is None:
             raise DependencyError(f"`rlt evolve` needs {package}: pip install 'rlt[evolve]'")
     options = plan_of(recipe).options
-    problems = check_search(recipe)
+    problems = check_steps(recipe, recipe.steps, connect=True).problems + check_search(recipe)
     if problems:
         raise ProblemsFound(recipe.head.name, problems)
     _claim(recipe)
@@ -60,16 +60,6 @@ def evolve(recipe: Recipe) -> int:
         )
     print(write_report(recipe), flush=True)
     return 0
-
-
-def check_search(recipe: Recipe) -> list[str]:
-    """What is wrong with the recipe's steps, as they stand and with each value of the search in turn; one line each."""
-    problems = check_steps(recipe, recipe.steps, connect=True).problems
-    for where, values in variations(recipe):
-        varied = build_recipe(values, where)
-        found = check_steps(varied, varied.steps).problems
-        problems += [f"{where}: {problem}" for problem in found if problem not in problems]
-    return problems
 
 
 def _claim(recipe: Recipe) -> None:

@@ -132,7 +132,8 @@ def _over_batches(
         if want == "hidden":
             _check_plain(causal_lm(model))
         batches = plan_batches([row.read for row in rows], plan.batch_tokens(_device(model), batch_tokens))
-        missing = _missing_batches(model, len(batches))  # before any forward pass: all ranks communicate here
+        # Before any forward pass: all ranks communicate here.
+        missing = int(_largest(model, float(len(batches)))) - len(batches)
         for batch in batches:
             flat = _forward(model, plan, [rows[i] for i in batch], want, temperature)
             for i, column in zip(batch, flat.split([rows[i].kept for i in batch]), strict=True):
@@ -170,10 +171,6 @@ def _uncompiled(model: nn.Module) -> AbstractContextManager[object]:
         for module in model.modules()
     )
     return torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
-
-
-def _missing_batches(model: nn.Module, count: int) -> int:
-    return int(_largest(model, float(count))) - count
 
 
 def _largest(model: nn.Module, value: float) -> float:

@@ -1,6 +1,6 @@
-"""Model shapes: parameters, FLOPs and KV cache of a decoder, from its `config.json` alone. Imports no torch.
+"""Model shapes: parameters, FLOPs and KV cache of a decoder, from its `config.json` alone.
 
-P is a model's number of parameters, V its vocabulary, H its hidden size.
+Imports no torch. P is a model's number of parameters, V its vocabulary, H its hidden size.
 """
 
 from __future__ import annotations

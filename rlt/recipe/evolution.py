@@ -1,4 +1,4 @@
-"""The key `evolve` of a recipe, checked: which steps all teachers share, which each one runs, what may be mutated."""
+"""Checks the key `evolve` of a recipe: steps that teachers share, steps of each teacher, searched keys."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def plan_of(recipe: Recipe) -> EvolutionPlan:
         name = getattr(options, key)
         if name is not None and options.train not in _before(name, after):
             raise ConfigError(
-                f"`{KEY}.{key}`: `{name}` does not depend on `{options.train}`, so it is no teacher's score."
+                f"`{KEY}.{key}`: `{name}` does not depend on `{options.train}`, so it cannot score a teacher."
             )
 
     def needed(name: str | None) -> set[str]:
@@ -69,7 +69,7 @@ def plan_of(recipe: Recipe) -> EvolutionPlan:
 
 
 def check_evolve(recipe: Recipe, build: Callable[[JsonRow, str], object]) -> None:
-    """Raises ConfigError for what is wrong with the recipe's `evolve`; `build(values, where)` makes a variation."""
+    """Raises ConfigError for a mistake in the recipe's `evolve`; `build(values, where)` builds a variation."""
     if recipe.head.evolve is not None:
         plan_of(recipe)
         for where, values in variations(recipe):
@@ -77,7 +77,7 @@ def check_evolve(recipe: Recipe, build: Callable[[JsonRow, str], object]) -> Non
 
 
 def variations(recipe: Recipe) -> Iterator[tuple[str, JsonRow]]:
-    """`(where, values)` of the recipe without `evolve`, with each value, or end of a range, of each searched key in turn."""
+    """`(where, values)` of the recipe without `evolve`, for each value, or end of a range, of each searched key."""
     plan = plan_of(recipe)
     plain = {key: value for key, value in recipe.values.items() if key != KEY}
     for key, space in plan.options.search.items():
@@ -86,10 +86,10 @@ def variations(recipe: Recipe) -> Iterator[tuple[str, JsonRow]]:
 
 
 def step_of(key: str, steps: Iterable[str]) -> str:
-    """The step in `step.key`: the longest name that fits. Raises ConfigError where there is none."""
+    """The step in `step.key`: the longest matching name. Raises ConfigError if there is none."""
     names = [name for name in steps if key.startswith(f"{name}.")]
     if not names:
-        raise ConfigError(f"`{KEY}.search.{key}`: begins with no step of this recipe. Write `step.key`.")
+        raise ConfigError(f"`{KEY}.search.{key}`: does not begin with a step of this recipe. Write `step.key`.")
     return max(names, key=len)
 
 
@@ -110,7 +110,7 @@ def _check_steps(options: EvolveOptions, steps: dict[str, list[Step]]) -> None:
             raise ConfigError(f"`{KEY}.{key}`: this recipe has no {stage} step `{name}`.")
     if len(steps[options.train]) > 1:
         raise ConfigError(
-            f"`{KEY}.train`: `{options.train}` has variants; a teacher is trained by one step without `each`."
+            f"`{KEY}.train`: `{options.train}` has variants; a teacher is trained by a single step without `each`."
         )
     measured = [name for name in (options.screen, options.score, options.final) if name is not None]
     if len(measured) > len({*measured}):
@@ -121,7 +121,7 @@ def _check_steps(options: EvolveOptions, steps: dict[str, list[Step]]) -> None:
 
 
 def _before(name: str, after: dict[str, set[str]]) -> set[str]:
-    """The step and all that it depends on."""
+    """The step and everything that it depends on."""
     return {name}.union(*(_before(one, after) for one in after[name]))
 
 

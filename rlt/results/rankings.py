@@ -1,4 +1,4 @@
-"""Rankings of explanations compared by what students of their bands solve: which one tells, before training, what teaches."""
+"""Rankings of explanations, compared by the solve rates of students of their bands."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Ranking:
 def rankings_of(
     report: ReportConfig, seeds: Sequence[int], rate: Callable[[int, str], float | None]
 ) -> tuple[Ranking, ...]:
-    """The report's rankings that have a complete seed; `rate` gives the solve rate of a seed's arm, None without one."""
+    """The report's rankings with a complete seed; `rate`: solve rate of a seed's arm, None without one."""
     found = []
     for name, bands in report.rankings.items():
         rates = {seed: [rate(seed, band) for band in bands] for seed in seeds}

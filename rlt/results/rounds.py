@@ -1,4 +1,4 @@
-"""Feedback rounds in numbers: solve rates, rewards by judge, properties of explanations; and a figure."""
+"""Feedback rounds in numbers: solve rates, rewards by judge, properties of explanations, a figure."""
 
 from __future__ import annotations
 
@@ -64,6 +64,9 @@ def _round(seed: int, number: int, steps: Sequence[tuple[Step, JsonRow]], task: 
                 if isinstance(value := metrics.get(part), int | float)
             }
             explained = explained or step.config.data
+        elif step.stage == "gain":
+            for measure in ("correlation", "over_placebo"):
+                measures[f"{name}: {measure}"] = cast(float, metrics[measure])
         elif step.stage == "accept":
             decision = cast(Decision, metrics)
     if explained is not None:

@@ -1,4 +1,4 @@
-"""The numbers of a run, from its steps' outputs: students by arm, teacher, reward bands, scored variants."""
+"""The numbers of a run: students by arm, teacher, reward bands, scored variants."""
 
 from __future__ import annotations
 

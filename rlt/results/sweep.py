@@ -1,4 +1,4 @@
-"""What a report reads over several arms: a sweep of one setting, and the steps of RL until students solve enough."""
+"""Reports over several arms: a sweep of one setting, and the RL steps until a level is reached."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from statistics import fmean
 
 from rlt.config import ReachesConfig, ReportConfig
 from rlt.data.rows import read_rows
-from rlt.outputs import read_state
+from rlt.outputs import complete_state
 from rlt.recipe import Recipe
 from rlt.results.benchmarks import evaluation
 from rlt.results.rounds import Round, figure, measured
-from rlt.types import AnyRow, JsonRow
+from rlt.types import JsonMap, JsonRow
 
 WINDOW = 5  # logged steps whose mean must reach the level: a single batch of questions may be easy
 
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """Measures of every seed at every value of one setting; the number of a point is the place of its value."""
+    """Measures of every seed at every value of one setting; the number of a point is the index of its value."""
 
     setting: str
     values: tuple[float | str, ...]
@@ -32,20 +32,20 @@ class Sweep:
         return {"setting": self.setting, "rows": rows}
 
     def write_figure(self, path: Path) -> Path:
-        """The path of an SVG with one panel per measure over the values."""
+        """Writes an SVG with one panel per measure over the values; returns its path."""
         path.write_text(figure(self.points, [labelled(value) for value in self.values]), encoding="utf-8")
         return path
 
 
 def labelled(value: float | str) -> str:
-    """A value as it stands in a table and under a point of the figure."""
+    """A value as shown in tables and in the figure."""
     return value if isinstance(value, str) else f"{value:g}"
 
 
 def sweep_of(report: ReportConfig, recipe: Recipe, seeds: Sequence[int]) -> Sweep | None:
-    """The complete points of the report's sweep; None where it has none.
+    """The complete points of the report's sweep; None without any.
 
-    A point has the solve rate of the arm's student, and the measures of `rounds.measured` of what its teacher wrote.
+    A point has the solve rate of the arm's student, and `rounds.measured` of its teacher's explanations.
     """
     config = report.sweep
     if config is None:
@@ -54,8 +54,8 @@ def sweep_of(report: ReportConfig, recipe: Recipe, seeds: Sequence[int]) -> Swee
     points = []
     for seed in seeds:
         for number, arm in enumerate(config.arms):
-            state = read_state(outputs.get((seed, f"{report.sampled}/{arm}"), Path())) or {}
-            if not state.get("complete"):
+            state = complete_state(outputs.get((seed, f"{report.sampled}/{arm}"), Path()))
+            if state is None:
                 continue
             rates = evaluation(state["metrics"])["benchmarks"].values()
             measures = {"solved": fmean(row["pass@1"] for row in rates)}
@@ -68,7 +68,7 @@ def sweep_of(report: ReportConfig, recipe: Recipe, seeds: Sequence[int]) -> Swee
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """RL of one variant: for each seed the step at which `metric` reached `level`, None for never; and where it ended."""
+    """RL of one variant: per seed, the step at which `metric` reached `level` (None: never), and its last value."""
 
     variant: str
     metric: str
@@ -86,11 +86,11 @@ class Reached:
 
 
 def reached_of(config: ReachesConfig, recipe: Recipe, seeds: Sequence[int]) -> tuple[Reached, ...]:
-    """Every variant of the step `config.step`, in the recipe's order, with the seeds that are complete."""
+    """Every variant of the step `config.step`, in the recipe's order, with its complete seeds."""
     found: dict[str, dict[int, tuple[int | None, float]]] = {}
     for step in recipe.steps:
         ours = step.name.split("/")[0] == config.step and step.seed in seeds
-        if step.seed is None or not ours or not (read_state(step.config.output) or {}).get("complete"):
+        if step.seed is None or not ours or not complete_state(step.config.output):
             continue
         rows = [row for _, row in read_rows(step.config.output / "metrics.jsonl")]
         curve = reaches(rows, config.metric, config.level)
@@ -103,12 +103,16 @@ def reached_of(config: ReachesConfig, recipe: Recipe, seeds: Sequence[int]) -> t
     )  # fmt: skip
 
 
-def reaches(rows: Sequence[AnyRow], metric: str, level: float) -> tuple[int | None, float] | None:
+def reaches(rows: Sequence[JsonMap], metric: str, level: float) -> tuple[int | None, float] | None:
     """The first step at which the mean of the last `WINDOW` logged values is at least `level`, and the last such mean.
 
-    The step is None where the curve never gets there; None for all where nothing logs `metric`.
+    The step is None if the curve never reaches it; the result is None if `metric` was never logged.
     """
-    curve = [(int(row["step"]), float(row[metric])) for row in rows if metric in row]
+    curve = [
+        (step, float(value))
+        for row in rows
+        if isinstance(value := row.get(metric), int | float) and isinstance(step := row["step"], int)
+    ]
     if not curve:
         return None
     means = [

@@ -89,7 +89,7 @@ def correlation(rows: Sequence[AnyRow]) -> AnyRow:
 
 
 def rated(config: GainConfig, fmt: Format) -> list[Rated]:
-    """The explanations that are closed and have a score, with it, in order."""
+    """The explanations that have a score, with it, in order."""
     rows, scores = [*read_rows(config.data)], [row for _, row in read_rows(config.scores)]
     if len(rows) != len(scores):
         raise DataError(
@@ -100,7 +100,7 @@ def rated(config: GainConfig, fmt: Format) -> list[Rated]:
         if "id" in row and "id" in score and row["id"] != score["id"]:
             raise DataError(f"{config.scores} row {number + 1}: is about {score['id']}, and {where} has {row['id']}.")
         value = score.get(config.by)
-        if isinstance(value, int | float) and row.get("closed", True):
+        if isinstance(value, int | float):
             found.append((explanation_of(row, where, str(number), fmt), float(value)))
     return found
 

@@ -2,8 +2,8 @@
 
 python -m tests.harness.compare RESPONSES.jsonl [--format stratos]    (after `make harness`)
 
-RESPONSES has the columns `question`, `answer` (mathematics) and `response`: `responses.jsonl` of `rlt evaluate`, or
-recorded ones.
+RESPONSES has the columns `question`, `answer` (mathematics) and `response`: `responses.jsonl` of `rlt evaluate`, or recorded
+ones.
 """
 
 from __future__ import annotations

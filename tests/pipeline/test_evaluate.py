@@ -191,7 +191,7 @@ def test_wrong_input_is_told_before_a_token_is_generated(model: str, with_engine
     bad.write_text('{"question": "Q", "answer": "7"}\n{"question": "R", "answer": "\\\\frac{1}{"}\n', encoding="utf-8")
     cases: list[tuple[type[Exception], str, dict[str, Any]]] = [
         (ConfigError, "did you mean arithmetic", {"benchmark": "aritmetic"}),
-        (ConfigError, "give `benchmark`", {"benchmark": []}),
+        (ConfigError, "set `benchmark`", {"benchmark": []}),
         (ConfigError, "neither `format`, `none` nor a text file", {"system_prompt": "nowhere.txt"}),
         (DataError, "bad.jsonl line 2: column `answer`", {"benchmark": str(bad)}),
         (DataError, "the context of 512 tokens is too short for a prompt of", {"max_tokens": 512}),

@@ -52,5 +52,6 @@ def test_an_archive_runs_from_end_to_end_and_is_reported(world, tmp_path, capsys
         ("archive", 0, "full"), ("archive", 1, "full"), ("best", 0, "full"), ("best", 1, "full")]  # fmt: skip
     assert results["arms"]["archive"]["best_so_far"] == results["arms"]["best"]["best_so_far"]
     assert (tmp_path / "a" / "archive.svg").read_text().rstrip().endswith("</svg>")
+    assert "best, seed 0: score of each teacher's students" in (tmp_path / "a" / "report.txt").read_text()
     assert main(["evolve", str(path), "--train.unclosed-penalty", "-2"]) == 2
     assert "`train.unclosed_penalty`" in capsys.readouterr().err

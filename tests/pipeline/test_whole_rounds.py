@@ -41,6 +41,8 @@ def test_rounds_run_from_end_to_end_and_resume_after_a_cut(world, tmp_path):
                 "evaluate": {"model": "@round{round}/distill", "benchmark": "@heldout"},
                 "explain": {"stage": "collect", "model": "@round{round}/train", "data": "@heldout"},
                 "score-frozen": {"stage": "score", "teacher": "@round{round}/train", **scored},
+                "gain": {"model": "@round0/distill", "data": "@round{round}/explain", "scores": "@round{round}/score-frozen",
+                         "heldout": "@test", "group": 1, "steps": 1},
             },
             "accept": {"patience": 1},
         },
@@ -58,8 +60,14 @@ def test_rounds_run_from_end_to_end_and_resume_after_a_cut(world, tmp_path):
     results = json.loads((folder / "results.json").read_text())
     assert [one["round"] for one in results["rounds"]] == [0, 1]
     assert results["rounds"][1]["decision"]["accepted"] is False
-    assert {"solved", "score-frozen: reward", "words", "distinct_2", "copying", "leak_rate"} <= results["rounds"][
-        1
-    ].keys()
+    assert {
+        "solved",
+        "score-frozen: reward",
+        "gain: correlation",
+        "words",
+        "distinct_2",
+        "copying",
+        "leak_rate",
+    } <= results["rounds"][1].keys()
     assert results["incomplete"] == []
     assert (folder / "rounds.svg").is_file()

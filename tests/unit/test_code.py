@@ -325,7 +325,7 @@ def test_livecodebench_is_cut_by_difficulty_and_days(tmp_path: Path) -> None:
 
 
 def test_a_part_that_there_is_not_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"'harder' is neither easy nor medium nor hard"):
+    with pytest.raises(ConfigError, match=r"'harder' is neither one of easy, medium, hard"):
         load_benchmark("livecodebench:harder")
     with pytest.raises(ConfigError, match="no parts to select"):
         load_benchmark("math500:hard")

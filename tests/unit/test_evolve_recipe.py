@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from rlt.catalog import shipped_recipes
+from rlt.checking import check_search
+from rlt.cli import main
 from rlt.config import EvolveOptions
 from rlt.errors import ConfigError, RunError
-from rlt.evolve.run import _claim, check_search
+from rlt.evolve.run import _claim
 from rlt.evolve.selection import Draft
 from rlt.evolve.teachers import Repeat
 from rlt.recipe import build_recipe, load_recipe
@@ -98,10 +100,10 @@ def test_a_step_for_each_variant_of_a_shared_step_keeps_them():
     [
         ({"search": {"train.kl_coef": [1.0, 2.0]}}, "own value, 3.0, is not among 1.0, 2.0"),
         ({"search": {"train.kl_coef": {"low": 4.0, "high": 9.0}}}, "own value, 3.0, is not among 4.0 to 9.0"),
-        ({"search": {"trian.kl_coef": [1.0, 3.0]}}, "`evolve.search.trian.kl_coef`: begins with no step"),
+        ({"search": {"trian.kl_coef": [1.0, 3.0]}}, "`evolve.search.trian.kl_coef`: does not begin with a step"),
         ({"search": {"train.kl_coeff": [1.0, 3.0]}}, "own value, None"),
         ({"search": {"train.model": ["@warmup", "x"]}}, "cannot be searched"),
-        ({"search": {"train.alpha": [0.01, -1.0], "train.floor": ["low"]}}, "two values or more"),
+        ({"search": {"train.alpha": [0.01, -1.0], "train.floor": ["low"]}}, "at least two different"),
         ({"search": {"train.estimator": ["k1", "k3"]}}, "own value, None"),
         ({"train": "warmup"}, "`evolve.train`: this recipe has no train step `warmup`"),
         ({"score": "distill"}, "`evolve.score`: this recipe has no evaluate step `distill`"),
@@ -142,6 +144,12 @@ def test_a_changed_recipe_is_refused_but_children_may_be_added(tmp_path):
 def test_the_key_survives_the_runs_own_copy_of_the_recipe(tmp_path):
     _claim(recipe(tmp_path))
     assert load_recipe(tmp_path / "a" / "recipe.yaml").head.evolve == EvolveOptions(**values()["evolve"])
+
+
+def test_a_value_that_only_a_step_can_refuse_is_named_with_its_key(capsys):
+    recipe = str(shipped_recipes()["archive"])
+    assert main(["check", recipe, "--evolve.search", "{train.format: [words, wrods]}"]) == 2
+    assert "`evolve.search.train.format` 'wrods': step" in capsys.readouterr().err
 
 
 def test_the_shipped_recipe_and_each_value_of_its_search_have_no_problem():

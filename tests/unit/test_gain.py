@@ -7,9 +7,9 @@ import torch
 
 from rlt.config import GainConfig
 from rlt.data.rows import read_rows, write_rows
-from rlt.errors import DataError
+from rlt.errors import DataError, ProblemsFound
 from rlt.models.loading import load_model, load_tokenizer
-from rlt.pipeline import run_stage
+from rlt.pipeline import check_stage, run_stage
 from rlt.results.intervals import rank_interval
 from rlt.stages.gain import _examples, _heldout, _Student, correlation, grouped, placebos, rated
 from rlt.text.formats import load_format
@@ -26,8 +26,15 @@ def world(tmp_path_factory):
 
 
 def config(world, folder, **keys):
-    keys = {"data": world["data"], "scores": folder / "s.jsonl", "group": 2, "count": 8, **keys}
-    return GainConfig(output=folder / "g.jsonl", model=world["model"], heldout=world["data"], format="words", **keys)
+    keys = {
+        "data": world["data"],
+        "heldout": world["data"],
+        "scores": folder / "s.jsonl",
+        "group": 2,
+        "count": 8,
+        **keys,
+    }
+    return GainConfig(output=folder / "g.jsonl", model=world["model"], format="words", **keys)
 
 
 def explanation(question, text="t"):
@@ -94,6 +101,14 @@ def test_a_student_learns_what_it_reads_and_forgets_it_wholly(world, tmp_path):
 def _rated(world, options):
     write_rows(options.scores, [{"reward": float(number)} for number in range(8)])
     return rated(options, FMT)
+
+
+def test_the_command_checks_its_files_before_a_model_is_loaded(world, tmp_path):
+    write_rows(tmp_path / "s.jsonl", [{"r_ss": 1.0}])
+    with pytest.raises(ProblemsFound, match="column `reward` is missing") as error:
+        check_stage("gain", config(world, tmp_path, heldout=tmp_path / "s.jsonl"))
+    assert "column `question` is missing" in str(error.value)
+    assert len(error.value.problems) == 2  # explanations need no `response`
 
 
 def test_the_stage_writes_a_row_per_group_and_its_correlation(world, tmp_path):

@@ -53,4 +53,4 @@ def test_the_table_of_an_evaluation_is_split_to_100_columns_and_explained(monkey
     text = table({"benchmarks": {"gsm8k-with-a-name": row}, "temperature": 0.7, "top_p": 1.0})
     assert max(map(len, text.splitlines())) <= 100
     assert text.count("gsm8k-with-a-name v1") == 2
-    assert "pass@1: share of right responses" in text
+    assert "pass@1: correct responses in percent" in text

@@ -15,7 +15,7 @@
     r_ss: "mean + α·min of the student's log-probs of the solution", r_kl: "mean + α·max of the divergence over the explanation",
     lift_over_empty: "r_ss minus r_ss with an empty explanation", lift_over_shuffled: "r_ss minus r_ss with another question's explanation",
     copied_share: "share of the explanation's characters copied from the solution", length: "characters of the explanation",
-    closed: "whether the explanation was closed", correct: "whether the explanation is right",
+    closed: "whether the explanation was closed", correct: "whether the explanation is correct",
   };
   const WIDE = { id: 96, question: 420, delta: 84, step: 56 };
   const BASES = { empty: "an empty explanation", shuffled: "another question's", other: "the other file's", none: "nothing (log-prob)" };
@@ -512,7 +512,7 @@
     const steps = row.step == null ? [] : page.rows.filter((one) => one.source === row.source && one.match === row.match);
     box.replaceChildren(...[
       el("h2", {}, row.step == null ? `Row ${row.id}` : `Step ${row.step}`, el("span", { class: "dim" }, other || row.step != null ? page.sources[row.source].name : "")),
-      steps.length > 1 ? el("div", {}, el("p", { class: "dim" }, "The same question over the steps of training:"), el("div", { class: "steps" },
+      steps.length > 1 ? el("div", {}, el("p", { class: "dim" }, "The same question during training:"), el("div", { class: "steps" },
         steps.map((one) => el("button", { type: "button", "aria-pressed": one === row ? "true" : "false", onclick: () => choose(one.key) }, String(one.step))))) : null,
       row.question ? el("div", {}, el("h3", {}, "Question"), el("div", { class: "text question", tabindex: "0", "aria-label": "Question" }, visible(row.question))) : null,
       row.tokens ? legend(bases, base, students, Boolean(other)) : null,
@@ -530,7 +530,7 @@
       el("span", { class: "scale" }, `costs reward  −${limit}`, el("i", { role: "img", "aria-label": "orange to blue" }), `+${limit} nats  earns reward`),
       el("span", {}, el("span", { class: "key-low" }, "minimum / maximum")),
       el("span", {}, el("span", { class: "key-copied" }, "copied from the solution")),
-      two ? el("span", {}, "dotted: words that the other has not") : null);
+      two ? el("span", {}, "dotted: words missing from the other") : null);
   }
 
   function side(row, base, other) {
@@ -586,7 +586,7 @@
 
   function plain(row, words) {
     const text = row.explanation ?? "", nodes = [], spans = row.copied ?? [];
-    if (!text) return el("p", { class: "dim" }, row.question ? "(empty)" : "Its text is in the file that was scored, which is not there any more.");
+    if (!text) return el("p", { class: "dim" }, row.question ? "(empty)" : "Its text is in the scored file, which no longer exists.");
     let last = 0;
     const marked = (a, b) => [...words.filter(([from, to]) => from < b && to > a), [b, b]].reduce((done, [from, to]) => {
       const start = Math.max(a, from), end = Math.min(b, to);
@@ -678,7 +678,7 @@
   function showTip(node) {
     const tip = byId("tip"), item = node.item;
     const word = item.text.length > 200 ? `${item.text.slice(0, 200)}… (${item.text.length} characters)` : item.text;
-    tip.replaceChildren(el("div", { class: "word" }, el("span", {}, item.text ? visible(JSON.stringify(word).slice(1, -1).replaceAll('\\"', '"')) : "a further byte of the character before")),
+    tip.replaceChildren(el("div", { class: "word" }, el("span", {}, item.text ? visible(JSON.stringify(word).slice(1, -1).replaceAll('\\"', '"')) : "another byte of the previous character")),
       ...item.lines.map(([name, v]) => el("div", {}, el("span", {}, name), el("span", {}, v))), ...(item.note ? [el("div", {}, item.note)] : []));
     tip.hidden = false;
     node.setAttribute("aria-describedby", "tip");
@@ -729,16 +729,16 @@
     const report = page.report ?? {}, parts = [];
     const said = [page.description ? el("p", {}, page.description) : null, ...(report.headline ?? []).map((text) => el("p", { class: "lead" }, text)),
       report.note ? el("p", { class: "dim" }, report.note) : null,
-      report.incomplete?.length ? el("p", { class: "dim" }, `Not complete, so not in here: ${report.incomplete.join(", ")}.`) : null].filter(Boolean);
+      report.incomplete?.length ? el("p", { class: "dim" }, `Left out because incomplete: ${report.incomplete.join(", ")}.`) : null].filter(Boolean);
     if (said.length) parts.push(el("section", { class: "panel" }, said));
     if (report.arms?.length) parts.push(el("section", { class: "panel" }, el("h2", {}, "Students: share of held-out problems solved"),
-      el("p", { class: "dim" }, "One line per kind of explanation that students learned from. Dots are seeds, the large one their mean, the bar the 95 % interval over seeds."), arms(report.arms)));
+      el("p", { class: "dim" }, "One line per arm. Small dots are seeds, the large dot is their mean, the bar the 95 % interval over seeds."), arms(report.arms)));
     if (report.bands) parts.push(el("section", { class: "panel" }, el("h2", {}, "Students of the original explanations, split by reward"),
-      el("p", { class: "dim" }, "Does a higher reward make a better lesson? A line per seed."), bands(report.bands)));
+      el("p", { class: "dim" }, "Do explanations with a higher reward teach better? One line per seed."), bands(report.bands)));
     for (const [heading, head, rows, meanings] of report.tables ?? [])
       parts.push(el("section", { class: "panel" }, el("h2", {}, heading), grid(head, rows), ...(meanings ?? []).map(([name, meaning]) => el("p", { class: "dim meaning" }, el("b", {}, name), `: ${meaning}`))));
     if (report.versions) parts.push(el("p", { class: "dim" }, Object.entries(report.versions).map(([name, version]) => `${name} ${version}`).join(", ")));
-    return parts.length ? parts : [el("section", { class: "panel" }, el("p", {}, "Nothing is complete yet."))];
+    return parts.length ? parts : [el("section", { class: "panel" }, el("p", {}, "No step is complete yet."))];
   }
 
   const grid = (head, rows) => el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Table" }, el("table", {},
@@ -789,7 +789,7 @@
     };
     fill();
     return [el("section", { class: "panel" }, el("div", { class: "bar" }, el("input", { type: "search", "aria-label": "Filter metrics", placeholder: "Filter metrics: reward, lift, loss", value: state.metrics, oninput: (event) => { state.metrics = event.target.value; fill(); } }),
-      el("span", { class: "dim" }, "The band is from the lowest to the highest seed, the line their mean. How one question's explanation changes over the steps is under Explanations."))), list];
+      el("span", { class: "dim" }, "The band spans the lowest to the highest seed; the line is their mean. Explanations shows how one question's explanation changes over the steps."))), list];
   }
 
   function curve_(curve) {
@@ -855,7 +855,7 @@
         const place = scrollY;
         take(await answer.json());
         if (!document.activeElement?.matches("input, select, .tok")) { frame(); scrollTo(0, place); }
-      } catch { say("The server does not answer; the page shows what it last sent."); }
+      } catch { say("The server does not respond; the page shows the last data."); }
     }, 2000);
   }
 })();
