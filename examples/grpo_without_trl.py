@@ -2,7 +2,7 @@
 
 The quickstart's world with seed 0: models of 0.15M parameters, chained arithmetic. It warms a teacher up and trains the
 student of the reward (`rlt run`), starts `rlt serve` on that student, and trains the teacher with the rewards that it
-answers. A few minutes on one core; OUTPUT gets the teacher, rewards.json and rewards.svg.
+answers. Two and a half minutes on one core; OUTPUT gets the teacher, rewards.json and rewards.svg.
 """
 
 import contextlib

@@ -1,6 +1,5 @@
 """`rlt score` and the plain TRL example, run as a person would."""
 
-import copy
 import json
 import os
 import subprocess
@@ -9,11 +8,12 @@ from pathlib import Path
 
 import pyarrow.parquet
 import pytest
-from byte_models import byte_tokenizer, published, save, tiny_model
-from real_tokenizers import real_tokenizer
+from byte_models import byte_tokenizer, save, tiny_model
+from plain_reward import plain_reward
 
 from rlt.cli import main
 from rlt.config import ScoreConfig
+from rlt.data.explanations import explanation_of
 from rlt.data.rows import read_rows
 from rlt.stages import score
 from rlt.text.formats import load_format
@@ -31,7 +31,7 @@ COLUMNS = [
 def place(tmp_path_factory):
     """A folder with models, a format and rows of each kind."""
     folder = tmp_path_factory.mktemp("score")
-    tokenizer = copy.deepcopy(real_tokenizer("qwen25"))
+    tokenizer = byte_tokenizer(tags=FMT.tags.all())
     small = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
     for name, seed in (("student", 0), ("second", 2), ("teacher", 1)):
         save(folder / name, tiny_model(tokenizer, seed, **small), tokenizer)
@@ -71,14 +71,17 @@ def test_every_row_gets_its_reward_in_order(place, tmp_path):
     assert _score(place, "good.jsonl", tmp_path / "out.jsonl") == 0
     from rlt.models.loading import load_model, load_tokenizer
 
-    student, teacher = (load_model(str(place / name), device="cpu") for name in ("student", "teacher"))
     tokenizer = load_tokenizer(str(place / "student"))
+    student, teacher = ((tokenizer, load_model(str(place / name), device="cpu")) for name in ("student", "teacher"))
     pairs = zip(read_rows(place / "good.jsonl"), read_rows(tmp_path / "out.jsonl"), strict=True)
     for (_, given), (_, got) in pairs:
         assert list(got) == ["id", *COLUMNS]
         assert (got["id"], got["error"]) == (given["id"], None)
-        expected = published(FMT, tokenizer, student, teacher, given)
-        assert {name: got[name] for name in expected} == pytest.approx(expected, abs=1e-3)
+        item = explanation_of(given, "row", "0", FMT)
+        expected = plain_reward(FMT, student, teacher, item.problem, item.text, item.closed)
+        assert (got["r_ss"], got["r_kl"]) == pytest.approx(expected, abs=1e-3)
+        penalty = 0.0 if item.closed else -1.0
+        assert got["reward"] == pytest.approx(expected[0] - 3 * expected[1] + penalty, abs=1e-3)
 
 
 def test_rows_that_cannot_be_scored_are_named_and_the_others_scored(place, tmp_path, capsys):
