@@ -63,7 +63,7 @@ def test_openrlhfs_own_url_loses_the_reward_of_a_service_that_is_away(cases):
     ("case", "words"),
     [
         ("cut", "top_p 0.9 and top_k -1 truncate the distribution"),
-        ("temperature", "`logprobs` at temperature 1, but this service scores at 0.7"),
+        ("temperature", "`logprobs` are at temperature 1, but this service scores at 0.7"),
         ("no solution", "the label must be a JSON object"),
     ],
 )
