@@ -28,6 +28,8 @@ class Range(Config):
     def _an_interval(self) -> Range:
         if not self.low < self.high:
             raise ValueError(f"`low` {self.low} must be below `high` {self.high}")
+        if self.step is not None and self.step > self.high - self.low:
+            raise ValueError(f"`step` {self.step} leaves one value, `low`; a search needs two")
         if self.log and (self.low <= 0 or self.step is not None):
             raise ValueError("`log` needs `low` above 0 and no `step`")
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
@@ -14,7 +15,8 @@ from rlt.evolve.worker import chains_of
 from rlt.progress import clock
 from rlt.recipe import Recipe
 from rlt.results.intervals import mean_with_interval
-from rlt.results.tables import text_table
+from rlt.results.tables import paragraph, report_width, text_table
+from rlt.terminal import fitted
 from rlt.types import AnyRow
 
 FIGURE, RESULTS, TEXT = "archive.svg", "results.json", "report.txt"
@@ -40,7 +42,7 @@ class Watch:
                 if (index, number) not in self.told:
                     self.told.add((index, number))
                     at = f"[{clock(time.monotonic() - self.started)} {len(self.told)}/{self.total}]"
-                    print(f"{at} seed {chain.archive.seed} {chain.archive.arm:<8} {line_of(teacher)}", flush=True)
+                    print(fitted(f"{at} seed {chain.archive.seed} {chain.archive.arm} {line_of(teacher)}"), flush=True)
 
 
 def write_report(recipe: Recipe) -> str:
@@ -125,7 +127,11 @@ def line_of(teacher: Teacher) -> str:
 def tree(teachers: Teachers, number: int = 0, depth: int = 0) -> Iterator[str]:
     """Lines: each teacher below its parent; `*` is the best one."""
     mark = "*" if number == best_of(teachers) else " "
-    yield f"{mark} {'  ' * depth}{line_of(teachers[number])}".rstrip()
+    indent = "  " * depth
+    yield textwrap.fill(
+        f"{mark} {indent}{line_of(teachers[number])}", report_width(), subsequent_indent=f"    {indent}",
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
     for child, teacher in teachers.items():
         if teacher.draft.parent == number:
             yield from tree(teachers, child, depth + 1)
@@ -155,7 +161,7 @@ def _table(arms: Mapping[str, AnyRow]) -> str:
         "chose it (too high, being a maximum). final: of the same students on questions that chose nothing. full, screened, "
         "diverged: children by the last evaluation they got. minutes: all children of one repeat, on one thread."
     )
-    return f"{text_table(head, rows, 1)}\n\n{about}"
+    return f"{text_table(head, rows, 1, width=report_width())}\n\n{paragraph(about)}"
 
 
 def _final(interval: AnyRow | None) -> list[str]:

@@ -125,10 +125,9 @@ def mutation(
 ) -> tuple[dict[str, Setting], tuple[str, ...]]:
     """The parent's settings with `mutations` keys drawn anew until all of them differ; and these keys."""
     keys = random.Random(f"mutation {seed} {number}").sample([*options.search], options.mutations)
-    for drawn in _draws(options, seed, number):
-        if all(drawn[key] != parent[key] for key in keys):
-            return {**parent, **{key: drawn[key] for key in keys}}, tuple(keys)
-    raise AssertionError("draws do not end")
+    draws = _draws(options, seed, number)
+    drawn = next(drawn for drawn in draws if all(drawn[key] != parent[key] for key in keys))
+    return {**parent, **{key: drawn[key] for key in keys}}, tuple(keys)
 
 
 def _draws(options: EvolveOptions, seed: int, number: int) -> Iterator[dict[str, Setting]]:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from rlt.errors import DivergedError
 from rlt.evolve.selection import FIRST, Draft
 from rlt.locks import BusyError, hold, release
-from rlt.outputs import read_state, seconds_of
+from rlt.outputs import complete_state, seconds_of
 from rlt.pipeline import run_recipe
 from rlt.provenance import date_of
 from rlt.recipe import Recipe, RecipeHead, Step, build_recipe, output_of
@@ -74,7 +74,7 @@ class Repeat:
                 print(f"{draft.id}: diverged: {error}", flush=True)
                 return Measured(None, _seconds(recipe))
         name = getattr(self.plan.options, phase)
-        states = [read_state(step.config.output) for step in recipe.steps if step.name.split("/")[0] == name]
+        states = [complete_state(step.config.output) for step in recipe.steps if step.name.split("/")[0] == name]
         measured = [evaluation(state["metrics"])["benchmarks"] for state in states if state]
         return Measured(fmean(row["pass@1"] for one in measured for row in one.values()), _seconds(recipe))
 
@@ -157,9 +157,9 @@ def claimed(path: Path) -> Iterator[bool]:
 
 
 def _complete(recipe: Recipe) -> bool:
-    return all((read_state(step.config.output) or {}).get("complete") for step in recipe.steps)
+    return all(complete_state(step.config.output) for step in recipe.steps)
 
 
 def _seconds(recipe: Recipe) -> float:
-    states = [read_state(step.config.output) for step in recipe.steps]
-    return sum(seconds_of(state["metrics"]) for state in states if state and state.get("complete"))
+    states = [complete_state(step.config.output) for step in recipe.steps]
+    return sum(seconds_of(state["metrics"]) for state in states if state)

@@ -54,13 +54,14 @@ def sweep_of(report: ReportConfig, recipe: Recipe, seeds: Sequence[int]) -> Swee
     points = []
     for seed in seeds:
         for number, arm in enumerate(config.arms):
-            state = complete_state(outputs.get((seed, f"{report.sampled}/{arm}"), Path()))
+            evaluated = outputs.get((seed, f"{report.sampled}/{arm}"))
+            state = None if evaluated is None else complete_state(evaluated)
             if state is None:
                 continue
             rates = evaluation(state["metrics"])["benchmarks"].values()
             measures = {"solved": fmean(row["pass@1"] for row in rates)}
             written = outputs.get((seed, f"{config.explained}/{arm}"))
-            if written is not None:
+            if written is not None and complete_state(written):
                 measures |= measured([row for _, row in read_rows(written)], report.task)
             points.append(Round(seed, number, measures))
     return Sweep(config.setting, tuple(config.arms.values()), tuple(points)) if points else None

@@ -26,6 +26,7 @@ from rlt.models.logprobs import Row, token_logprobs
 from rlt.outputs import Result, begin, complete_before
 from rlt.results.intervals import rank_interval, spearman
 from rlt.reward.students import checked_tokenizer
+from rlt.terminal import quiet
 from rlt.text.formats import Format, load_format, render_student
 from rlt.text.tokens import tokenize
 from rlt.training.examples import Example, examples_of, taught_to_student, turn_end
@@ -56,7 +57,7 @@ def run(config: GainConfig) -> Result:
     student = _Student(config, load_model(config.model, config.dtype, config.trust_remote_code))
     everyone = [one for group in groups for one, _ in group]
     before, rows = student.understands(heldout), []
-    for number, group in enumerate(tqdm(groups, "gain", unit="group", leave=False, dynamic_ncols=True)):
+    for number, group in enumerate(tqdm(groups, "gain", unit="group", leave=False, disable=quiet())):
         items = [one for one, _ in group]
         gains = []
         for texts in ([one.text for one in items], placebos(items, everyone, config.seed)):

@@ -7,39 +7,32 @@ the ball is after it, `swap p s s swap t u s`; the solution is its last place (o
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-from rlt.errors import ConfigError
 from rlt.tasks import experts
 from rlt.tasks.arithmetic import grade as grade
-from rlt.types import AnyRow, Problem
+from rlt.tasks.generation import distinct, steps_option
+from rlt.types import JsonMap, Problem
 
 CHEAP = True  # graded in this process: a comparison of two words
 MIXTURES = experts.MIXTURES
 PLACES = "pqrstu"
 
 
-def generate(count: int, seed: int, options: AnyRow | None = None, exclude: Iterable[str] = ()) -> list[Problem]:
+def generate(count: int, seed: int, options: JsonMap | None = None, exclude: Iterable[str] = ()) -> list[Problem]:
     """`count` problems with distinct questions, none of which is in `exclude`.
 
     Options: `steps`, the number of swaps, a number or [fewest, most] (5). Every other swap, on average, moves the ball.
     Raises ConfigError for other options, or when there are too few different questions.
     """
-    steps = (options or {}).get("steps", 5)
-    fewest, most = steps if isinstance(steps, Sequence) else (steps, steps)
-    if set(options or {}) - {"steps"} or not 1 <= fewest <= most <= 10:
-        raise ConfigError(f"swaps: options are `steps`: 1 to 10, or [fewest, most]; not {options}.")
-    rng = random.Random(f"swaps {seed}")
-    seen, problems = set(exclude), list[Problem]()
-    for _ in range(100 * count):
-        if len(problems) == count:
-            return problems
+    fewest, most = steps_option("swaps", options or {}, 5, 10)
+
+    def draw(rng: random.Random) -> Problem:
         question = _question(rng, rng.randint(fewest, most))
-        if question not in seen:
-            seen.add(question)
-            place = places(question)[-1]
-            problems.append(Problem(id=f"{seed}-{len(problems)}", question=question, solution=place, answer=place))
-    raise ConfigError(f"swaps: there are not {count} different questions with {fewest} to {most} swaps.")
+        place = places(question)[-1]
+        return Problem("", question, solution=place, answer=place)
+
+    return distinct("swaps", count, seed, draw, exclude, f"{fewest} to {most} swaps")
 
 
 def _question(rng: random.Random, steps: int) -> str:

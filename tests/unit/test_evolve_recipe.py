@@ -103,6 +103,7 @@ def test_a_step_for_each_variant_of_a_shared_step_keeps_them():
         ({"search": {"trian.kl_coef": [1.0, 3.0]}}, "`evolve.search.trian.kl_coef`: does not begin with a step"),
         ({"search": {"train.kl_coeff": [1.0, 3.0]}}, "own value, None"),
         ({"search": {"train.model": ["@warmup", "x"]}}, "cannot be searched"),
+        ({"search": {"train.alpha": {"low": 0, "high": 1, "step": 2}}}, "leaves one value"),
         ({"search": {"train.alpha": [0.01, -1.0], "train.floor": ["low"]}}, "at least two different"),
         ({"search": {"train.estimator": ["k1", "k3"]}}, "own value, None"),
         ({"train": "warmup"}, "`evolve.train`: this recipe has no train step `warmup`"),
