@@ -98,6 +98,7 @@ def as_list(value: object) -> object:
 
 
 Names = Annotated[list[str], BeforeValidator(as_list)]
+Paths = Annotated[list[Path], BeforeValidator(as_list)]
 
 
 def _as_described(value: object) -> object:

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from rlt.config.base import Config
+from rlt.config.base import Config, Paths
 from rlt.config.stage import StageConfig
 from rlt.types import JsonRow
 
@@ -152,7 +152,7 @@ class ProblemsConfig(StageConfig):
     """Options of the task's generator, for example {steps: [2, 5]}."""
     experts: str | None = None
     """Mixture of the task's simulated experts that writes one explanation per problem; null: none."""
-    exclude: list[Path] = []
+    exclude: Paths = []
     """Files of held-out problems; their questions are left out."""
 
     @model_validator(mode="after")

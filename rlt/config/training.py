@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from rlt.config.base import Config
+from rlt.config.base import Config, Paths
 from rlt.config.data import Data
 from rlt.config.engines import FormatOptions, ModelOptions
 from rlt.config.reward import SELF, RewardOptions, StudentOptions
@@ -41,7 +40,7 @@ class PretrainConfig(StageConfig, FormatOptions, TrainerOptions):
 
     task: str
     """Task that supplies the problems and the vocabulary."""
-    exclude: list[Path] = []
+    exclude: Paths = []
     """Files of held-out problems; their questions are not trained on."""
     tokenizer: Literal["words", "bpe"] = "words"
     """`words`: one token per word of the task. `bpe`: byte-level, as in GPT-2's family, for a student of another family."""

@@ -11,6 +11,7 @@ import pytest
 
 from rlt.cli import main, parse_flags
 from rlt.config import STAGES, parse_yaml
+from rlt.data.rows import read_rows
 from rlt.helptext import SUMMARIES
 from rlt.planning import PlanConfig
 from rlt.recipe import RecipeHead, load_recipe
@@ -212,3 +213,12 @@ def test_a_run_with_reports_of_its_own_is_not_overwritten_by_another(tmp_path, m
     assert main(["report", "--output", "runs/r", "--sampled", "other"]) == 2
     assert "rlt report runs/r/recipe.yaml --report.sampled" in capsys.readouterr().err
     assert (tmp_path / "runs" / "r" / "results.json").read_bytes() == before
+
+
+def test_a_list_of_files_may_be_a_single_one(tmp_path):
+    heldout, corpus = tmp_path / "heldout.jsonl", tmp_path / "corpus.jsonl"
+    assert main(["problems", "--task", "swaps", "--count", "3", "--output", str(heldout)]) == 0
+    problems = ["problems", "--task", "swaps", "--count", "3", "--exclude", str(heldout), "--output", str(corpus)]
+    assert main(problems) == 0
+    questions = {row["question"] for path in (heldout, corpus) for _, row in read_rows(path)}
+    assert len(questions) == 6
