@@ -277,7 +277,8 @@ class _Check:
             # Rows that cannot be scored get an error each, and the others are scored.
             needs = (needs_of_score, LOOKED_AT) if isinstance(config, ScoreConfig | GainConfig) else (needs_of_grade,)
             self._try(one_passes, data, *needs)
-        for path in (*getattr(config, "exclude", []), getattr(config, "heldout", None)):
+        gain = config.gain if isinstance(config, TrainConfig) else None
+        for path in (*getattr(config, "exclude", []), getattr(gain or config, "heldout", None)):
             if path is not None and not self._made(path):
                 self._try(one_passes, path, has_column("question"))
         if (

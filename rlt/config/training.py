@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from rlt.config.base import Config, Paths
+from rlt.config.base import Config, Paths, is_url
 from rlt.config.data import Data
 from rlt.config.engines import FormatOptions, ModelOptions
 from rlt.config.reward import SELF, RewardOptions, StudentOptions
@@ -62,6 +63,18 @@ class WarmupConfig(StageConfig, ModelOptions, FormatOptions, TrainerPassthrough)
     """Maximum number of tokens per row; null: the model's context. `data.on_invalid` decides about longer rows."""
 
 
+class GainRewardConfig(Config):
+    """What the student would gain from learning the explanation, not only from reading it: an experiment."""
+
+    heldout: Path
+    """File of problems whose solutions should become more likely, without any explanation."""
+    heldout_limit: int = Field(64, ge=1)
+    """Use only the first N of these problems."""
+    weight: float = 1.0
+    """Weight of the gain in the reward: nats per token of held-out solutions, per unit of learning rate, to first order,
+    less the gain from another question's explanation. Added after `floor`."""
+
+
 class TrainConfig(StageConfig, ModelOptions, FormatOptions, StudentOptions, RewardOptions, TrainerPassthrough):
     """Train the teacher by GRPO with the RLT reward."""
 
@@ -74,6 +87,8 @@ class TrainConfig(StageConfig, ModelOptions, FormatOptions, StudentOptions, Rewa
     moving average (`ema`), or the initial ones (`frozen`)."""
     ema_decay: float = Field(0.99, ge=0, lt=1)
     """For `self_weights: ema`: decay of the average per optimizer step."""
+    gain: GainRewardConfig | None = None
+    """Add the student's gain from learning the explanation to the reward; null is off. Needs one local student in float32."""
     shuffle_rewards: bool = False
     """Control: shuffle the rewards within each batch, so that they carry no information."""
     placebos: int = Field(8, ge=0)
@@ -89,6 +104,10 @@ class TrainConfig(StageConfig, ModelOptions, FormatOptions, StudentOptions, Rewa
 
     @model_validator(mode="after")
     def _self_can_be_student(self) -> TrainConfig:
+        if self.gain is not None:
+            local = len(self.student) == 1 and self.student[0] != SELF and not is_url(self.student[0])
+            if not local or self.student_placement == "sharded":
+                raise ValueError("`gain` needs exactly one student, from a folder or the hub, which is not sharded")
         if SELF not in self.student:
             if self.self_weights != "live":
                 raise ValueError(f"`self_weights: {self.self_weights}` belongs to `student: self`")

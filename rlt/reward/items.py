@@ -15,7 +15,8 @@ class ScoredRow:
     """The reward of one explanation: `parts` over all students, and `students` for each one if there are several.
 
     `accuracy` is the share of correct solutions that the students sampled: their mean, or with `aggregate: min` that of
-    the student whose parts these are; `accuracies` has each one's if there are several. The lifts are `r_ss` minus its
+    the student whose parts these are; `accuracies` has each one's if there are several. `gain` is
+    what the student would gain from learning it (`train.gain`). The lifts are `r_ss` minus its
     value with an empty explanation, or with another question's: near 0, any text would earn this reward. `tokens`: each
     student's per-token numbers, if requested.
     """
@@ -24,6 +25,7 @@ class ScoredRow:
     students: dict[str, RewardParts] = field(default_factory=dict)
     accuracy: float | None = None
     accuracies: dict[str, float] = field(default_factory=dict)
+    gain: float | None = None
     lift_over_empty: float | None = None
     lift_over_shuffled: float | None = None
     tokens: dict[str, TokenNumbers] = field(default_factory=dict)
@@ -37,7 +39,7 @@ class ScoredRow:
         """The columns of `rlt score`: every part, and the others if requested."""
         more: JsonRow = {
             name: value
-            for name in ("accuracy", "lift_over_empty", "lift_over_shuffled")
+            for name in ("accuracy", "gain", "lift_over_empty", "lift_over_shuffled")
             if (value := getattr(self, name)) is not None
         }
         if self.students:

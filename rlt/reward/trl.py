@@ -11,6 +11,7 @@ import random
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,6 +37,8 @@ LOGGED = (
     "reward", "r_ss", "r_kl", "solution_log_prob_mean", "solution_log_prob_min", "explanation_kl_mean",
     "explanation_kl_max", "format_penalty", "explanation_tokens",
 )  # fmt: skip
+
+Gain = Callable[[Sequence[Explanation]], Sequence[float | None]]
 
 TABLE = ("r_ss", "r_kl", "solution_log_prob_min", "explanation_kl_max", "format_penalty")
 
@@ -91,6 +94,8 @@ class TeacherReward:
         self.last_rows: list[ScoredRow] = []
         self.policy_head: Head | None = None
         """The policy's output layer for the estimator `exact`, set by the trainer (TRL passes only lists)."""
+        self.gain: tuple[Gain, float] | None = None
+        """What a student would gain from learning each explanation, and its weight in the reward (`train.gain`)."""
 
     def __call__(
         self,
@@ -140,7 +145,7 @@ class TeacherReward:
                 sides.append(one[1])
         keep = self._sampled(len(items)) if self.tokens else ()
         scored = self.engine.score(list(items.values()), sides, teacher_head=self.policy_head, keep_tokens=keep)
-        scored = self._with_placebos(list(items.values()), scored)
+        scored = self._with_gain(list(items.values()), self._with_placebos(list(items.values()), scored))
         for i, row in zip(items, scored, strict=True):
             rows[i] = row
         self.last_rows = [row for row in rows if row is not None]
@@ -182,7 +187,7 @@ class TeacherReward:
                 spread = self._spread(prompts, name)
                 if spread is not None:
                     metrics[f"{name}_spread"] = spread
-        for name in ("accuracy", "lift_over_empty", "lift_over_shuffled"):
+        for name in ("accuracy", "gain", "lift_over_empty", "lift_over_shuffled"):
             values = [value for row in good if (value := getattr(row, name)) is not None]
             if values:
                 metrics[name] = statistics.fmean(values)
@@ -233,6 +238,21 @@ class TeacherReward:
         count = min(self.placebos, len(items))
         chosen = sorted({i * len(items) // count for i in range(count)})  # spread over the questions of the batch
         return with_placebos(self.engine, items, scored, {i: next_text(items, scored, i) for i in chosen})
+
+    def _with_gain(self, items: list[Explanation], scored: list[ScoredRow]) -> list[ScoredRow]:
+        if self.gain is None or not items:
+            return scored
+        of, weight = self.gain
+        found = []
+        for row, gain in zip(scored, of(items), strict=True):
+            if row.parts.reward is None:
+                found.append(row)
+            elif gain is None:
+                found.append(ScoredRow.failed("the student cannot learn this explanation, so it has no gain"))
+            else:
+                parts = replace(row.parts, reward=row.parts.reward + weight * gain)
+                found.append(replace(row, parts=parts, gain=gain))
+        return found
 
     def _spread(self, prompts: Sequence[object], name: str) -> float | None:
         groups: dict[str, list[float]] = defaultdict(list)

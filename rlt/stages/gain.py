@@ -6,34 +6,30 @@ how well it does *after learning* from it. Here both are measured for the same e
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
 import torch
 from tqdm import tqdm
 
-from rlt.config import DataConfig, GainConfig
+from rlt.config import GainConfig
 from rlt.data.explanations import explanation_of
-from rlt.data.problems import load_problems
 from rlt.data.rows import read_rows, write_rows
 from rlt.errors import DataError
 from rlt.models.loading import load_model
-from rlt.models.logprobs import Row, token_logprobs
 from rlt.outputs import Result, begin, complete_before
 from rlt.results.intervals import rank_interval, spearman
 from rlt.reward.students import checked_tokenizer
 from rlt.terminal import quiet
-from rlt.text.formats import Format, load_format, render_student
-from rlt.text.tokens import tokenize
-from rlt.training.examples import Example, examples_of, taught_to_student, turn_end
+from rlt.text.formats import Format, load_format
+from rlt.training.examples import Example
+from rlt.training.gain import heldout_rows, taught, understood
 from rlt.types import AnyRow, Explanation
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 Rated = tuple[Explanation, float]
 
@@ -52,17 +48,17 @@ def run(config: GainConfig) -> Result:
     fmt = load_format(config.format)
     tokenizer = checked_tokenizer(config.model, fmt, config)
     groups = grouped(config, rated(config, fmt))
-    heldout = _heldout(config, fmt, tokenizer)
+    heldout = heldout_rows(config.heldout, config.heldout_limit, fmt, tokenizer)
     folder = begin("gain", config)
     student = _Student(config, load_model(config.model, config.dtype, config.trust_remote_code))
     everyone = [one for group in groups for one, _ in group]
-    before, rows = student.understands(heldout), []
+    before, rows = understood(student.model, heldout), []
     for number, group in enumerate(tqdm(groups, "gain", unit="group", leave=False, disable=quiet())):
         items = [one for one, _ in group]
         gains = []
         for texts in ([one.text for one in items], placebos(items, everyone, config.seed)):
-            student.learn(_examples(fmt, tokenizer, items, texts))
-            gains.append(student.understands(heldout) - before)
+            student.learn(taught(fmt, tokenizer, items, texts))
+            gains.append(understood(student.model, heldout) - before)
             student.forget()
         rows.append({
             "group": number, "explanations": len(group), "reward": fmean(reward for _, reward in group),
@@ -129,31 +125,12 @@ def placebos(items: Sequence[Explanation], everyone: Sequence[Explanation], seed
     return texts
 
 
-def _examples(
-    fmt: Format, tokenizer: PreTrainedTokenizerBase, items: Sequence[Explanation], texts: Sequence[str]
-) -> list[Example]:
-    rendered = [render_student(fmt, tokenizer, one.problem, text) for one, text in zip(items, texts, strict=True)]
-    return examples_of(tokenizer, rendered, [taught_to_student(fmt, one) for one in rendered], turn_end(fmt, tokenizer))
-
-
-def _heldout(config: GainConfig, fmt: Format, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
-    """The held-out problems as a student reads them without an explanation; their solutions' tokens are kept."""
-    problems = load_problems(DataConfig(path=str(Path(config.heldout)), limit=config.heldout_limit), fmt)
-    texts = [render_student(fmt, tokenizer, problem, fmt.as_written("")) for problem in problems]
-    return [Row(text.ids, [text.spans["solution"]]) for text in tokenize(tokenizer, texts)]
-
-
 class _Student:
     """A model that learns and forgets."""
 
     def __init__(self, config: GainConfig, model: PreTrainedModel) -> None:
         self.config, self.model = config, model
         self.start = {name: value.detach().clone() for name, value in model.state_dict().items()}
-
-    def understands(self, heldout: Sequence[Row]) -> float:
-        """Mean over problems of the mean log-prob of the solution's tokens, in nats."""
-        found = token_logprobs(self.model, heldout)
-        return math.fsum(float(column.mean()) for column in found) / len(found)
 
     def learn(self, examples: Sequence[Example]) -> None:
         """`steps` steps of AdamW on all examples at once, on the tokens that `rlt distill` would teach."""

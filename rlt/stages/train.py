@@ -54,7 +54,9 @@ def run(config: TrainConfig) -> Result:
     from datasets import Dataset
     from trl import GRPOConfig
 
+    from rlt.reward.students import LocalModel
     from rlt.reward.trl import TeacherReward, teacher_rows
+    from rlt.training.gain import LearningGain, heldout_rows
     from rlt.training.teacher import SAMPLES_FILE, TeacherTrainer
 
     beta = config.trainer.get("beta", DEFAULTS["beta"])
@@ -79,6 +81,12 @@ def run(config: TrainConfig) -> Result:
     tokenizer.padding_side = "left"
     logging.getLogger("trl.trainer.grpo_trainer").setLevel(logging.ERROR)
     with closing(reward):
+        if config.gain is not None:
+            (student,) = reward.engine.students
+            if not isinstance(student, LocalModel):
+                raise ConfigError("`gain` needs a local student.")
+            rows_of_gain = heldout_rows(config.gain.heldout, config.gain.heldout_limit, text.fmt, student.tokenizer)
+            reward.gain = LearningGain(student, text.fmt, rows_of_gain, config.seed), config.gain.weight
         trainer = TeacherTrainer(
             model=config.model, reward=reward, args=arguments, train_dataset=Dataset.from_list([rows[i] for i in kept]),
             processing_class=tokenizer, peft_config=lora, sync_threshold=config.sync_threshold,

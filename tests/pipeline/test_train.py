@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from rlt.config import STAGES, RewardOptions
 from rlt.data.rows import read_rows, write_rows
@@ -133,6 +134,22 @@ def test_the_accuracy_reward_alone_lies_between_0_and_its_weight(world, tmp_path
     metrics, samples = train(world, tmp_path / "run", accuracy=accuracy)
     assert all(0 <= sample["reward"] - sample["format_penalty"] <= 5 for sample in samples)
     assert metrics["reward"] == pytest.approx(5 * metrics["rlt/accuracy"] + metrics["rlt/format_penalty"], abs=1e-5)
+
+
+def test_what_the_student_would_gain_is_mixed_into_the_reward(world, tmp_path):
+    gain = {"heldout": world["data"], "heldout_limit": 4, "weight": 0.5}
+    metrics, samples = train(world, tmp_path / "run", gain=gain, keep_samples=8)
+    for sample in samples:
+        without = sample["r_ss"] - 3 * sample["r_kl"] + sample["format_penalty"]
+        assert sample["reward"] == pytest.approx(without + 0.5 * sample["gain"], abs=1e-4)
+    assert len({sample["gain"] for sample in samples}) > 1
+    assert "rlt/gain" in metrics
+
+
+def test_the_gain_is_refused_where_the_student_cannot_learn(world, tmp_path):
+    for student in (["self"], ["http://here/v1"], [world["student"], world["model"]]):
+        with pytest.raises(ValidationError, match="`gain` needs exactly one student"):
+            train(world, tmp_path / "run", student=student, gain={"heldout": world["data"]})
 
 
 @pytest.mark.parametrize(("keys", "passes"), [({"kl_coef": 0.0}, 0), ({"trainer": {"temperature": 0.7}}, 2)])

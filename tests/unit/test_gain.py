@@ -7,12 +7,14 @@ import torch
 
 from rlt.config import GainConfig
 from rlt.data.rows import read_rows, write_rows
-from rlt.errors import DataError, ProblemsFound
+from rlt.errors import ConfigError, DataError, ProblemsFound
 from rlt.models.loading import load_model, load_tokenizer
 from rlt.pipeline import check_stage, run_stage
 from rlt.results.intervals import rank_interval
-from rlt.stages.gain import _examples, _heldout, _Student, correlation, grouped, placebos, rated
+from rlt.reward.students import LocalModel
+from rlt.stages.gain import _Student, correlation, grouped, placebos, rated
 from rlt.text.formats import load_format
+from rlt.training.gain import LearningGain, heldout_rows, taught, understood
 from rlt.types import Explanation, Problem
 from tests.words import make_model, make_problems
 
@@ -86,15 +88,15 @@ def test_a_student_learns_what_it_reads_and_forgets_it_wholly(world, tmp_path):
     options = config(world, tmp_path, learning_rate=1e-2)
     tokenizer = load_tokenizer(world["model"])
     student = _Student(options, load_model(world["model"], "float32", device="cpu"))
-    heldout = _heldout(options, FMT, tokenizer)
+    heldout = heldout_rows(options.heldout, options.heldout_limit, FMT, tokenizer)
     assert len(heldout) == 8
-    before, weights = student.understands(heldout), {k: v.clone() for k, v in student.model.state_dict().items()}
+    before, weights = understood(student.model, heldout), {k: v.clone() for k, v in student.model.state_dict().items()}
     # Taught the held-out problems themselves, without explanations: their solutions become more likely.
     items = [explanation_ for explanation_, _ in _rated(world, options)]
-    student.learn(_examples(FMT, tokenizer, items, [FMT.as_written("")] * len(items)))
-    assert student.understands(heldout) > before + 0.1
+    student.learn(taught(FMT, tokenizer, items, [FMT.as_written("")] * len(items)))
+    assert understood(student.model, heldout) > before + 0.1
     student.forget()
-    assert student.understands(heldout) == before
+    assert understood(student.model, heldout) == before
     assert all(torch.equal(weights[name], value) for name, value in student.model.state_dict().items())
 
 
@@ -121,3 +123,54 @@ def test_the_stage_writes_a_row_per_group_and_its_correlation(world, tmp_path):
     assert result.metrics["groups"] == 4
     assert -1 <= result.metrics["low"] <= result.metrics["correlation"] <= result.metrics["high"] <= 1
     assert run_stage("gain", options).metrics == result.metrics  # complete: not run again
+
+
+def loss_of(model, example):
+    return model(input_ids=torch.tensor([example.ids]), labels=torch.tensor([example.labels()])).loss
+
+
+def test_the_gain_as_a_reward_is_the_product_of_two_gradients_less_the_placebos(world, tmp_path):
+    """What one step of SGD on an explanation adds to the held-out log-prob, per unit of learning rate: -dH . dL."""
+    tokenizer = load_tokenizer(world["model"])
+    student = LocalModel(load_model(world["model"], "float32", device="cpu"), tokenizer)
+    heldout = heldout_rows(world["data"], 4, FMT, tokenizer)
+    items = [explanation_ for explanation_, _ in _rated(world, config(world, tmp_path))][:3]
+    before = {name: value.clone() for name, value in student.model.state_dict().items()}
+    gains = LearningGain(student, FMT, heldout)(items)
+
+    def gradient(of):
+        weights = [*student.model.parameters()]
+        return torch.cat([part.flatten() for part in torch.autograd.grad(of, weights)])
+
+    def product(one, text):
+        (example,) = taught(FMT, tokenizer, [one], [text])
+        return -float(up @ gradient(loss_of(student.model, example)))
+
+    understanding = 0
+    for row in heldout:
+        labels = [token if i in row.keep[0] else -100 for i, token in enumerate(row.ids)]
+        understanding -= student.model(input_ids=torch.tensor([row.ids]), labels=torch.tensor([labels])).loss / 4
+    up = gradient(understanding)
+    for one, gain in zip(items, gains, strict=True):
+        others = [other.text for other in items if other is not one]
+        own = product(one, one.text)
+        assert any(gain == pytest.approx(own - product(one, other), rel=0.02, abs=0.02) for other in others)
+    # The student is as it was, to the bit.
+    assert all(torch.equal(before[name], value) for name, value in student.model.state_dict().items())
+
+
+def test_the_placebo_is_the_same_for_all_explanations_of_a_question(world, tmp_path):
+    tokenizer = load_tokenizer(world["model"])
+    student = LocalModel(load_model(world["model"], "float32", device="cpu"), tokenizer)
+    gain = LearningGain(student, FMT, heldout_rows(world["data"], 2, FMT, tokenizer))
+    items = [explanation_ for explanation_, _ in _rated(world, config(world, tmp_path))]
+    alone, pair = gain(items[:1]), gain([items[0], items[0], items[1]])
+    assert pair[0] == pytest.approx(pair[1], abs=1e-3)
+    assert alone[0] != pytest.approx(pair[0], abs=1e-3)  # no other question: no placebo
+
+
+def test_the_gain_needs_a_student_in_float32(world):
+    tokenizer = load_tokenizer(world["model"])
+    student = LocalModel(load_model(world["model"], "bfloat16", device="cpu"), tokenizer)
+    with pytest.raises(ConfigError, match="must be loaded in float32"):
+        LearningGain(student, FMT, [])
