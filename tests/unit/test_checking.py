@@ -71,10 +71,11 @@ def test_every_shipped_recipe_is_fine_and_checked_in_two_seconds(path, everythin
     recipe = load_recipe(path)
     checked = check_steps(recipe, recipe.steps)
     # What `make laptop` makes before the run is not here.
-    assert [one for one in checked.problems if path.parent.name != "laptop" or "models/" not in one] == []
+    real = path.parent.name == "laptop" or path.stem == "smollm2"
+    assert [one for one in checked.problems if not real or "models/" not in one] == []
     assert time.process_time() - begun < 2
     offline = ("quickstart", "miniature", "mixed", "rounds", "self-teach", "archive", "claims")
-    assert bool(checked.unverified) == (path.parent.name not in offline)
+    assert bool(checked.unverified) == (real or path.parent.name not in offline)
 
 
 def test_a_fine_recipe_has_no_problems(model, data):
