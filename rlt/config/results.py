@@ -139,7 +139,7 @@ class SweepConfig(Config):
     arms: dict[str, float | str] = Field(min_length=2)
     """Variants of the `sampled` step, each with its value of the setting, in the order of table and figure."""
     explained: str | None = None
-    """Collect step with the explanations by the teachers, in variants of the same names."""
+    """Collect step with the explanations by the teachers, in variants of the same names; an arm without one has none."""
 
 
 class ReachesConfig(Config):

@@ -55,8 +55,6 @@ def check_report(config: ReportConfig, expanded: Mapping[str, JsonRow], where: s
             check("sweep.arms", arm, variants(config.sampled))
         if config.sweep.explained is not None:
             check("sweep.explained", config.sweep.explained, heads("collect"))
-            for arm in config.sweep.arms:
-                check("sweep.arms", arm, variants(config.sweep.explained))
     if config.reaches is not None:
         check("reaches.step", config.reaches.step, [*heads("coldstart"), *heads("train")])
     for key in ("teachers", "headline"):
