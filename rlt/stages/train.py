@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from rlt.reward.self_student import AveragedSelf, LiveSelf
     from rlt.reward.students import Scorer
+    from rlt.reward.trl import TeacherReward
     from rlt.text.formats import Format
 
 # Published teacher RL (SakanaAI/RLT 86a3f5c, run_cfg): every number of PAPER.md, section 4, that TRL has an option for.
@@ -54,9 +55,7 @@ def run(config: TrainConfig) -> Result:
     from datasets import Dataset
     from trl import GRPOConfig
 
-    from rlt.reward.students import LocalModel
     from rlt.reward.trl import TeacherReward, teacher_rows
-    from rlt.training.gain import LearningGain, heldout_rows
     from rlt.training.teacher import SAMPLES_FILE, TeacherTrainer
 
     beta = config.trainer.get("beta", DEFAULTS["beta"])
@@ -81,12 +80,7 @@ def run(config: TrainConfig) -> Result:
     tokenizer.padding_side = "left"
     logging.getLogger("trl.trainer.grpo_trainer").setLevel(logging.ERROR)
     with closing(reward):
-        if config.gain is not None:
-            (student,) = reward.engine.students
-            if not isinstance(student, LocalModel):
-                raise ConfigError("`gain` needs a local student.")
-            rows_of_gain = heldout_rows(config.gain.heldout, config.gain.heldout_limit, text.fmt, student.tokenizer)
-            reward.gain = LearningGain(student, text.fmt, rows_of_gain, config.seed), config.gain.weight
+        _add_gain(config, text.fmt, reward)
         trainer = TeacherTrainer(
             model=config.model, reward=reward, args=arguments, train_dataset=Dataset.from_list([rows[i] for i in kept]),
             processing_class=tokenizer, peft_config=lora, sync_threshold=config.sync_threshold,
@@ -117,6 +111,19 @@ def _students(
         own.name = f"{SELF} (ema)"
     first: str | Scorer = own or config.model
     return [first if name == SELF else name for name in config.student], own
+
+
+def _add_gain(config: TrainConfig, fmt: Format, reward: TeacherReward) -> None:
+    from rlt.reward.students import LocalModel
+    from rlt.training.gain import LearningGain, heldout_rows
+
+    if config.gain is None:
+        return
+    (student,) = reward.engine.students
+    if not isinstance(student, LocalModel):
+        raise ConfigError("`gain` needs a local student.")
+    heldout = heldout_rows(config.gain.heldout, config.gain.heldout_limit, fmt, student.tokenizer)
+    reward.gain = LearningGain(student, fmt, heldout, config.seed), config.gain.weight
 
 
 def _last_metrics(history: list[dict[str, float]]) -> dict[str, float]:
