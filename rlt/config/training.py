@@ -87,6 +87,10 @@ class TrainConfig(StageConfig, ModelOptions, FormatOptions, StudentOptions, Rewa
     moving average (`ema`), or the initial ones (`frozen`)."""
     ema_decay: float = Field(0.99, ge=0, lt=1)
     """For `self_weights: ema`: decay of the average per optimizer step."""
+    sampler: Literal["generate", "engine"] = "generate"
+    """Who samples explanations without vLLM: transformers' `generate`, or rlt's `engine`, which reads a group's prompt once,
+    drops finished rows and, in float32, saves the policy's extra pass. They draw different samples; the engine cannot sample
+    a sharded policy."""
     gain: GainRewardConfig | None = None
     """Add the student's gain from learning the explanation to the reward; null is off. Needs one local student in float32."""
     shuffle_rewards: bool = False

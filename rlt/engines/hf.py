@@ -91,8 +91,28 @@ class HfEngine:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
+    @torch.no_grad()
+    def sample(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling, temperature: float
+    ) -> list[tuple[list[int], torch.Tensor]]:
+        """For each prompt of token ids, one batch of all: the sampled ids, and their `(C,)` float32 log-probs in nats at
+        `temperature`, before any truncation. Ends at an end-of-turn token, which is included, or after `max_tokens`; there
+        are no stop strings.
+        """
+        batch = [
+            _Prompt(Request("", "", seed), [*ids], budget(len(ids), sampling, self.context_length))
+            for ids, seed in zip(prompts, seeds, strict=True)
+        ]
+        return self._tokens(batch, sampling, temperature)
+
     @torch.inference_mode()
     def _write(self, batch: Sequence[_Prompt], sampling: Sampling) -> list[Completion]:
+        written = zip(batch, self._tokens(batch, sampling, 1.0), strict=True)
+        return [self._completion(prompt, ids, values, sampling) for prompt, (ids, values) in written]
+
+    def _tokens(
+        self, batch: Sequence[_Prompt], sampling: Sampling, temperature: float
+    ) -> list[tuple[list[int], torch.Tensor]]:
         device, steps = self.model.device, max(p.room for p in batch)
         ends = torch.tensor(sorted(self._ends(sampling)), device=device)
         tokens = torch.zeros(len(batch), steps, dtype=torch.long, device=device)
@@ -101,7 +121,7 @@ class HfEngine:
         with _grouped_attention(self.model):
             rows = _Rows(self.model, batch)
             for step in range(steps):
-                chosen, nats = sample(rows.logits, sampling, rows.seeds, step)
+                chosen, nats = sample(rows.logits, sampling, rows.seeds, step, temperature)
                 tokens[rows.numbers, step], logprobs[rows.numbers, step] = chosen, nats
                 lengths[rows.numbers] += rows.live
                 rows.live = rows.live & ~torch.isin(chosen, ends) & (step + 1 < rows.room)
@@ -113,8 +133,8 @@ class HfEngine:
                 if step + 1 == steps or (look and not rows.any_left()):
                     break
                 rows.forward(tokens[rows.numbers, step])
-        rows_of = zip(batch, tokens.tolist(), logprobs.cpu(), lengths.tolist(), strict=True)
-        return [self._completion(p, ids[:n], values[:n], sampling) for p, ids, values, n in rows_of]
+        rows_of = zip(tokens.tolist(), logprobs.cpu(), lengths.tolist(), strict=True)
+        return [(ids[:count], values[:count]) for ids, values, count in rows_of]
 
     def _ends(self, sampling: Sampling) -> set[int]:
         """Tokens that finish a row: end-of-turn tokens, and stop strings of one token."""

@@ -13,12 +13,13 @@ CANDIDATES = 256
 
 
 def sample(
-    logits: torch.Tensor, sampling: Sampling, seeds: torch.Tensor, step: int
+    logits: torch.Tensor, sampling: Sampling, seeds: torch.Tensor, step: int, temperature: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`(B,)` token ids sampled from `(B, V)` float32 logits, and their `(B,)` log-probs in nats under those logits.
+    """`(B,)` token ids sampled from `(B, V)` float32 logits, and their `(B,)` log-probs in nats under those logits divided
+    by `temperature`.
 
     The random number depends only on the row's seed `(B,)` and the step. Top-k is applied before top-p, as in vLLM and
-    transformers. Top-k, top-p and temperature do not change the log-probs.
+    transformers. Neither these nor `sampling.temperature` change the log-probs.
     """
     centred = logits - logits.amax(-1, keepdim=True)
     weights = centred.exp()
@@ -27,6 +28,9 @@ def sample(
     else:
         tempered = weights if sampling.temperature == 1 else (centred / sampling.temperature).exp()
         chosen = _draw(tempered, sampling, uniform(seeds, step))
+    if temperature != 1:
+        centred = centred / temperature
+        weights = centred.exp()
     return chosen, centred.gather(1, chosen[:, None])[:, 0] - weights.sum(-1).log()
 
 

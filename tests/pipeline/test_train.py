@@ -18,6 +18,7 @@ from rlt.reward.scoring import RewardEngine
 from rlt.reward.students import LocalModel
 from rlt.text.formats import load_format
 from rlt.training import teacher
+from rlt.training.sampling import PolicySampler
 from rlt.training.teacher import TeacherTrainer
 from rlt.types import Explanation, Problem
 
@@ -41,10 +42,17 @@ def local(path):
     return LocalModel(load_model(path, device="cpu"), load_tokenizer(path))
 
 
-@pytest.mark.parametrize("keys", [{}, {"score_temperature": 1.0}, {"estimator": "exact"}, {"preset": "paper"}])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {}, {"score_temperature": 1.0}, {"estimator": "exact"}, {"preset": "paper"}, {"sampler": "engine"},
+        {"sampler": "engine", "score_temperature": 1.0}, {"sampler": "engine", "estimator": "exact"},
+    ],
+)  # fmt: skip
 def test_training_computes_the_reward_that_scoring_computes(world, tmp_path, keys):
     metrics, samples = train(world, tmp_path / "run", keep_samples=8, **keys)
-    assert_scored_alike(world, metrics, samples, RewardOptions(**keys), teacher=world["model"])
+    options = {key: value for key, value in keys.items() if key != "sampler"}
+    assert_scored_alike(world, metrics, samples, RewardOptions(**options), teacher=world["model"])
 
 
 @pytest.mark.parametrize("more", [{}, {"num_iterations": 2}])
@@ -71,15 +79,16 @@ def test_the_policys_own_pass_is_in_the_trainers_precision_and_batches(world, tm
     assert seen == [(True, 64)]
 
 
+@pytest.mark.parametrize("sampler", ["generate", "engine"])
 @pytest.mark.parametrize("correction", [{}, {"steps_per_generation": 2, "gradient_accumulation_steps": 1}])
-def test_with_lora_r_kl_is_of_the_policy_not_of_the_reference(world, tmp_path, correction):
+def test_with_lora_r_kl_is_of_the_policy_not_of_the_reference(world, tmp_path, correction, sampler):
     pytest.importorskip("peft")
     # An adapter that changes the model from the start, and that a learning rate of 0 keeps: its merged model is the teacher.
     peft = {"r": 4, "lora_alpha": 64, "target_modules": "all-linear", "init_lora_weights": False, "lora_dropout": 0.5}
     # Scored at the temperature of sampling, so that TRL's own log-probs of the policy are used where it has them.
     keys = {"score_temperature": 1.0}
     trainer = {"beta": 0.04, "learning_rate": 0.0, "per_device_train_batch_size": 4, **correction}
-    metrics, samples = train(world, tmp_path / "run", trainer, peft=peft, keep_samples=8, **keys)
+    metrics, samples = train(world, tmp_path / "run", trainer, peft=peft, keep_samples=8, sampler=sampler, **keys)
     assert_scored_alike(world, metrics, samples, RewardOptions(**keys), teacher=str(tmp_path / "run"))
 
 
@@ -152,12 +161,52 @@ def test_the_gain_is_refused_where_the_student_cannot_learn(world, tmp_path):
             train(world, tmp_path / "run", student=student, gain={"heldout": world["data"]})
 
 
-@pytest.mark.parametrize(("keys", "passes"), [({"kl_coef": 0.0}, 0), ({"trainer": {"temperature": 0.7}}, 2)])
+@pytest.mark.parametrize(
+    ("keys", "passes"), [({"kl_coef": 0.0}, 0), ({"trainer": {"temperature": 0.7}}, 2), ({"sampler": "engine"}, 0)]
+)
 def test_the_policy_runs_for_the_reward_once_a_batch_or_not_at_all(world, tmp_path, monkeypatch, keys, passes):
     trainers = keep_trainers(monkeypatch)
     trainer = {**keys.pop("trainer", {}), "max_steps": 2}
     train(world, tmp_path / "run", trainer=trainer, **keys)
     assert trainers[0].policy_passes == passes
+
+
+def test_the_engine_samples_what_the_policy_would_have_said_and_never_the_same_twice(world, tmp_path, monkeypatch):
+    sampled = []
+    original = PolicySampler.__call__
+
+    def watched(self, prompts, temperature):
+        ids, logprobs = original(self, prompts, temperature)
+        sampled.append((prompts, ids, logprobs, temperature))
+        return ids, logprobs
+
+    monkeypatch.setattr(PolicySampler, "__call__", watched)
+    trainer = {"learning_rate": 0.0, "max_steps": 2, "temperature": 0.8}
+    train(world, tmp_path / "run", trainer, sampler="engine", score_temperature=0.5)
+    model = load_model(world["model"], device="cpu")
+    for prompts, ids, logprobs, temperature in sampled:
+        assert temperature == 0.5
+        rows = [Row([*p, *c], [range(len(p), len(p) + len(c))]) for p, c in zip(prompts, ids, strict=True)]
+        for ours, theirs in zip(logprobs, token_logprobs(model, rows, temperature=0.5), strict=True):
+            assert ours == pytest.approx(theirs, abs=1e-4)
+    (first, second) = ([tuple(one) for one in ids] for _, ids, *_ in sampled)
+    assert first != second
+    assert len(set(first)) > 1
+
+
+@pytest.mark.parametrize(
+    ("trainer", "why"),
+    [
+        ({"repetition_penalty": 1.1}, "cannot do `trainer.repetition_penalty: 1.1`"),
+        ({"min_p": 0.1}, "cannot do `trainer.min_p: 0.1`"),
+        ({"generation_kwargs": {"num_beams": 2}}, "cannot do `trainer.generation_kwargs"),
+        ({"use_transformers_continuous_batching": True}, "exclude each other"),
+    ],
+)
+def test_the_engine_refuses_what_only_generate_can_do(world, tmp_path, trainer, why):
+    with pytest.raises(ConfigError, match=why):
+        train(world, tmp_path / "run", trainer, sampler="engine")
+    assert not (tmp_path / "run").exists()
 
 
 OTHER_WEIGHTS = r"step 0: the sampler's log-probs differ from the trainer's by {} nats per token"
