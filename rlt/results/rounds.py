@@ -74,6 +74,26 @@ def _round(seed: int, number: int, steps: Sequence[tuple[Step, JsonRow]], task: 
     return Round(seed, number, measures, decision)
 
 
+def parted(rounds: Sequence[Round]) -> list[str]:
+    """A sentence that names the rounds in which students gain least from learning the explanations with the highest rewards:
+    where the rank correlation of the step `gain`, mean over seeds, is negative. Nothing without such a step.
+    """
+    found: dict[int, list[float]] = {}
+    for one in rounds:
+        for name, value in one.measures.items():
+            if name.endswith(": correlation"):
+                found.setdefault(one.number, []).append(value)
+    means = {number: fmean(values) for number, values in sorted(found.items())}
+    if not means:
+        return []
+    against = [f"round {number} ({mean:.2f})" for number, mean in means.items() if mean < 0]
+    if not against:
+        return [
+            f"Reward and gain from learning rank alike in every round (correlation {min(means.values()):.2f} or more)."
+        ]
+    return [f"Reward and gain from learning part company, by their rank correlation: {', '.join(against)}."]
+
+
 def measured(rows: Sequence[JsonMap], task: str | None) -> dict[str, float]:
     """Measures of explanations: mean words, distinct n-grams, copying, and what the task's `inspect` finds.
 

@@ -9,7 +9,7 @@ from statistics import fmean
 from rlt.config import ReportConfig
 from rlt.results.intervals import MeanEstimate, mean_with_interval
 from rlt.results.rankings import Ranking
-from rlt.results.rounds import Round
+from rlt.results.rounds import Round, parted
 from rlt.results.sources import SourceNumbers, cells
 from rlt.results.summary import PARTS, Arm, Difference, Results, Scores, Solved, differences, solve_rate
 from rlt.results.sweep import Reached, Sweep, labelled
@@ -318,7 +318,7 @@ def _sources(step: str, numbers: SourceNumbers) -> Table:
 def sentences(config: ReportConfig, results: Results) -> list[str]:
     """What was compared, the result, and its certainty; one sentence if there is nothing to compare."""
     if len(results.arms) > 1:
-        return _of_students(config, results.arms) + _of_rounds(results.rounds)
+        return _of_students(config, results.arms) + _of_rounds(results.rounds) + parted(results.rounds)
     if results.teacher:
         return _of_teacher(results)
     several = [one for one in results.scores if len(one.variants) > 1]

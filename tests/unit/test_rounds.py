@@ -13,7 +13,7 @@ from rlt.outputs import begin
 from rlt.pipeline import run_recipe
 from rlt.recipe import build_recipe, load_recipe
 from rlt.results.intervals import paired_difference
-from rlt.results.rounds import Round, figure, measured
+from rlt.results.rounds import Round, figure, measured, parted
 from rlt.results.summary import collect_results
 from rlt.results.words import _of_rounds, sentences, terminal_report
 from rlt.stages import accept, best
@@ -304,6 +304,20 @@ def test_the_report_has_a_column_per_round_and_says_how_the_judges_moved(tmp_pat
         said == "Rounds accepted in at least one seed: 1, 2. Change of the mean rewards from round 1 to 2: score -1.00."
     )
     assert sentences(ReportConfig(output=tmp_path), results)
+
+
+def test_the_report_says_in_which_rounds_reward_and_gain_part_company():
+    def of(*correlations):
+        return [Round(seed, number, {"gain: correlation": value})
+                for number, seeds in enumerate(correlations, 1) for seed, value in enumerate(seeds)]  # fmt: skip
+
+    assert parted(of((0.5, -0.9), (0.3, 0.1))) == [
+        "Reward and gain from learning part company, by their rank correlation: round 1 (-0.20)."
+    ]
+    assert parted(of((0.5, 0.3), (0.3, 0.1))) == [
+        "Reward and gain from learning rank alike in every round (correlation 0.20 or more)."
+    ]
+    assert parted(two_rounds()) == []
 
 
 def test_the_figure_is_an_svg_with_a_panel_per_measure_and_a_line_per_seed_and_mean():
