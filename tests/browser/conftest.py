@@ -14,7 +14,8 @@ FLAGS = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="session")
+# Playwright keeps an event loop running in this thread, in which no other file's test could call `asyncio.run`.
+@pytest.fixture(scope="module")
 def browser():
     if CHROMIUM is None:
         pytest.skip("no Chromium here; `make browser-tests` installs it")
