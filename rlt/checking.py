@@ -47,7 +47,7 @@ from rlt.recipe.evolution import variations
 from rlt.tasks import load_generated_task, load_generating_task, load_grader
 from rlt.tasks.benchmarks import load_benchmark, load_questions
 from rlt.text.formats import check_problem, load_format
-from rlt.training.batches import batch_problems
+from rlt.training.batches import batch_problems, sampler_problem
 from rlt.training.options import (
     TRAINERS,
     engine_problems,
@@ -220,6 +220,9 @@ class _Check:
                 return
         if isinstance(processes, int):  # else as many as there are GPUs
             self._say(batch_problems(_trainer(step.stage, config), processes))
+        if isinstance(config, TrainConfig) and config.sampler == "engine":
+            problem = sampler_problem(_trainer(step.stage, config))
+            self._say([problem] if problem else [])
 
     def _launch(self, name: str) -> None:
         options = launch_options(launch_file(name))

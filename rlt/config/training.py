@@ -107,7 +107,7 @@ class TrainConfig(StageConfig, ModelOptions, FormatOptions, StudentOptions, Rewa
     causes 0.01 to 0.05 (not measured)."""
 
     @model_validator(mode="after")
-    def _self_can_be_student(self) -> TrainConfig:
+    def _students_can_do_it(self) -> TrainConfig:
         if self.gain is not None:
             local = len(self.student) == 1 and self.student[0] != SELF and not is_url(self.student[0])
             if not local or self.student_placement == "sharded":

@@ -25,7 +25,7 @@ from rlt.reward.students import checked_tokenizer
 from rlt.terminal import quiet
 from rlt.text.formats import Format, load_format
 from rlt.training.examples import Example
-from rlt.training.gain import heldout_rows, taught, understood
+from rlt.training.gain import heldout_rows, placebo, taught, understood
 from rlt.types import AnyRow, Explanation
 
 if TYPE_CHECKING:
@@ -118,10 +118,10 @@ def placebos(items: Sequence[Explanation], everyone: Sequence[Explanation], seed
     """For each explanation another one's text, about another question, drawn from all by the seed and the question."""
     texts = []
     for one in items:
-        others = [other.text for other in everyone if other.problem.question != one.problem.question]
-        if not others:
+        text = placebo(one, everyone, seed)
+        if text is None:
             raise DataError("all explanations are about one question, so there is no placebo.")
-        texts.append(random.Random(f"{seed} {one.problem.question}").choice(others))
+        texts.append(text)
     return texts
 
 

@@ -1,4 +1,4 @@
-"""Batch rules of GRPO: whole groups per generation, checkpoints between generations. No torch."""
+"""Rules of GRPO's options: whole groups per generation, checkpoints between generations, who can sample. No torch."""
 
 from __future__ import annotations
 
@@ -63,3 +63,22 @@ def save_problem(strategy: str, every: float, max_steps: float, cycle: float) ->
         )
     steps = every if every >= 1 else math.ceil(max_steps * every) if max_steps > 0 else math.nan
     return f"`trainer.save_steps` {every:g} must be {wanted}." if steps % cycle != 0 else None
+
+
+# What `generate` can and the engine cannot, with the values that turn it off.
+_OFF: dict[str, tuple[object, ...]] = {
+    "min_p": (None, 0.0), "repetition_penalty": (None, 1.0), "generation_kwargs": (None, {}),
+    "cache_implementation": (None,),
+}  # fmt: skip
+
+
+def sampler_problem(options: JsonMap) -> str | None:
+    """Why `sampler: engine` cannot sample under these `trainer` options, or None."""
+    for name in ("use_vllm", "use_transformers_continuous_batching"):
+        if options.get(name):
+            return f"`sampler: engine` and `trainer.{name}` exclude each other. Leave one out."
+    for name, off in _OFF.items():
+        if options.get(name) not in off:
+            value = options[name]
+            return f"`sampler: engine` cannot do `trainer.{name}: {value}`. Leave it out, or set `sampler: generate`."
+    return None

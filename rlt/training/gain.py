@@ -60,16 +60,15 @@ class LearningGain:
         first = {one.problem.question: one for one in items}
         placebos: dict[str, Explanation] = {}
         for question, one in first.items():
-            others = [other for other in items if other.problem.question != question]
-            if others:
-                text = random.Random(f"{self.seed} {question}").choice(others).text
+            text = placebo(one, items, self.seed)
+            if text is not None:
                 placebos[question] = Explanation(one.problem, text, True)
         slopes = self._slopes([*items, *placebos.values()])
         of = dict(zip(placebos, slopes[len(items) :], strict=True))
         gains = []
         for one, slope in zip(items, slopes, strict=False):
-            placebo = of.get(one.problem.question, 0.0)
-            gains.append(None if slope is None or placebo is None else self._norm * (slope - placebo))
+            other = of.get(one.problem.question, 0.0)
+            gains.append(None if slope is None or other is None else self._norm * (slope - other))
         return gains
 
     def _slopes(self, items: Sequence[Explanation]) -> list[float | None]:
@@ -99,6 +98,12 @@ class LearningGain:
             value.copy_(self._start[name])
             if step and name in self._direction:
                 value.add_(self._direction[name].to(value.device), alpha=step)
+
+
+def placebo(one: Explanation, everyone: Sequence[Explanation], seed: int) -> str | None:
+    """The text of an explanation of another question, drawn by the seed and the question; None if there is no other."""
+    others = [other.text for other in everyone if other.problem.question != one.problem.question]
+    return random.Random(f"{seed} {one.problem.question}").choice(others) if others else None
 
 
 def taught(

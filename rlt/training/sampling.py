@@ -15,35 +15,19 @@ from rlt.engines.hf import HfEngine
 from rlt.errors import ConfigError
 from rlt.models.heads import causal_lm
 from rlt.models.logprobs import is_sharded
+from rlt.training.batches import sampler_problem
 
 if TYPE_CHECKING:
     from trl import GRPOConfig
 
     from rlt.training.teacher import TeacherTrainer
 
-# What `generate` can and the engine cannot, with the value that turns it off.
-OFF = {
-    "min_p": (None, 0.0),
-    "repetition_penalty": (1.0,),
-    "generation_kwargs": (None,),
-    "cache_implementation": (None,),
-}
-
 
 def checked_sampler(sampler: str, arguments: GRPOConfig) -> bool:
     """Whether `sampler` is the engine. Raises ConfigError for options of the trainer under which that cannot sample."""
-    if sampler != "engine":
-        return False
-    for name in ("use_vllm", "use_transformers_continuous_batching"):
-        if getattr(arguments, name, False):
-            raise ConfigError(f"`sampler: engine` and `trainer.{name}` exclude each other. Leave one out.")
-    for name, off in OFF.items():
-        value = getattr(arguments, name, off[0])
-        if value not in off and value != {}:
-            raise ConfigError(
-                f"`sampler: engine` cannot do `trainer.{name}: {value}`. Leave it out, or set `sampler: generate`."
-            )
-    return True
+    if sampler == "engine" and (problem := sampler_problem(vars(arguments))) is not None:
+        raise ConfigError(problem)
+    return sampler == "engine"
 
 
 class PolicySampler:

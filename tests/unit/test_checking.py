@@ -125,6 +125,15 @@ def test_what_is_wrong_with_a_step_is_told(model, data, tmp_path, step, message)
         ),
         ("train", {"trainer": {"max_completion_length": 9, "num_generations": 8}}, "`student` is missing"),
         (
+            "train",
+            {
+                "student": "@warmup",
+                "sampler": "engine",
+                "trainer": {"max_completion_length": 9, "num_generations": 8, "min_p": 0.1},
+            },
+            "`sampler: engine` cannot do `trainer.min_p: 0.1`",
+        ),
+        (
             "coldstart",
             {"task": "arithmetic", "trainer": {"max_completion_length": 9, "num_generations": 3}},
             "`trainer.num_generations` 3 must divide the 8 completions of a generation (8 rows x 1 process x 1 steps",

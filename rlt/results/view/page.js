@@ -200,7 +200,7 @@
   };
 
   function columns(rows) {
-    const order = ["id", "step", "reward", "delta", "r_ss", "r_kl", "lift_over_empty", "lift_over_shuffled", "accuracy", "copied_share", "length", "closed", "correct", "mixture", "question"];
+    const order = ["id", "step", "reward", "delta", "r_ss", "r_kl", "lift_over_empty", "lift_over_shuffled", "accuracy", "gain", "copied_share", "length", "closed", "correct", "mixture", "question"];
     return order.filter((key) => (key === "id" ? !rows.some((row) => row.step != null) : rows.some((row) => value(row, key) != null && value(row, key) !== "")));
   }
 
@@ -651,7 +651,7 @@
     }
     if (row.format_penalty) list.push(["not closed", row.format_penalty]);
     const rest = row.reward - list.reduce((sum, [, v]) => sum + v, 0);
-    if (Math.abs(rest) > 1e-4) list.push(["accuracy, floor", rest]);
+    if (Math.abs(rest) > 1e-4) list.push(["accuracy, gain, floor", rest]);
     let sum = 0, low = Math.min(0, row.reward), high = Math.max(0, row.reward);
     const bars = list.map(([name, v]) => { const from = sum; sum += v; low = Math.min(low, sum); high = Math.max(high, sum); return [name, v, from]; });
     const place = (v) => (100 * (v - low)) / (high - low || 1);

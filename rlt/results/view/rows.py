@@ -19,7 +19,7 @@ from rlt.types import JsonMap, JsonRow
 
 PARTS = (
     "reward", "r_ss", "r_kl", "solution_log_prob_mean", "solution_log_prob_min", "explanation_kl_mean",
-    "explanation_kl_max", "format_penalty", "accuracy", "lift_over_empty", "lift_over_shuffled", "solution_tokens",
+    "explanation_kl_max", "format_penalty", "accuracy", "gain", "lift_over_empty", "lift_over_shuffled", "solution_tokens",
     "explanation_tokens",
 )  # fmt: skip
 COEFFICIENTS = ("alpha", "alpha_kl", "mean_coef", "kl_coef")
