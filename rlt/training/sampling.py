@@ -69,7 +69,10 @@ class PolicySampler:
         training = model.training
         model.eval()
         try:
-            written = engine.sample(prompts, seeds, sampling, temperature)
+            # Under mixed precision, one context for all tokens casts the weights once; the forward pass's own would cast them
+            # at every token.
+            with trainer.accelerator.autocast():
+                written = engine.sample(prompts, seeds, sampling, temperature)
         finally:
             model.train(training)
         return [ids for ids, _ in written], [values for _, values in written]
