@@ -3,9 +3,11 @@
     python benchmarks/rl_step.py [--model DIR --format FORMAT --data FILE --micro 8 --tokens 100] [--rows 32] [--steps 3]
 
 `plain`: TRL's GRPOTrainer with a constant reward, as TRL has it. `compact`: the same with rlt's output layer of learned
-positions only (`rlt.training.compact`). `rlt`: TeacherTrainer with the whole reward; the student is the same model. `engine`:
-that with `sampler: engine`. They take turns, a trainer each; the fastest step of each counts, because other work on the machine
-only slows them. Without --model: the quickstart's 0.15M parameters.
+positions only (`rlt.training.compact`). `rlt`: TeacherTrainer with the whole reward, sampled by transformers' `generate`; the
+student is the same model. `engine`: the same, sampled by rlt's engine, as is the default. They take turns, a trainer each; the
+fastest step of each counts, because other work on the machine only slows them.
+
+Without --model: the quickstart's 0.15M parameters.
 """
 
 from __future__ import annotations
@@ -89,7 +91,7 @@ def main() -> None:
         if kind in ("plain", "compact"):
             return GRPOTrainer(reward_funcs=[constant], **common), clock
         reward = TeacherReward(options.model, tokenizer, fmt, RewardOptions(), placebos=0, keep_samples=0)
-        return TeacherTrainer(reward=reward, own_sampler=kind == "engine", **common), clock
+        return TeacherTrainer(reward=reward, sampler="engine" if kind == "engine" else "generate", **common), clock
 
     best: dict[str, float] = {}
     for _ in range(options.rounds):

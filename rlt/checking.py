@@ -220,7 +220,7 @@ class _Check:
                 return
         if isinstance(processes, int):  # else as many as there are GPUs
             self._say(batch_problems(_trainer(step.stage, config), processes))
-        if isinstance(config, TrainConfig) and config.sampler == "engine":
+        if config.sampler == "engine":
             problem = sampler_problem(_trainer(step.stage, config))
             self._say([problem] if problem else [])
 

@@ -36,6 +36,15 @@ class TrainerPassthrough(TrainerOptions):
     a YAML file; null: this process alone."""
 
 
+class SamplerOptions(Config):
+    """Who samples from the policy in training."""
+
+    sampler: Literal["auto", "engine", "generate"] = "auto"
+    """Who samples without vLLM: rlt's `engine`, which reads a group's prompt once, drops finished rows and, for a teacher in
+    float32, saves the extra pass of r_kl, or transformers' `generate`. They draw different samples. `auto`: the engine,
+    unless the policy is sharded or `trainer` has an option that only `generate` knows, such as `min_p`."""
+
+
 class PretrainConfig(StageConfig, FormatOptions, TrainerOptions):
     """Pretrain a tiny model from scratch on a synthetic task."""
 
@@ -75,7 +84,9 @@ class GainRewardConfig(Config):
     less the gain from another question's explanation. Added after `floor`."""
 
 
-class TrainConfig(StageConfig, ModelOptions, FormatOptions, StudentOptions, RewardOptions, TrainerPassthrough):
+class TrainConfig(
+    StageConfig, ModelOptions, FormatOptions, StudentOptions, RewardOptions, SamplerOptions, TrainerPassthrough
+):
     """Train the teacher by GRPO with the RLT reward."""
 
     model: str
@@ -87,10 +98,6 @@ class TrainConfig(StageConfig, ModelOptions, FormatOptions, StudentOptions, Rewa
     moving average (`ema`), or the initial ones (`frozen`)."""
     ema_decay: float = Field(0.99, ge=0, lt=1)
     """For `self_weights: ema`: decay of the average per optimizer step."""
-    sampler: Literal["generate", "engine"] = "generate"
-    """Who samples explanations without vLLM: transformers' `generate`, or rlt's `engine`, which reads a group's prompt once,
-    drops finished rows and, in float32, saves the policy's extra pass. They draw different samples; the engine cannot sample
-    a sharded policy."""
     gain: GainRewardConfig | None = None
     """Add the student's gain from learning the explanation to the reward; null is off. Needs one local student in float32."""
     shuffle_rewards: bool = False
@@ -138,7 +145,7 @@ class DistillConfig(StageConfig, ModelOptions, FormatOptions, TrainerPassthrough
     """Stop after this many explanation tokens, or after as many as another step's data has; null: use all rows."""
 
 
-class ColdstartConfig(StageConfig, ModelOptions, FormatOptions, TrainerPassthrough):
+class ColdstartConfig(StageConfig, ModelOptions, FormatOptions, SamplerOptions, TrainerPassthrough):
     """Train a student by GRPO on whether its answer is right, from a distilled checkpoint (cold start)."""
 
     model: str

@@ -51,13 +51,15 @@ def run(config: ColdstartConfig) -> Result:
     from trl import GRPOConfig, GRPOTrainer
 
     from rlt.training.checkpoints import WholeCheckpoints
+    from rlt.training.sampling import EngineSampling, engine_samples
     from rlt.training.trimming import TrimmedPadding
 
-    class StudentTrainer(ResumablePrompts, TrimmedPadding, WholeCheckpoints, GRPOTrainer):
+    class StudentTrainer(EngineSampling, ResumablePrompts, TrimmedPadding, WholeCheckpoints, GRPOTrainer):
         """TRL's trainer with prompts as rendered, in an order that can be resumed."""
 
     arguments = trainer_arguments(GRPOConfig, "coldstart", config, config.trainer, {**DEFAULTS, **loading(config)})
     check_saving("coldstart", arguments)
+    engine_samples(config.sampler, arguments)  # raises before a model is loaded
     lora = peft_config(config.peft)
     rows = [
         {
@@ -77,7 +79,7 @@ def run(config: ColdstartConfig) -> Result:
         trainer = StudentTrainer(
             model=config.model, reward_funcs=reward, args=arguments,
             train_dataset=Dataset.from_list([rows[i] for i in kept]), processing_class=tokenizer, peft_config=lora,
-            callbacks=[MetricsFile(folder.path)],
+            callbacks=[MetricsFile(folder.path)], sampler=config.sampler,
         )  # fmt: skip
         trainer.mixture = mixture_of(config.data, [problems[i] for i in kept], config.seed)
         numbers = run_trainer(trainer, folder, tokenizer)

@@ -56,7 +56,7 @@ def run(config: TrainConfig) -> Result:
     from trl import GRPOConfig
 
     from rlt.reward.trl import TeacherReward, teacher_rows
-    from rlt.training.sampling import checked_sampler
+    from rlt.training.sampling import engine_samples
     from rlt.training.teacher import SAMPLES_FILE, TeacherTrainer
 
     beta = config.trainer.get("beta", DEFAULTS["beta"])
@@ -64,7 +64,7 @@ def run(config: TrainConfig) -> Result:
     defaults = {**DEFAULTS, **moving, **loading(config)}
     arguments = trainer_arguments(GRPOConfig, "train", config, config.trainer, defaults)
     check_saving("train", arguments)
-    own_sampler = checked_sampler(config.sampler, arguments)
+    engine_samples(config.sampler, arguments)  # raises before a model is loaded
     lora = peft_config(config.peft)
     rows = teacher_rows(problems, text.fmt, tokenizer)
     kept, dropped = fit_prompts(
@@ -86,7 +86,7 @@ def run(config: TrainConfig) -> Result:
         trainer = TeacherTrainer(
             model=config.model, reward=reward, args=arguments, train_dataset=Dataset.from_list([rows[i] for i in kept]),
             processing_class=tokenizer, peft_config=lora, sync_threshold=config.sync_threshold,
-            batch_tokens=config.batch_tokens, own_student=own, ema_decay=config.ema_decay, own_sampler=own_sampler,
+            batch_tokens=config.batch_tokens, own_student=own, ema_decay=config.ema_decay, sampler=config.sampler,
             needs_policy=config.kl_coef != 0 and not (config.accuracy and config.accuracy.only),
             callbacks=[MetricsFile(folder.path, also=[SAMPLES_FILE])],
         )  # fmt: skip

@@ -80,5 +80,5 @@ def sampler_problem(options: JsonMap) -> str | None:
     for name, off in _OFF.items():
         if options.get(name) not in off:
             value = options[name]
-            return f"`sampler: engine` cannot do `trainer.{name}: {value}`. Leave it out, or set `sampler: generate`."
+            return f"`sampler: engine` cannot do `trainer.{name}: {value}`. Leave it out, or set `sampler: auto`."
     return None

@@ -28,7 +28,7 @@ from rlt.reward.self_student import AveragedSelf, LiveSelf
 from rlt.reward.trl import TeacherReward
 from rlt.training.checkpoints import WholeCheckpoints
 from rlt.training.loop import ResumablePrompts
-from rlt.training.sampling import PolicySampler
+from rlt.training.sampling import EngineSampling
 from rlt.training.trimming import TrimmedPadding
 from rlt.types import JsonRow
 
@@ -39,13 +39,12 @@ REFERENCE_FOLDER, AVERAGE_FOLDER = "reference", "average"
 SAMPLES_FILE = "samples.jsonl"
 
 
-class TeacherTrainer(ResumablePrompts, TrimmedPadding, WholeCheckpoints, GRPOTrainer):
+class TeacherTrainer(EngineSampling, ResumablePrompts, TrimmedPadding, WholeCheckpoints, GRPOTrainer):
     """GRPOTrainer that gives its TeacherReward the policy's side of `r_kl` (see `TeacherReward.__call__`).
 
     `reward`: the reward function; with `needs_policy` false no forward pass is made for it. `sync_threshold`: difference
     between sampler and trainer, as measured by `check_sampler`, above which the run stops (None: never). `own_student`:
-    the student that is the policy or its average with decay `ema_decay`. `own_sampler`: sample with `PolicySampler`, not with
-    transformers' `generate`. `batch_tokens`: padded tokens per forward pass
+    the student that is the policy or its average with decay `ema_decay`. `batch_tokens`: padded tokens per forward pass
     that TRL does not make itself (different temperature, exact KL). `policy_passes` counts such passes.
     """
 
@@ -61,7 +60,6 @@ class TeacherTrainer(ResumablePrompts, TrimmedPadding, WholeCheckpoints, GRPOTra
         batch_tokens: int | None = None,
         own_student: LiveSelf | AveragedSelf | None = None,
         ema_decay: float = 0.99,
-        own_sampler: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(reward_funcs=[reward], **kwargs)
@@ -73,8 +71,6 @@ class TeacherTrainer(ResumablePrompts, TrimmedPadding, WholeCheckpoints, GRPOTra
         self._prompt_ids: list[list[int]] = []
         self._completion_ids: list[list[int]] = []
         self._step_logprobs: torch.Tensor | None = None
-        self._sampled_logprobs: list[torch.Tensor] | None = None
-        self._sampler = PolicySampler(self) if own_sampler else None
         self.policy_passes = 0
 
     def _generate(self, prompts: list[object]) -> tuple[Any, ...]:
@@ -82,14 +78,9 @@ class TeacherTrainer(ResumablePrompts, TrimmedPadding, WholeCheckpoints, GRPOTra
         self._prompt_ids, self._completion_ids, self._step_logprobs = generated[0], generated[1], None
         return generated
 
-    def _generate_single_turn(
-        self, prompt_ids: list[list[int]], *arguments: object, **options: object
-    ) -> tuple[list[list[int]], list[list[float]] | None]:
-        if self._sampler is None:
-            return super()._generate_single_turn(prompt_ids, *arguments, **options)
-        ids, logprobs = self._sampler(prompt_ids, self.reward.engine.temperature)
-        self._sampled_logprobs = logprobs if self._sampler.exact else None
-        return ids, None
+    @property
+    def logprob_temperature(self) -> float:
+        return self.reward.engine.temperature
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -143,8 +134,8 @@ class TeacherTrainer(ResumablePrompts, TrimmedPadding, WholeCheckpoints, GRPOTra
         """Name of the input of `r_kl`, and its value per completion: `(C,)` log-probs or `(C, H)` hidden states."""
         temperature = self.reward.engine.temperature
         exact = self.reward.engine.estimator == "exact"
-        if self._sampled_logprobs is not None and not exact:
-            return "policy_logprobs", self._sampled_logprobs
+        if self.sampled_logprobs is not None and not exact:
+            return "policy_logprobs", self.sampled_logprobs
         if exact or temperature != self.temperature:
             # A different temperature than TRL's, or whole distributions: needs a separate pass.
             self.policy_passes += 1

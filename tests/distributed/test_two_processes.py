@@ -39,7 +39,8 @@ def launch(processes: int, script: str, *words: str) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_two_processes_train_as_one_does(tmp_path):
+@pytest.mark.parametrize("sampler", ["canned", "engine"])
+def test_two_processes_train_as_one_does(tmp_path, sampler):
     model, student = make_model(tmp_path / "model"), make_model(tmp_path / "student", 1)
     data = make_problems(tmp_path / "problems.jsonl", 12)
 
@@ -51,7 +52,7 @@ def test_two_processes_train_as_one_does(tmp_path):
         }  # fmt: skip
         config = {"output": str(tmp_path / f"by{processes}"), "format": "words", "model": model, "student": [student],
                   "data": data, "trainer": trainer, "placebos": 2, **keys}  # fmt: skip
-        launch(processes, "train_worker.py", json.dumps(config), str(tmp_path / f"record{processes}"))
+        launch(processes, "train_worker.py", json.dumps(config), str(tmp_path / f"record{processes}"), sampler)
         rewards = json.loads((tmp_path / f"record{processes}.0").read_text())
         metrics = [row for _, row in read_rows(tmp_path / f"by{processes}" / "metrics.jsonl") if "reward" in row]
         return rewards, metrics, load_file(tmp_path / f"by{processes}" / "model.safetensors")
@@ -59,6 +60,7 @@ def test_two_processes_train_as_one_does(tmp_path):
     one_rewards, one_metrics, one_weights = train(1)
     two_rewards, two_metrics, two_weights = train(2, student_placement="sharded")  # and the student over both of them
     assert len(one_rewards) == 3
+    assert all(len(set(rewards)) > 4 for rewards in one_rewards)  # not all explanations are the same
     for ours, theirs in zip(one_rewards, two_rewards, strict=True):
         # The same rewards, and so the same advantages: those are computed from all of a group's rewards.
         torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), atol=1e-4, rtol=1e-4)

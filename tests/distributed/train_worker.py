@@ -1,4 +1,4 @@
-"""Three steps of teacher RL with completions that depend only on the prompt: run alone or by torchrun."""
+"""Three steps of teacher RL, run alone or by torchrun. Completions are canned (depend only on the prompt) or the engine's."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ from rlt.config import TrainConfig
 from rlt.pipeline import run_stage
 from rlt.training.teacher import TeacherTrainer
 
-CONFIG, RECORD = sys.argv[1:]
+CONFIG, RECORD, SAMPLER = sys.argv[1:]
 records = []
 
 
@@ -34,7 +34,8 @@ def recorded(self, inputs, *args, **kwargs):
 
 
 original = TeacherTrainer._calculate_rewards
-TeacherTrainer._generate_single_turn = canned
+if SAMPLER == "canned":
+    TeacherTrainer._generate_single_turn = canned
 TeacherTrainer._calculate_rewards = recorded
 run_stage("train", TrainConfig.model_validate_json(CONFIG))
 Path(f"{RECORD}.{torch.distributed.get_rank() if torch.distributed.is_initialized() else 0}").write_text(

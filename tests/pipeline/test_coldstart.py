@@ -6,12 +6,13 @@ import pytest
 
 from rlt.config import STAGES
 from rlt.data.rows import read_rows
-from rlt.errors import DataError
+from rlt.errors import ConfigError, DataError
 from rlt.models.loading import load_model, load_tokenizer
 from rlt.pipeline import run_stage
 from rlt.stages.coldstart import CorrectnessReward
 from rlt.tasks.grading import Graders
 from rlt.text.formats import load_format
+from rlt.training.sampling import EngineSampling
 
 TRAINER = {
     "max_steps": 2, "per_device_train_batch_size": 4, "num_generations": 4, "max_completion_length": 8, "temperature": 1.0,
@@ -66,4 +67,18 @@ def test_a_prompt_without_room_for_the_response_is_named(world, tmp_path):
         DataError, match=r"problems\.jsonl: problem 0-0: its prompt of \d+ tokens and 510 of completion exceed"
     ):
         run_stage("coldstart", config(world, tmp_path / "run", trainer={"max_completion_length": 510}))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("sampler", "calls"), [("auto", 2), ("engine", 2), ("generate", 0)])
+def test_the_engine_samples_unless_generate_is_asked_for(world, tmp_path, monkeypatch, sampler, calls):
+    original, sampled = EngineSampling._sample, []
+    monkeypatch.setattr(EngineSampling, "_sample", lambda *args: sampled.append(1) or original(*args))
+    run_stage("coldstart", config(world, tmp_path / "run", sampler=sampler))
+    assert len(sampled) == calls
+
+
+def test_an_option_that_only_generate_knows_is_refused_before_anything_is_written(world, tmp_path):
+    with pytest.raises(ConfigError, match="cannot do `trainer"):
+        run_stage("coldstart", config(world, tmp_path / "run", sampler="engine", trainer={"min_p": 0.1}))
     assert not (tmp_path / "run").exists()

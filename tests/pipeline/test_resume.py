@@ -51,7 +51,7 @@ def uncut(world, tmp_path_factory):
 
 
 def name_of(case):
-    return "train" if case in ("self", "engine") else case.split()[0]
+    return "train" if case in ("self", "generate") else case.split()[0]
 
 
 def config_of(stage, world, output):
@@ -66,7 +66,7 @@ def config_of(stage, world, output):
     if name_of(stage) == "train":
         # Its own average: weights that a checkpoint has to bring back.
         student = {"student": ["self"], "self_weights": "ema", "ema_decay": 0.5} if stage == "self" else {}
-        more = student | ({"sampler": "engine"} if stage == "engine" else {})
+        more = student | ({"sampler": "generate"} if stage == "generate" else {})
         return {**shared, "data": data, "student": [world["student"]], "placebos": 2, "trainer": GRPO, **more}
     return {**shared, "data": data, "trainer": SFT}
 
@@ -83,7 +83,7 @@ def config_of(stage, world, output):
         ("warmup mixed", "MetricsFile.on_step_end@4"),
         ("train mixed", "MetricsFile.on_step_end@4"),
         ("self", "MetricsFile.on_step_end@4"),
-        ("engine", "MetricsFile.on_step_end@4"),
+        ("generate", "MetricsFile.on_step_end@4"),
     ],
 )
 def test_a_killed_run_goes_on_as_if_it_had_never_been_cut(stage, killed, world, uncut, tmp_path):

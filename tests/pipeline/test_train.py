@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from rlt.config import STAGES, RewardOptions
 from rlt.data.rows import read_rows, write_rows
+from rlt.engines.hf import HfEngine
 from rlt.errors import ConfigError, DataError, ModelError, RunError
 from rlt.models.loading import load_model, load_tokenizer
 from rlt.models.logprobs import Row, token_logprobs
@@ -17,8 +18,8 @@ from rlt.pipeline import run_stage
 from rlt.reward.scoring import RewardEngine
 from rlt.reward.students import LocalModel
 from rlt.text.formats import load_format
-from rlt.training import teacher
-from rlt.training.sampling import PolicySampler
+from rlt.training import sampling, teacher
+from rlt.training.sampling import EngineSampling
 from rlt.training.teacher import TeacherTrainer
 from rlt.types import Explanation, Problem
 
@@ -45,8 +46,8 @@ def local(path):
 @pytest.mark.parametrize(
     "keys",
     [
-        {}, {"score_temperature": 1.0}, {"estimator": "exact"}, {"preset": "paper"}, {"sampler": "engine"},
-        {"sampler": "engine", "score_temperature": 1.0}, {"sampler": "engine", "estimator": "exact"},
+        {}, {"score_temperature": 1.0}, {"estimator": "exact"}, {"preset": "paper"}, {"sampler": "generate"},
+        {"sampler": "generate", "score_temperature": 1.0}, {"sampler": "generate", "estimator": "exact"},
     ],
 )  # fmt: skip
 def test_training_computes_the_reward_that_scoring_computes(world, tmp_path, keys):
@@ -162,7 +163,13 @@ def test_the_gain_is_refused_where_the_student_cannot_learn(world, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("keys", "passes"), [({"kl_coef": 0.0}, 0), ({"trainer": {"temperature": 0.7}}, 2), ({"sampler": "engine"}, 0)]
+    ("keys", "passes"),
+    [
+        ({}, 0),
+        ({"kl_coef": 0.0, "sampler": "generate"}, 0),
+        ({"sampler": "generate"}, 2),
+        ({"trainer": {"bf16": True}}, 2),  # under autocast, sampling with a cache and a whole pass differ
+    ],
 )
 def test_the_policy_runs_for_the_reward_once_a_batch_or_not_at_all(world, tmp_path, monkeypatch, keys, passes):
     trainers = keep_trainers(monkeypatch)
@@ -173,25 +180,37 @@ def test_the_policy_runs_for_the_reward_once_a_batch_or_not_at_all(world, tmp_pa
 
 def test_the_engine_samples_what_the_policy_would_have_said_and_never_the_same_twice(world, tmp_path, monkeypatch):
     sampled = []
-    original = PolicySampler.__call__
+    original = EngineSampling._sample
 
-    def watched(self, prompts, temperature):
-        ids, logprobs = original(self, prompts, temperature)
-        sampled.append((prompts, ids, logprobs, temperature))
-        return ids, logprobs
+    def watched(self, prompts):
+        rows = original(self, prompts)
+        sampled.append((prompts, rows))
+        return rows
 
-    monkeypatch.setattr(PolicySampler, "__call__", watched)
+    monkeypatch.setattr(EngineSampling, "_sample", watched)
     trainer = {"learning_rate": 0.0, "max_steps": 2, "temperature": 0.8}
     train(world, tmp_path / "run", trainer, sampler="engine", score_temperature=0.5)
     model = load_model(world["model"], device="cpu")
-    for prompts, ids, logprobs, temperature in sampled:
-        assert temperature == 0.5
-        rows = [Row([*p, *c], [range(len(p), len(p) + len(c))]) for p, c in zip(prompts, ids, strict=True)]
-        for ours, theirs in zip(logprobs, token_logprobs(model, rows, temperature=0.5), strict=True):
+    for prompts, written in sampled:
+        rows = [Row([*p, *c], [range(len(p), len(p) + len(c))]) for p, (c, _) in zip(prompts, written, strict=True)]
+        for (_, ours), theirs in zip(written, token_logprobs(model, rows, temperature=0.5), strict=True):
             assert ours == pytest.approx(theirs, abs=1e-4)
-    (first, second) = ([tuple(one) for one in ids] for _, ids, *_ in sampled)
+    (first, second) = ([tuple(ids) for ids, _ in rows] for _, rows in sampled)
     assert first != second
     assert len(set(first)) > 1
+
+
+def test_under_mixed_precision_weights_are_cast_once_for_all_tokens(world, tmp_path, monkeypatch):
+    # By one autocast context around the loop: that of each forward pass forgets its casts when it ends.
+    original, seen = HfEngine.sample, []
+
+    def watched(*arguments):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return original(*arguments)
+
+    monkeypatch.setattr(HfEngine, "sample", watched)
+    train(world, tmp_path / "run", {"bf16": True})
+    assert seen == [True]
 
 
 @pytest.mark.parametrize(
@@ -207,6 +226,21 @@ def test_the_engine_refuses_what_only_generate_can_do(world, tmp_path, trainer, 
     with pytest.raises(ConfigError, match=why):
         train(world, tmp_path / "run", trainer, sampler="engine")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("sharded", "more", "calls"), [(False, {}, 1), (False, {"min_p": 0.01}, 0), (True, {}, 0)])
+def test_by_default_the_engine_samples_wherever_it_can(world, tmp_path, monkeypatch, sharded, more, calls):
+    original, sampled = EngineSampling._sample, []
+    monkeypatch.setattr(sampling, "is_sharded", lambda model: sharded)
+    monkeypatch.setattr(EngineSampling, "_sample", lambda *args: sampled.append(1) or original(*args))
+    train(world, tmp_path / "run", {"max_steps": 1, **more})
+    assert len(sampled) == calls
+
+
+def test_the_engine_is_not_replaced_by_generate_when_it_is_asked_for(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(sampling, "is_sharded", lambda model: True)
+    with pytest.raises(ConfigError, match="needs the whole policy on each rank"):
+        train(world, tmp_path / "run", {"max_steps": 1}, sampler="engine")
 
 
 OTHER_WEIGHTS = r"step 0: the sampler's log-probs differ from the trainer's by {} nats per token"
