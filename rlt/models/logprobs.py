@@ -184,8 +184,11 @@ def _largest(model: nn.Module, value: float) -> float:
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether a forward pass needs every rank: parameters sharded by FSDP2, FSDP1 or ZeRO-3."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return False
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1 and in_shards(model)
+
+
+def in_shards(model: nn.Module) -> bool:
+    """Whether FSDP2, FSDP1 or ZeRO-3 holds the parameters, be it on one rank."""
     kinds = {type(module).__name__ for module in model.modules()}
     return (
         any(isinstance(parameter, DTensor) or hasattr(parameter, "ds_id") for parameter in model.parameters())

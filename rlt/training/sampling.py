@@ -14,7 +14,7 @@ from rlt.engines.base import Sampling, request_seed
 from rlt.engines.hf import HfEngine
 from rlt.errors import ConfigError
 from rlt.models.heads import causal_lm
-from rlt.models.logprobs import is_sharded
+from rlt.models.logprobs import in_shards
 from rlt.training.batches import sampler_problem
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class EngineSampling(_Trainer):
         return [ids for ids, _ in sampled], None
 
     def _is_sharded(self) -> bool:
-        sharded = is_sharded(self.model_wrapped)
+        sharded = in_shards(self.model_wrapped)
         if sharded and self.sampler == "engine":
             raise ConfigError(
                 "`sampler: engine` needs the whole policy on each rank; it is sharded. Set `sampler: auto`."

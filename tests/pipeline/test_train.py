@@ -231,14 +231,14 @@ def test_the_engine_refuses_what_only_generate_can_do(world, tmp_path, trainer, 
 @pytest.mark.parametrize(("sharded", "more", "calls"), [(False, {}, 1), (False, {"min_p": 0.01}, 0), (True, {}, 0)])
 def test_by_default_the_engine_samples_wherever_it_can(world, tmp_path, monkeypatch, sharded, more, calls):
     original, sampled = EngineSampling._sample, []
-    monkeypatch.setattr(sampling, "is_sharded", lambda model: sharded)
+    monkeypatch.setattr(sampling, "in_shards", lambda model: sharded)
     monkeypatch.setattr(EngineSampling, "_sample", lambda *args: sampled.append(1) or original(*args))
     train(world, tmp_path / "run", {"max_steps": 1, **more})
     assert len(sampled) == calls
 
 
 def test_the_engine_is_not_replaced_by_generate_when_it_is_asked_for(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(sampling, "is_sharded", lambda model: True)
+    monkeypatch.setattr(sampling, "in_shards", lambda model: True)
     with pytest.raises(ConfigError, match="needs the whole policy on each rank"):
         train(world, tmp_path / "run", {"max_steps": 1}, sampler="engine")
 
