@@ -18,6 +18,7 @@ from rlt.text.formats import Format, render_student
 from rlt.types import Explanation
 
 if TYPE_CHECKING:
+    from rlt.models.logprobs import Progress
     from rlt.reward.students import Scorer
 
 
@@ -28,6 +29,7 @@ def student_accuracy(
     config: AccuracyConfig,
     graders: Graders,
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> list[float | ScoringError]:
     """For each item, the share in [0, 1] of correct solutions among `config.samples` sampled by the student.
 
@@ -51,6 +53,8 @@ def student_accuracy(
     written: dict[int, list[Completion]] = defaultdict(list)
     for completion in student.engine().generate(requests, sampling):
         written[int(completion.key)].append(completion)
+        if progress is not None:
+            progress(1, completion.completion_tokens)
     for i in prompts:
         # Fewer tokens than requested: this says nothing about the explanation.
         short = [c for c in written[i] if c.finish_reason == "length" and c.completion_tokens < config.max_tokens]

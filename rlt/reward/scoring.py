@@ -67,10 +67,15 @@ class RewardEngine:
             if theirs is not None:
                 check_estimator(student.name, student.tokenizer, theirs, self.options)
 
-    @property
-    def passes(self) -> int:
-        """Number of forward passes per row, including the teacher's."""
-        return len(self.students) + (self.teacher is not None)
+    def passes(self, tokens: bool = False) -> int:
+        """Number of times `progress` counts a row: once per forward pass, also for the ranks of kept `tokens`, and once per
+        sampled solution.
+        """
+        accuracy = self.options.accuracy
+        only = accuracy is not None and accuracy.only
+        read = 0 if only else len(self.students) + (self.teacher is not None)
+        ranked = sum(isinstance(student, LocalModel) and student.can_rank for student in self.students)
+        return read + ranked * tokens + len(self.students) * (accuracy.samples if accuracy is not None else 0)
 
     # -- the reward --------------------------------------------------------------------------------------------------
 
@@ -89,8 +94,9 @@ class RewardEngine:
         A row's numbers do not depend on the other rows. `sides`: the teacher's side of each explanation if already known
         (in training: the sampled tokens and the policy's log-probs); the engine's teacher computes the missing ones.
         `teacher_head`: the policy's output layer, for the exact KL if sides have hidden states. `progress` gets the numbers
-        of rows and tokens read by each model. `keep_tokens`: rows that keep per-token numbers, with their `ranks` (one more
-        forward pass). Raises StudentLost, with the rows scored so far, if a student's server no longer answers.
+        of rows and tokens read by each model, see `passes`. `keep_tokens`: rows that keep per-token numbers, with their
+        `ranks` (one more forward pass). Raises StudentLost, with the rows scored so far, if a student's server no longer
+        answers.
         """
         errors: list[str | None] = [None] * len(items)
         prepared = [self._prepare(student, items, errors) for student in self.students]
@@ -106,11 +112,11 @@ class RewardEngine:
             else:
                 parts = self._score_sampled(items, prepared, teachers, live, progress, kept)
             if ranks:
-                self._rank(prepared, kept)
+                self._rank(prepared, kept, progress)
             lost = {i: part for i in live for part in parts[i] if isinstance(part, ServerError)}
             if lost and accuracy is not None:
                 raise StudentLost(str(lost[min(lost)]))
-            shares = self._accuracies([items[i] for i in live], accuracy)
+            shares = self._accuracies([items[i] for i in live], accuracy, progress)
         share_of = dict(zip(live, zip(*shares, strict=True), strict=True)) if shares else {}
         rows = [
             ScoredRow.failed(error) if error is not None else self._combined(parts[i], share_of.get(i), kept.get(i))
@@ -121,13 +127,14 @@ class RewardEngine:
         return rows
 
     def _accuracies(
-        self, items: Sequence[Explanation], accuracy: AccuracyConfig | None
+        self, items: Sequence[Explanation], accuracy: AccuracyConfig | None, progress: Progress | None
     ) -> list[list[float | ScoringError]]:
         if accuracy is None or not items:
             return []
         if self._graders is None:
             self._graders = Graders()
-        return [student_accuracy(s, self.fmt, items, accuracy, self._graders, self.seed) for s in self.students]
+        graders = self._graders
+        return [student_accuracy(s, self.fmt, items, accuracy, graders, self.seed, progress) for s in self.students]
 
     def close(self) -> None:
         """Close the connections to served students and end the graders' processes."""
@@ -211,7 +218,12 @@ class RewardEngine:
                     progress(len(rows), sum(len(row.ids) for row in rows))
         return parts
 
-    def _rank(self, prepared: list[list[Tokenized | None]], kept: dict[int, list[TokenNumbers]]) -> None:
+    def _rank(
+        self,
+        prepared: list[list[Tokenized | None]],
+        kept: dict[int, list[TokenNumbers]],
+        progress: Progress | None,
+    ) -> None:
         """Add ranks to the kept numbers of local students, with one more forward pass each."""
         live = [i for i, numbers in kept.items() if len(numbers) == len(self.students)]
         for number, (student, texts) in enumerate(zip(self.students, prepared, strict=True)):
@@ -223,6 +235,8 @@ class RewardEngine:
                     numbers, tokens = kept[i][number], len(_known(texts[i]).spans["explanation"])
                     single = ranks[:tokens] if len(numbers.explanation) == tokens else None
                     kept[i][number] = replace(numbers, solution_ranks=ranks[tokens:], explanation_ranks=single)
+                if progress is not None:
+                    progress(len(rows), sum(len(row.ids) for row in rows))
 
     def _exact_divergence(self, teacher_head: Head, theirs: Side, head: Head, ours: Side) -> torch.Tensor:
         if theirs.hidden is None or ours.hidden is None:

@@ -38,6 +38,8 @@ WINDOW = 1024
 # Batches per chunk, about: enough for sorting by length to save padding.
 CHUNK_BATCHES = 16
 CHARACTERS_A_TOKEN = 4
+# Solutions per chunk that a student samples for its accuracy: what the `transformers` engine sorts by length at once.
+SAMPLED = 512
 SHOWN = 5
 
 
@@ -215,12 +217,13 @@ def _chunks(rows: Iterator[InputRow], done: int, config: ScoreConfig) -> Iterato
 
     place = "cuda" if any(map(is_url, config.student)) else default_device().type
     room = CHUNK_BATCHES * (config.batch_tokens or DEFAULT_BATCH_TOKENS[place]) * CHARACTERS_A_TOKEN
+    most = WINDOW if config.accuracy is None else max(1, SAMPLED // config.accuracy.samples)
     start, skipped = done % WINDOW, done - done % WINDOW
     rows = islice(rows, skipped, None)
     while window := list(islice(rows, WINDOW)):
         while start < len(window):
             stop, used = start + 1, _length(window[start])
-            while stop < len(window) and used + _length(window[stop]) <= room:
+            while stop < min(len(window), start + most) and used + _length(window[stop]) <= room:
                 used += _length(window[stop])
                 stop += 1
             # Without placebos the rest of the window is not needed, and need not be sent to a Ray worker.
@@ -272,7 +275,7 @@ def _score_here(
     from rlt.reward.items import StudentLost
 
     engine = load_engine(config, fmt, *models)
-    bar.passes = engine.passes + 2 * len(engine.students) * config.placebos
+    bar.passes = engine.passes(config.tokens) + 2 * len(engine.students) * config.placebos
     try:
         for chunk in chunks:
             try:

@@ -23,12 +23,14 @@ ROW = {"question": "q", "solution": "s", "explanation": "e"}
 class Letters:
     """An engine whose reward is the length of the explanation; "NaN" cannot be scored. `calls`: sizes of its batches."""
 
-    passes = 1
     fmt = load_format("words")
 
     def __init__(self, config, stop_at=None, lost_at=None):
         self.students, self.stop_at, self.lost_at = config.student, stop_at, lost_at
         self.calls, self.others, self.closed = [], {}, False
+
+    def passes(self, tokens):
+        return 1
 
     def score(self, items, progress=None, keep_tokens=()):
         if len(self.calls) == self.stop_at:
@@ -175,6 +177,12 @@ def test_chunks_are_bounded_by_their_text_and_end_with_their_window(run, small):
     assert engine.calls == [2, 1, 1, 2, 1]
     assert [row["reward"] for row in rows] == [1, 2, 50, 1, 1, 1, 1]
     assert engine.closed
+
+
+def test_chunks_whose_students_sample_are_short_enough_that_a_cut_off_run_loses_little(run, monkeypatch):
+    monkeypatch.setattr(score, "SAMPLED", 9)
+    _, engine = run([{**ROW, "answer": "5"}] * 5, accuracy=AccuracyConfig(samples=4))
+    assert engine.calls == [2, 2, 1]
 
 
 @pytest.mark.parametrize("placebos", [False, True])

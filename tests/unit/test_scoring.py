@@ -492,3 +492,20 @@ def test_accuracy_samples_from_the_student_itself():
     assert row.accuracy == 0.0
     missing = replace(item_of(rows_of(1)[0]), problem=Problem("0", "What?", "It is."))
     assert "`answer`" in RewardEngine([STUDENT], FMT, options).score([missing])[0].parts.error
+
+
+@pytest.mark.parametrize(
+    ("options", "tokens", "passes"),
+    [
+        ({}, False, 2),  # student and teacher
+        ({"estimator": "exact"}, False, 2),
+        ({}, True, 3),  # and the student's ranks
+        ({"accuracy": AccuracyConfig(samples=3, max_tokens=2)}, True, 6),  # and three solutions
+        ({"accuracy": AccuracyConfig(samples=3, max_tokens=2, only=True)}, False, 3),
+    ],
+)
+def test_progress_counts_every_row_as_often_as_it_is_read_or_solved(options, tokens, passes):
+    engine, counted = RewardEngine([STUDENT], FMT, RewardOptions(**options), TEACHER), []
+    items = [item_of(row) for row in rows_of(4)]
+    engine.score(items, progress=lambda rows, tokens: counted.append(rows), keep_tokens=range(4) if tokens else ())
+    assert sum(counted) == len(items) * engine.passes(tokens) == 4 * passes
