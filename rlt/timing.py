@@ -139,13 +139,19 @@ class TimeLeft:
         return replayed(rest, self.jobs, seconds, running)[0]
 
     def _expected(self, step: Step) -> float | None:
-        """Seconds from the table, else from finished steps of the same stage (scaled to its `max_steps`), else None."""
+        """Seconds from the table, else the mean of finished steps of the same stage (of those that have `max_steps` as it has,
+        if any, scaled to its own), else None."""
         if step.name in self.table:
             return self.table[step.name].seconds
-        alike = [(_units(other), seconds) for other, seconds in self.finished if other.stage == step.stage]
+        alike = [(other, seconds) for other, seconds in self.finished if other.stage == step.stage]
         if not alike:
             return 0.0 if step.stage in ONCE else None
-        return sum(seconds for _, seconds in alike) / sum(units for units, _ in alike) * _units(step)
+        own = _max_steps(step)
+        units = [(_max_steps(other), seconds) for other, seconds in alike]
+        counted = [(steps, seconds) for steps, seconds in units if steps is not None]
+        if own is not None and counted:
+            return sum(seconds for _, seconds in counted) / sum(steps for steps, _ in counted) * own
+        return sum(seconds for _, seconds in alike) / len(alike)
 
     def _share(self, step: Step) -> float:
         """Share of a running step that is done, by the rows of its metrics; 0 if unknown."""
@@ -170,9 +176,9 @@ class TimeLeft:
         return lambda stage: speeds.get(stage, overall)
 
 
-def _units(step: Step) -> float:
+def _max_steps(step: Step) -> int | None:
     steps = getattr(step.config, "trainer", {}).get("max_steps")
-    return float(steps) if isinstance(steps, int) and steps > 0 else 1.0
+    return steps if isinstance(steps, int) and steps > 0 else None
 
 
 def rows_written(step: Step) -> int:

@@ -137,6 +137,15 @@ def test_without_a_table_nothing_is_said_until_each_kind_that_is_left_was_seen()
     assert left.left(7.0) == 2.0 + 15.0  # b as long as a, u of three times as many steps as t
 
 
+def test_steps_that_end_by_epochs_and_by_max_steps_are_not_scaled_to_each_other():
+    steps = [step("a", "distill"), step("b", "distill"), step("c", "distill", max_steps=76)]
+    left = TimeLeft(steps, 1, {})
+    left.end(steps[0], 300.0)
+    assert left.left(300.0) == pytest.approx(600.0)  # not 76 times as long
+    left.end(steps[2], 200.0)
+    assert left.left(500.0) == pytest.approx(250.0)
+
+
 def test_nothing_is_left_at_the_end():
     one = step("a")
     left = TimeLeft([one], 1, {})
