@@ -90,7 +90,7 @@ def describe(name: str) -> Command:
     commands = {
         "check": Command(["rlt check RECIPE [--KEY VALUE ...] [--STEP.KEY VALUE ...]"], OVERRIDES, None, RECIPE),
         "recipes": Command(["rlt recipes", "rlt recipes copy NAME FOLDER"]),
-        "timings": Command(["rlt timings RUN_FOLDER > RECIPE_FOLDER/seconds.json"]),
+        "timings": Command(["rlt timings RUN_FOLDER > RECIPE.seconds.json"]),
         "serve": Command(["rlt serve --student DIR [--KEY VALUE ...]"], {}, ServeConfig),
         "view": Command(["rlt view FILE_OR_RUN [FILE] [--KEY VALUE ...]"], {}, ViewConfig),
         "completion": Command(["rlt completion bash|zsh|fish"], {}, None, INSTALL),

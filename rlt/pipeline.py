@@ -225,7 +225,7 @@ def _has_gpu() -> bool:
 
 
 def timings(folder: Path) -> dict[str, dict[str, float]]:
-    """Durations of a run's steps, as in a recipe's `seconds.json` (see `rlt.timing`). Raises RunError without a run."""
+    """Durations of a run's steps, as in a recipe's `.seconds.json` (see `rlt.timing`). Raises RunError without a run."""
     if not (folder / "recipe.yaml").is_file():
         raise RunError(f"{folder}: not the folder of a run (no recipe.yaml in it).")
 

@@ -51,7 +51,7 @@ ONCE = ("report",)  # run once, over all seeds
 # Names become files of the run's folder: no separators, no `..`, nothing hidden.
 NAME = r"^\w[\w.-]*$"
 TAKEN = ("logs", "recipe.yaml")  # what a run's folder has besides its steps
-SECONDS = "seconds.json"
+SECONDS = ".seconds.json"
 
 
 def _as_numbers(value: object) -> object:
@@ -266,7 +266,7 @@ def _built(values: JsonRow, where: str, timings: Mapping[str, Timing]) -> tuple[
 
 def _timings_beside(path: Path) -> dict[str, Timing]:
     """Step name -> what it took, from the table next to a recipe; empty without such a table."""
-    table = path.with_name(SECONDS)
+    table = path.with_suffix(SECONDS)
     try:
         read = json.loads(table.read_text(encoding="utf-8"))
         if not isinstance(read, dict):

@@ -166,7 +166,7 @@ def test_timings_prints_the_table_of_a_run(tmp_path, monkeypatch, capsys):
     assert main(["timings", "runs/r"]) == 0
     table = capsys.readouterr().out
     assert json.loads(table).keys() == {"problems"}
-    (tmp_path / "seconds.json").write_text(table)
+    (tmp_path / "r.seconds.json").write_text(table)
     assert load_recipe("r.yaml").timings.keys() == {"problems"}
 
 

@@ -256,15 +256,18 @@ def test_the_home_folder_is_expanded_wherever_it_stands(monkeypatch):
     assert config.trainer == {"chat_template_path": "/home/me/t"}
 
 
-def test_the_table_of_timings_is_read_from_the_recipes_folder(tmp_path):
+def test_the_table_of_timings_is_read_from_the_file_named_like_the_recipe(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text("problems: {task: arithmetic}\n")
+    (tmp_path / "other.seconds.json").write_text("{}")
     assert load_recipe(path).timings == {}
-    (tmp_path / "seconds.json").write_text('{"problems": {"seconds": 2, "rows": 3}}')
+    (tmp_path / "recipe.seconds.json").write_text('{"problems": {"seconds": 2, "rows": 3}}')
     assert load_recipe(path).timings == {"problems": Timing(seconds=2.0, rows=3)}
     for wrong in ('{"problems": 2}', '{"problems": {"seconds": -1}}', "[]", "{"):
-        (tmp_path / "seconds.json").write_text(wrong)
-        with pytest.raises(ConfigError, match=r"seconds.json: cannot be read .*`rlt timings RUN` prints such a table"):
+        (tmp_path / "recipe.seconds.json").write_text(wrong)
+        with pytest.raises(
+            ConfigError, match=r"recipe.seconds.json: cannot be read .*`rlt timings RUN` prints such a table"
+        ):
             load_recipe(path)
 
 

@@ -149,10 +149,12 @@ def test_the_papers_recipe_has_the_published_numbers() -> None:
         assert (options["num_train_epochs"], options["learning_rate"]) == (3, 1e-5)
 
 
-@pytest.mark.parametrize("path", sorted(FOLDER.glob("*/seconds.json")), ids=lambda path: path.parent.name)
+@pytest.mark.parametrize(
+    "path", sorted(FOLDER.glob("*/*.seconds.json")), ids=lambda path: f"{path.parent.name}/{path.stem}"
+)
 def test_a_table_of_seconds_has_every_step_of_its_recipe(path: Path) -> None:
-    """Where steps changed: `rlt timings runs/NAME > recipes/NAME/seconds.json` after a run."""
-    recipe = load(path.parent.name)
+    """Where steps changed: `rlt timings runs/NAME > recipes/NAME/recipe.seconds.json` after a run."""
+    recipe = load_recipe(path.with_name(path.name.replace(".seconds.json", ".yaml")))
     assert set(recipe.timings) == {step.name for step in recipe.steps if step.stage != "report"}
 
 
