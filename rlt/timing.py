@@ -1,7 +1,7 @@
 """Estimates the time left of a run from a table of earlier durations, corrected as the run proceeds.
 
-The table is `NAME.seconds.json` next to the recipe `NAME.yaml`; `rlt timings RUN` prints it from a finished run. Each step has its
-`seconds`, the mean over seeds; training steps also have the `rows` of their metrics, which show how far a running step is.
+The table is `NAME.seconds.json` next to the recipe `NAME.yaml`; `rlt timings RUN` prints it from a finished run. Each step has
+its `seconds`, the mean over seeds; training steps also have the `rows` of their metrics, which show how far a running step is.
 Without a table, a step counts like finished ones of its stage, once every remaining stage has some.
 """
 
