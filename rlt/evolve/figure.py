@@ -65,8 +65,9 @@ def _curves(over_children: Axes, over_time: Axes, repeats: list[Teachers], arm: 
     means = [mean_with_interval(values) for values in zip(*best, strict=True)]
     numbers = range(len(means))
     over_children.plot(numbers, [one.mean for one in means], color=colour, label=arm)
-    if all(one.half is not None for one in means):
-        low, high = [one.low or 0.0 for one in means], [one.high or 0.0 for one in means]
+    bounds = [one.bounds for one in means if one.bounds is not None]
+    if len(bounds) == len(means):
+        low, high = zip(*bounds, strict=True)
         over_children.fill_between(numbers, low, high, color=colour, alpha=0.1, linewidth=0)
     for values, teachers in zip(best, repeats, strict=True):
         minutes = [*accumulate(one.seconds / 60 if number else 0.0 for number, one in teachers.items())]

@@ -106,7 +106,8 @@ def _of_arm(teachers: Mapping[int, Teachers], finals: Mapping[int, Mapping[int, 
 
 def _interval(values: Sequence[float]) -> AnyRow:
     estimate = mean_with_interval(values)
-    return {"mean": estimate.mean, "low": estimate.low, "high": estimate.high, "seeds": [*values]}
+    low, high = estimate.bounds or (None, None)
+    return {"mean": estimate.mean, "low": low, "high": high, "seeds": [*values]}
 
 
 # -- text --------------------------------------------------------------------------------------------------------------

@@ -42,12 +42,8 @@ class MeanEstimate:
     count: int
 
     @property
-    def low(self) -> float | None:
-        return None if self.half is None else self.mean - self.half
-
-    @property
-    def high(self) -> float | None:
-        return None if self.half is None else self.mean + self.half
+    def bounds(self) -> tuple[float, float] | None:
+        return None if self.half is None else (self.mean - self.half, self.mean + self.half)
 
     @property
     def excludes_zero(self) -> bool:

@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from statistics import fmean
 from typing import cast
 
@@ -14,7 +15,8 @@ from rlt.data.rows import read_rows
 from rlt.outputs import State, complete_state, versions
 from rlt.recipe import Recipe, Step
 from rlt.results.benchmarks import evaluation
-from rlt.results.intervals import MeanEstimate, mean_with_interval, spearman
+from rlt.results.comparison import compare
+from rlt.results.intervals import Estimate, MeanEstimate, mean_with_interval, spearman
 from rlt.results.rankings import Ranking, rankings_of
 from rlt.results.rounds import Round, inspected, rounds_of
 from rlt.results.sources import SourceNumbers, mean_over_seeds
@@ -40,6 +42,9 @@ class Solved:
     samples: int
     temperature: float
     top_p: float | None
+    benchmark: str | None = None
+    """Its name; None for several benchmarks."""
+    folder: Path | None = None
 
     @property
     def key(self) -> str:
@@ -87,6 +92,9 @@ class Arm:
         """Seed -> solve rate."""
         return {one.seed: one.sampled.rate for one in self.seeds}
 
+    def of(self, seed: int) -> Solved:
+        return next(one.sampled for one in self.seeds if one.seed == seed)
+
     @property
     def mean(self) -> float:
         """Solve rate, mean over seeds."""
@@ -95,12 +103,26 @@ class Arm:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Solve rate of `ours` minus `other`: mean over common seeds, and the number of seeds in which `ours` is ahead."""
+    """Solve rate of `ours` minus `other`: mean over common seeds, and the number of seeds in which `ours` is ahead.
+
+    `paired`: with one common seed, the difference over the problems of its benchmark.
+    """
 
     ours: str
     other: str
     estimate: MeanEstimate
     ahead: int
+    paired: Estimate | None = None
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """95 % interval over seeds; with one seed over problems, if known."""
+        paired = None if self.paired is None else (self.paired.low, self.paired.high)
+        return self.estimate.bounds or paired
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.bounds is not None and not self.bounds[0] <= 0 <= self.bounds[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +269,7 @@ def _decoding(temperature: float, top_p: float | None) -> str:
 def solve_rate(seeds: Sequence[Solved]) -> tuple[float, tuple[float, float] | None]:
     """The mean over seeds and its interval, cut to [0, 1]; a single seed has the interval over problems, if known."""
     estimate = mean_with_interval([one.rate for one in seeds])
-    bounds = seeds[0].interval if estimate.half is None else (estimate.low or 0.0, estimate.high or 0.0)
+    bounds = estimate.bounds or seeds[0].interval
     return estimate.mean, None if bounds is None else (max(0.0, bounds[0]), min(1.0, bounds[1]))
 
 
@@ -259,8 +281,17 @@ def differences(arms: Sequence[Arm], ours: Arm) -> list[Difference]:
         if arm.name == ours.name or arm.decoding != ours.decoding or not both:
             continue
         values = [ours.rates[seed] - arm.rates[seed] for seed in both]
-        found.append(Difference(ours.name, arm.name, mean_with_interval(values), sum(value > 0 for value in values)))
+        paired = _paired(ours.of(both[0]), arm.of(both[0])) if len(both) == 1 else None
+        ahead = sum(value > 0 for value in values)
+        found.append(Difference(ours.name, arm.name, mean_with_interval(values), ahead, paired))
     return found
+
+
+def _paired(ours: Solved, other: Solved) -> Estimate | None:
+    """The difference over common problems; None for several benchmarks, or different ones."""
+    if ours.folder is None or other.folder is None or ours.benchmark is None or ours.benchmark != other.benchmark:
+        return None
+    return compare(other.folder, ours.folder).differences[ours.benchmark]
 
 
 class _Done:
@@ -330,6 +361,8 @@ class _Done:
             samples=max(row["samples"] for row in of),
             temperature=metrics["temperature"],
             top_p=metrics.get("top_p"),
+            benchmark=next(iter(metrics["benchmarks"])) if len(of) == 1 else None,
+            folder=Path(step.config.output),
         )
 
     def rate(self, seed: int, arm: str) -> float | None:

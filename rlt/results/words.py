@@ -140,12 +140,13 @@ def _students_by_seed(arms: Sequence[Arm]) -> Table:
 def _differences(against: Sequence[Difference]) -> Table:
     ours = against[0].ours
     rows = [
-        [one.other, f"{one.estimate.mean:+z.3f}", _bounds(one.estimate), f"{one.ahead} of {one.estimate.count}"]
+        [one.other, f"{one.estimate.mean:+z.3f}", _bounds(one.bounds), f"{one.ahead} of {one.estimate.count}"]
         for one in against
     ]
+    over = "problems, paired" if against[0].estimate.count == 1 else "seeds (Student's t)"
     meanings = (
         ("difference", f"solve rate of {ours} minus that of the other arm with the same seed, mean over seeds"),
-        ("95 % interval", "over seeds (Student's t); inconclusive if it includes 0"),
+        ("95 % interval", f"over {over}; inconclusive if it includes 0"),
         ("ahead in", f"number of seeds in which {ours} solves more"),
     )
     return Table(
@@ -356,16 +357,19 @@ def _of_students(config: ReportConfig, arms: Sequence[Arm]) -> list[str]:
     better = [one.other for one in against[1:] if round(one.estimate.mean, 2) < 0]
     beaten = f"; {', '.join(f'{name} ({mean[name]:.2f})' for name in better)} solved more than {ours}" if better else ""
     said.append(f"Result: {ours} solved {mean[ours]:.2f}, {verdict} {first.other} ({mean[first.other]:.2f}){beaten}.")
-    if gap.half is None:
+    if first.bounds is None:
         said.append("Certainty: one seed, so there is no interval over seeds, and other seeds may differ.")
         return said
-    open_ = [one.other for one in against[1:] if not one.estimate.excludes_zero]
+    open_ = [one.other for one in against[1:] if not one.excludes_zero]
     rest = f"; inconclusive against {', '.join(open_)}" if open_ else ""
-    settled = "excludes 0" if gap.excludes_zero else "includes 0, so the result is inconclusive"
+    settled = "excludes 0" if first.excludes_zero else "includes 0, so the result is inconclusive"
+    over, told = f"{count} seeds", f"{ours} is ahead in {first.ahead} of {count}"
+    if count == 1:
+        over, told = "problems of this one seed", "other seeds may differ"
     chosen = "" if config.headline else ", and the two arms were picked after seeing the results"
     said.append(
-        f"Certainty: the 95 % interval of the difference from {first.other} over {count} seeds is {_bounds(gap)} and "
-        f"{settled}; {ours} is ahead in {first.ahead} of {count}{rest}{chosen}."
+        f"Certainty: the 95 % interval of the difference from {first.other} over {over} is {_bounds(first.bounds)} and "
+        f"{settled}; {told}{rest}{chosen}."
     )
     return said
 
@@ -380,7 +384,7 @@ def _of_teacher(results: Results) -> list[str]:
     seeds = "one seed" if len(both) == 1 else f"{len(both)} seeds"
     sure = "one seed, so there is no interval over seeds"
     if gap.half is not None:
-        sure = f"the 95 % interval of the change over {len(both)} seeds is {_bounds(gap)} and "
+        sure = f"the 95 % interval of the change over {len(both)} seeds is {_bounds(gap.bounds)} and "
         sure += "excludes 0" if gap.excludes_zero else "includes 0, so the result is inconclusive"
     return [
         f"Compared: the teacher's explanations of held-out problems before and after RL, {seeds}.",
@@ -401,7 +405,7 @@ def _of_variants(scores: Scores) -> list[str]:
     for variant in scores.variants[1:]:
         gap = variant.difference
         kind = "none" if gap is None or gap.half is None else "excludes" if gap.excludes_zero else "includes"
-        found[kind].append(variant.name if gap is None else f"{variant.name} ({gap.mean:+.2f} {_bounds(gap)})")
+        found[kind].append(variant.name if gap is None else f"{variant.name} ({gap.mean:+.2f} {_bounds(gap.bounds)})")
     told = [f"{kind} 0 for {', '.join(found[kind])}" for kind in ("excludes", "includes") if found[kind]]
     if found["none"]:
         told.append(f"is unavailable for {', '.join(found['none'])}, which have different rows")
@@ -423,10 +427,8 @@ def _rate(solved: Sequence[Solved]) -> str:
     return f"{mean:.3f}" + ("" if bounds is None else f"{KEEP}[{bounds[0]:.2f},{KEEP}{bounds[1]:.2f}]")
 
 
-def _bounds(estimate: MeanEstimate) -> str:
-    if estimate.low is None or estimate.high is None:
-        return "none, one seed"
-    return f"[{estimate.low:z.2f}, {estimate.high:z.2f}]"
+def _bounds(bounds: tuple[float, float] | None) -> str:
+    return "none, one seed" if bounds is None else f"[{bounds[0]:z.2f}, {bounds[1]:z.2f}]"
 
 
 def _estimate(estimate: MeanEstimate) -> str:

@@ -1,6 +1,8 @@
 """The report's arithmetic by hand, and text that a model wrote escaped."""
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,7 +11,8 @@ from rlt.data.rows import write_rows
 from rlt.outputs import begin
 from rlt.pipeline import run_recipe
 from rlt.recipe import build_recipe
-from rlt.results.intervals import MeanEstimate, mean_with_interval, spearman
+from rlt.results import summary
+from rlt.results.intervals import Estimate, MeanEstimate, mean_with_interval, spearman
 from rlt.results.summary import Arm, ArmSeed, BandSeed, Results, Solved, collect_results
 from rlt.results.tables import text_table
 from rlt.results.words import sentences, terminal_report
@@ -93,6 +96,24 @@ def test_a_solve_rate_of_one_seed_has_the_interval_over_problems():
     text = terminal_report(CONFIG, results([one]))
     assert "0.500 [0.46, 0.54]" in text
     assert "[95 % interval over problems]" in " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("low", "verdict"), [(-0.05, "includes 0, so the result is inconclusive"), (0.05, "excludes 0")]
+)
+def test_with_one_seed_the_difference_has_the_interval_over_its_problems(monkeypatch, low, verdict):
+    found = SimpleNamespace(differences={"b": Estimate(0.1, 0.07, low, 0.25, 600, 4)})
+    monkeypatch.setattr(summary, "compare", lambda first, second: found if (first, second) == ("w", "r") else None)
+    ours, other = (replace(solved(rate), benchmark="b", folder=of) for rate, of in ((0.6, "r"), (0.5, "w")))
+    arms = [Arm("rlt", None, (ArmSeed(0, ours),)), Arm("warmup", None, (ArmSeed(0, other),))]
+    said = sentences(CONFIG, results(arms))[2]
+    assert f"over problems of this one seed is [{low:.2f}, 0.25] and {verdict}; other seeds may differ." in said
+    text = " ".join(terminal_report(CONFIG, results(arms)).split())
+    assert f"+0.100 [{low:.2f}, 0.25] 1 of 1" in text
+    assert "95 % interval: over problems, paired" in text
+    # Another benchmark has other problems.
+    arms[1] = Arm("warmup", None, (ArmSeed(0, replace(other, benchmark="c")),))
+    assert "no interval over seeds" in sentences(CONFIG, results(arms))[2]
 
 
 def test_bands_are_called_rising_only_in_the_seeds_where_each_solves_more_than_the_one_below():
