@@ -178,6 +178,8 @@ class ReportConfig(StageConfig):
     """Collect step whose variants explain the held-out problems."""
     scored: str | None = None
     """Score step whose variants score those explanations."""
+    scores: Names = []
+    """Score steps whose variants are compared with their first, paired by row. Empty: all of a recipe without students."""
     trained: str | None = None
     """Train step whose curves are drawn."""
     task: str | None = None

@@ -39,6 +39,8 @@ def check_report(config: ReportConfig, expanded: Mapping[str, JsonRow], where: s
             check(key, step, heads(stage))
             for teacher in config.teachers if key != "greedy" else ():
                 check("teachers", teacher, variants(step))
+    for step in config.scores:
+        check("scores", step, heads("score"))
     if config.trained is not None:
         check("trained", config.trained, expanded)
     for arm in config.arms:

@@ -117,8 +117,7 @@ class Difference:
     @property
     def bounds(self) -> tuple[float, float] | None:
         """95 % interval over seeds; with one seed over problems, if known."""
-        paired = None if self.paired is None else (self.paired.low, self.paired.high)
-        return self.estimate.bounds or paired
+        return self.estimate.bounds or (None if self.paired is None else (self.paired.low, self.paired.high))
 
     @property
     def excludes_zero(self) -> bool:
@@ -241,6 +240,7 @@ def collect_results(config: ReportConfig, recipe: Recipe, only: int | None = Non
     done = _Done(config, recipe, only)
     arms = tuple(arm for name in done.arm_names() if (arm := done.arm(name)) is not None)
     teacher = tuple(one for seed in done.seeds if (one := done.teacher(seed)) is not None)
+    shown = config.scores or not (arms or teacher or any(step.round is not None for step in recipe.steps))
     return Results(
         name=recipe.head.name,
         description=recipe.head.description,
@@ -248,7 +248,7 @@ def collect_results(config: ReportConfig, recipe: Recipe, only: int | None = Non
         teacher=teacher,
         teacher_decoding=done.teacher_decoding(),
         bands=tuple(row for seed in done.seeds if (row := done.bands(seed)) is not None),
-        scores=() if arms or teacher or any(step.round is not None for step in recipe.steps) else tuple(done.scores()),
+        scores=tuple(done.scores()) if shown else (),
         seconds=done.seconds(),
         incomplete=done.incomplete(),
         versions=versions(),
@@ -282,8 +282,7 @@ def differences(arms: Sequence[Arm], ours: Arm) -> list[Difference]:
             continue
         values = [ours.rates[seed] - arm.rates[seed] for seed in both]
         paired = _paired(ours.of(both[0]), arm.of(both[0])) if len(both) == 1 else None
-        ahead = sum(value > 0 for value in values)
-        found.append(Difference(ours.name, arm.name, mean_with_interval(values), ahead, paired))
+        found.append(Difference(ours.name, arm.name, mean_with_interval(values), sum(v > 0 for v in values), paired))
     return found
 
 
@@ -404,16 +403,17 @@ class _Done:
     # -- scored variants -----------------------------------------------------------------------------------------------
 
     def scores(self) -> Iterator[Scores]:
-        """Every score step of every seed; only `scored` if the report names it."""
+        """Score steps of every seed: `scores` or `scored` if the report names them, else all."""
+        wanted = self.config.scores or (None if self.config.scored is None else [self.config.scored])
         for seed in self.seeds:
             names: dict[str, list[str]] = defaultdict(list)
             for (of_seed, name), (step, _) in self.steps.items():
                 if of_seed == seed and step.stage == "score":
                     names[name.split("/")[0]].append(name)
             for head, variants in names.items():
-                if self.config.scored in (None, head):
-                    several = len(self.recipe.head.seeds) > 1
-                    yield Scores(head, seed if several else None, tuple(self._variants(seed, head, variants)))
+                if wanted is None or head in wanted:
+                    of = seed if len(self.recipe.head.seeds) > 1 else None
+                    yield Scores(head, of, tuple(self._variants(seed, head, variants)))
 
     def sources(self) -> dict[str, SourceNumbers]:
         """The numbers of each source in every score step of a mixture, means over seeds."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 KEEP = "\u00a0"
@@ -79,3 +80,31 @@ def legend(meanings: Sequence[tuple[str, str]]) -> str:
 def paragraph(text: str) -> str:
     """`text` wrapped to the width of a report."""
     return textwrap.fill(" ".join(text.split()), report_width(), break_on_hyphens=False, break_long_words=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One table of the report: title, cells, and the meaning of its columns or rows."""
+
+    title: str
+    head: list[str]
+    rows: list[list[str]]
+    meanings: tuple[tuple[str, str], ...] = ()
+    split: bool = False
+    """Whether columns that do not fit move to a table below; otherwise cells are wrapped."""
+
+    def __str__(self) -> str:
+        body = (
+            split_tables(self.head, self.rows) if self.split else text_table(self.head, self.rows, width=report_width())
+        )
+        return "\n".join([paragraph(self.title), "", body, *([legend(self.meanings)] if self.meanings else [])])
+
+
+def said_once(tables: Iterable[Table]) -> list[Table]:
+    """The tables without the meanings that an earlier one has."""
+    known: set[tuple[str, str]] = set()
+    found = []
+    for table in tables:
+        found.append(replace(table, meanings=tuple(one for one in table.meanings if one not in known)))
+        known |= {*table.meanings}
+    return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import fmean
 
 from rlt.config import ReportConfig
@@ -13,7 +12,7 @@ from rlt.results.rounds import Round, parted
 from rlt.results.sources import SourceNumbers, cells
 from rlt.results.summary import PARTS, Arm, Difference, Results, Scores, Solved, differences, solve_rate
 from rlt.results.sweep import Reached, Sweep, labelled
-from rlt.results.tables import KEEP, legend, paragraph, report_width, split_tables, text_table
+from rlt.results.tables import KEEP, Table, paragraph, said_once
 
 MEASURES = {
     "reward": ("reward", "the objective of RL: r_ss - kl_coef * r_kl + penalties, in nats"),
@@ -31,24 +30,6 @@ MEASURES = {
     "fully_correct": ("fully correct", "share with exactly the correct steps and nothing else"),
 }
 """Measure -> its name in tables and its meaning."""
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """One table of the report: title, cells, and the meaning of its columns or rows."""
-
-    title: str
-    head: list[str]
-    rows: list[list[str]]
-    meanings: tuple[tuple[str, str], ...] = ()
-    split: bool = False
-    """Whether columns that do not fit move to a table below; otherwise cells are wrapped."""
-
-    def __str__(self) -> str:
-        body = (
-            split_tables(self.head, self.rows) if self.split else text_table(self.head, self.rows, width=report_width())
-        )
-        return "\n".join([paragraph(self.title), "", body, *([legend(self.meanings)] if self.meanings else [])])
 
 
 def terminal_report(config: ReportConfig, results: Results) -> str:
@@ -91,7 +72,8 @@ def tables(config: ReportConfig, results: Results) -> list[Table]:
         found.append(_teacher(results))
     if results.bands:
         found.append(_bands(results))
-    return found + [_variants(one) for one in results.scores] + [_sources(*one) for one in results.sources.items()]
+    found += [_variants(one) for one in results.scores] + [_sources(*one) for one in results.sources.items()]
+    return said_once(found)
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from rlt.recipe import build_recipe
 from rlt.results import summary
 from rlt.results.intervals import Estimate, MeanEstimate, mean_with_interval, spearman
 from rlt.results.summary import Arm, ArmSeed, BandSeed, Results, Solved, collect_results
-from rlt.results.tables import text_table
+from rlt.results.tables import Table, said_once, text_table
 from rlt.results.words import sentences, terminal_report
 from rlt.tasks import load_task
 
@@ -265,3 +265,32 @@ def test_variants_of_other_rows_are_not_paired(scored, capsys):
     write_rows(path, [row | {"id": "x" + row["id"]} for row in rows])
     run_recipe(scored)
     assert "is unavailable for nothing, which have different rows" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(("named", "shown"), [([], []), (["score-b"], ["score-b"])])
+def test_score_steps_are_shown_next_to_students_if_the_report_names_them(tmp_path, named, shown):
+    scored = {"stage": "score", "student": "m", "data": "d"}
+    evaluated = {"model": "m", "benchmark": "b", "task": "arithmetic"}
+    values = {
+        "name": "r",
+        "folder": str(tmp_path),
+        "score-a": scored,
+        "score-b": scored,
+        "evaluate": evaluated,
+        "report": {},
+    }
+    recipe = build_recipe(values, "r.yaml")
+    for step in recipe.steps[:2]:
+        folder = begin("score", step.config)
+        write_rows(step.config.output, [{"reward": -1.0, "error": None}])
+        folder.finish({"rows": 1})
+    benchmarks = {"b": {"pass@1": 0.5, "standard_error": None, "questions": 1, "samples": 1}}
+    begin("evaluate", recipe.steps[2].config).finish({"benchmarks": benchmarks, "temperature": 0.7})
+    found = collect_results(ReportConfig(output=tmp_path, scores=named), recipe)
+    assert [one.step for one in found.scores] == shown
+    assert len(found.arms) == 1
+
+
+def test_what_a_column_means_is_said_once():
+    first, second = Table("1", [], [], (("a", "x"), ("b", "y"))), Table("2", [], [], (("b", "y"), ("b", "z")))
+    assert [table.meanings for table in said_once([first, second])] == [(("a", "x"), ("b", "y")), (("b", "z"),)]
