@@ -155,7 +155,7 @@ def test_a_process_without_completions_waits_for_nobody():
 
 def test_the_seed_reaches_the_solutions_that_students_sample(monkeypatch):
     seeds = []
-    monkeypatch.setattr("rlt.reward.scoring.student_accuracy", lambda *arguments: seeds.append(arguments[-1]) or [0.5])
+    monkeypatch.setattr("rlt.reward.scoring.student_accuracy", lambda *arguments: seeds.append(arguments[5]) or [0.5])
     options = RewardOptions(accuracy=AccuracyConfig(task="arithmetic"))
     TeacherReward([STUDENT], TOKENIZER, FMT, options, seed=7, placebos=0)(
         ["p"], [""], [sampled("So")], question=["a"], solution=["b"], answer=["5"]
