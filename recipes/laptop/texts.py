@@ -7,6 +7,7 @@
 - answer first: share that name the answer (and the question does not) before their first equation's right-hand side
 - equations right: share of all `a op b = c` that are true, and of explanations in which all are
 - ends in answer: share whose last number is the answer
+- shared: rows (by question and sample) that the first file has as well
 - distinct: different groups of 2 and of 3 tokens, as a share of all, over the whole file
 
 With the scores of the same rows, a second table: mean rewards of the explanations in which all equations are right, and of the
@@ -56,7 +57,11 @@ def numbers(text: str) -> list[str]:
     return re.findall(r"\d+(?:\.\d+)?", text)
 
 
-def row(name: str, rows: list[dict[str, str]]) -> list[str]:
+def keys(rows: list[dict[str, str]]) -> set[tuple[str, str]]:
+    return {(one["question"], str(one.get("sample"))) for one in rows}
+
+
+def row(name: str, rows: list[dict[str, str]], others: list[dict[str, str]]) -> list[str]:
     texts = [one["explanation"] for one in rows]
     tokens = [re.findall(r"\w+|[^\w\s]", text) for text in texts]
     groups = {n: [tuple(words[i : i + n]) for words in tokens for i in range(len(words) - n + 1)] for n in (2, 3)}
@@ -68,7 +73,7 @@ def row(name: str, rows: list[dict[str, str]]) -> list[str]:
     ]
     ends = [numbers(one["explanation"])[-1:] == [one["answer"]] for one in rows]
     return [
-        name, str(len(rows)), f"{fmean(map(len, tokens)):.1f}",
+        name, str(len(rows)), str(len(keys(rows) & keys(others))), f"{fmean(map(len, tokens)):.1f}",
         f"{fmean(one['solution'] in one['explanation'] for one in rows):.2f}", f"{fmean(first):.2f}",
         f"{fmean(every):.2f}" if every else "-", f"{fmean(bool(each) and all(each) for each in checked):.2f}",
         f"{fmean(ends):.2f}", *(f"{len(set(groups[n])) / max(1, len(groups[n])):.2f}" for n in (2, 3)),
@@ -108,14 +113,14 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def main() -> None:
-    head = ["explanations", "rows", "tokens", "says solution", "answer first", "equations right", "all right",
+    head = ["explanations", "rows", "shared", "tokens", "says solution", "answer first", "equations right", "all right",
             "ends in answer", "distinct-2", "distinct-3"]  # fmt: skip
     given = []
     for argument in sys.argv[1:]:
         name, _, rest = argument.partition("=")
         path, _, scored = rest.partition("@")
         given.append((name, rows_of(Path(path)), rows_of(Path(scored)) if scored else None))
-    print(table(head, [row(name, rows) for name, rows, _ in given]))
+    print(table(head, [row(name, rows, given[0][1]) for name, rows, _ in given]))
     truth = [line for name, rows, scores in given if scores for line in by_truth(name, rows, scores)]  # type: ignore[arg-type]
     if truth:
         print("\n" + table(["explanations", "equations", "rows", "reward", "r_ss", "r_kl"], truth) + "\n")

@@ -55,7 +55,7 @@ class Sampler:
     shape: Shape
     gpus: int
     concurrency: float
-    batched: bool = False  # transformers' generate: a batch ends with its longest row
+    batched: bool = False  # in this process: a batch ends with its longest row
 
 
 def sampling_seconds(

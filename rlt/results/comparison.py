@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,9 @@ from rlt.errors import DataError, RunError
 from rlt.outputs import read_state
 from rlt.results import intervals
 from rlt.results.benchmarks import Evaluated, ResponseRow, response_rows
+
+Verdicts = dict[tuple[str, str], list[bool]]
+"""Id and hash of a question -> whether each sample is correct."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ def compare(first: Path, second: Path, level: float = intervals.LEVEL) -> Compar
         versions = [result["benchmarks"][name]["version"] for result in results]
         if versions[0] != versions[1]:
             raise DataError(f"{name}: version {versions[0]} and version {versions[1]} cannot be compared.")
-        sides = [_verdicts(rows, name) for rows in responses]
+        sides = [verdicts(rows, name) for rows in responses]
         common = [key for key in sides[0] if key in sides[1]]
         if not common:
             raise DataError(f"{name}: {first} and {second} have no question in common.")
@@ -84,12 +87,13 @@ def _complete(folder: Path) -> Evaluated:
     return results
 
 
-def _verdicts(rows: Sequence[ResponseRow], name: str) -> dict[tuple[str, str], list[bool]]:
-    verdicts: dict[tuple[str, str], list[bool]] = {}
+def verdicts(rows: Iterable[ResponseRow], name: str) -> Verdicts:
+    """Which samples of each question of the benchmark `name` are correct."""
+    found: Verdicts = {}
     for row in rows:
         if row["benchmark"] == name:
-            verdicts.setdefault((row["question_id"], row["question_sha256"]), []).append(row["correct"])
-    return verdicts
+            found.setdefault((row["question_id"], row["question_sha256"]), []).append(row["correct"])
+    return found
 
 
 def _label(folder: Path, results: Evaluated) -> str:

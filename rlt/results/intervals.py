@@ -43,6 +43,7 @@ class MeanEstimate:
 
     @property
     def bounds(self) -> tuple[float, float] | None:
+        """`(low, high)` of the interval; None for a single value."""
         return None if self.half is None else (self.mean - self.half, self.mean + self.half)
 
     @property

@@ -6,7 +6,6 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from statistics import fmean
 from typing import cast
 
@@ -14,9 +13,9 @@ from rlt.config import CollectConfig, ReportConfig
 from rlt.data.rows import read_rows
 from rlt.outputs import State, complete_state, versions
 from rlt.recipe import Recipe, Step
-from rlt.results.benchmarks import evaluation
-from rlt.results.comparison import compare
-from rlt.results.intervals import Estimate, MeanEstimate, mean_with_interval, spearman
+from rlt.results.benchmarks import ResponseRow, evaluation
+from rlt.results.comparison import Verdicts, verdicts
+from rlt.results.intervals import Estimate, MeanEstimate, mean_with_interval, paired_difference, spearman
 from rlt.results.rankings import Ranking, rankings_of
 from rlt.results.rounds import Round, inspected, rounds_of
 from rlt.results.sources import SourceNumbers, mean_over_seeds
@@ -42,9 +41,8 @@ class Solved:
     samples: int
     temperature: float
     top_p: float | None
-    benchmark: str | None = None
-    """Its name; None for several benchmarks."""
-    folder: Path | None = None
+    verdicts: Verdicts | None = None
+    """Kept in a run of one seed with one benchmark, to compare students question by question."""
 
     @property
     def key(self) -> str:
@@ -92,9 +90,6 @@ class Arm:
         """Seed -> solve rate."""
         return {one.seed: one.sampled.rate for one in self.seeds}
 
-    def of(self, seed: int) -> Solved:
-        return next(one.sampled for one in self.seeds if one.seed == seed)
-
     @property
     def mean(self) -> float:
         """Solve rate, mean over seeds."""
@@ -103,24 +98,23 @@ class Arm:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Solve rate of `ours` minus `other`: mean over common seeds, and the number of seeds in which `ours` is ahead.
-
-    `paired`: with one common seed, the difference over the problems of its benchmark.
-    """
+    """Solve rate of `ours` minus `other`: mean over common seeds, and the number of seeds in which `ours` is ahead."""
 
     ours: str
     other: str
     estimate: MeanEstimate
     ahead: int
     paired: Estimate | None = None
+    """In a run of one seed: over common questions."""
 
     @property
     def bounds(self) -> tuple[float, float] | None:
-        """95 % interval over seeds; with one seed over problems, if known."""
+        """95 % interval over seeds; with one seed over questions, if known."""
         return self.estimate.bounds or (None if self.paired is None else (self.paired.low, self.paired.high))
 
     @property
     def excludes_zero(self) -> bool:
+        """Whether 0 is outside the interval; False without one."""
         return self.bounds is not None and not self.bounds[0] <= 0 <= self.bounds[1]
 
 
@@ -240,7 +234,7 @@ def collect_results(config: ReportConfig, recipe: Recipe, only: int | None = Non
     done = _Done(config, recipe, only)
     arms = tuple(arm for name in done.arm_names() if (arm := done.arm(name)) is not None)
     teacher = tuple(one for seed in done.seeds if (one := done.teacher(seed)) is not None)
-    shown = config.scores or not (arms or teacher or any(step.round is not None for step in recipe.steps))
+    scores = config.scores or not (arms or teacher or any(step.round is not None for step in recipe.steps))
     return Results(
         name=recipe.head.name,
         description=recipe.head.description,
@@ -248,7 +242,7 @@ def collect_results(config: ReportConfig, recipe: Recipe, only: int | None = Non
         teacher=teacher,
         teacher_decoding=done.teacher_decoding(),
         bands=tuple(row for seed in done.seeds if (row := done.bands(seed)) is not None),
-        scores=tuple(done.scores()) if shown else (),
+        scores=tuple(done.scores()) if scores else (),
         seconds=done.seconds(),
         incomplete=done.incomplete(),
         versions=versions(),
@@ -281,16 +275,16 @@ def differences(arms: Sequence[Arm], ours: Arm) -> list[Difference]:
         if arm.name == ours.name or arm.decoding != ours.decoding or not both:
             continue
         values = [ours.rates[seed] - arm.rates[seed] for seed in both]
-        paired = _paired(ours.of(both[0]), arm.of(both[0])) if len(both) == 1 else None
+        paired = _paired(ours.seeds[0].sampled, arm.seeds[0].sampled) if len(both) == 1 else None
         found.append(Difference(ours.name, arm.name, mean_with_interval(values), sum(v > 0 for v in values), paired))
     return found
 
 
 def _paired(ours: Solved, other: Solved) -> Estimate | None:
-    """The difference over common problems; None for several benchmarks, or different ones."""
-    if ours.folder is None or other.folder is None or ours.benchmark is None or ours.benchmark != other.benchmark:
-        return None
-    return compare(other.folder, ours.folder).differences[ours.benchmark]
+    """The difference over common questions, if there are any."""
+    first, second = other.verdicts or {}, ours.verdicts or {}
+    common = [question for question in first if question in second]
+    return paired_difference([first[q] for q in common], [second[q] for q in common]) if common else None
 
 
 class _Done:
@@ -360,9 +354,14 @@ class _Done:
             samples=max(row["samples"] for row in of),
             temperature=metrics["temperature"],
             top_p=metrics.get("top_p"),
-            benchmark=next(iter(metrics["benchmarks"])) if len(of) == 1 else None,
-            folder=Path(step.config.output),
+            verdicts=self._verdicts(step, list(metrics["benchmarks"])),
         )
+
+    def _verdicts(self, step: Step, benchmarks: list[str]) -> Verdicts | None:
+        path = step.config.output / "responses.jsonl"
+        if len(self.recipe.head.seeds) > 1 or len(benchmarks) > 1 or not path.is_file():
+            return None
+        return verdicts((cast(ResponseRow, row) for _, row in read_rows(path)), benchmarks[0])
 
     def rate(self, seed: int, arm: str) -> float | None:
         """Solve rate of an arm of the sampled step; None where it is not complete."""

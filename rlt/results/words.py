@@ -125,7 +125,7 @@ def _differences(against: Sequence[Difference]) -> Table:
         [one.other, f"{one.estimate.mean:+z.3f}", _bounds(one.bounds), f"{one.ahead} of {one.estimate.count}"]
         for one in against
     ]
-    over = "problems, paired" if against[0].estimate.count == 1 else "seeds (Student's t)"
+    over = "questions, paired" if against[0].estimate.count == 1 else "seeds (Student's t)"
     meanings = (
         ("difference", f"solve rate of {ours} minus that of the other arm with the same seed, mean over seeds"),
         ("95 % interval", f"over {over}; inconclusive if it includes 0"),
@@ -347,7 +347,7 @@ def _of_students(config: ReportConfig, arms: Sequence[Arm]) -> list[str]:
     settled = "excludes 0" if first.excludes_zero else "includes 0, so the result is inconclusive"
     over, told = f"{count} seeds", f"{ours} is ahead in {first.ahead} of {count}"
     if count == 1:
-        over, told = "problems of this one seed", "other seeds may differ"
+        over, told = "questions of this one seed", "other seeds may differ"
     chosen = "" if config.headline else ", and the two arms were picked after seeing the results"
     said.append(
         f"Certainty: the 95 % interval of the difference from {first.other} over {over} is {_bounds(first.bounds)} and "

@@ -48,6 +48,7 @@ class EngineSampling(_Trainer):
 
     @property
     def logprob_temperature(self) -> float:
+        """Temperature at which the log-probs of sampled tokens are kept; a subclass may need another."""
         return 1.0
 
     def __init__(self, *arguments: object, sampler: str = "auto", **options: object) -> None:
@@ -68,6 +69,7 @@ class EngineSampling(_Trainer):
         return [ids for ids, _ in sampled], None
 
     def _is_sharded(self) -> bool:
+        """Whether a rank has only a part of the policy. Raises ConfigError if the engine must sample all the same."""
         sharded = in_shards(self.model_wrapped)
         if sharded and self.sampler == "engine":
             raise ConfigError(

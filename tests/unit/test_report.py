@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 
@@ -11,9 +10,8 @@ from rlt.data.rows import write_rows
 from rlt.outputs import begin
 from rlt.pipeline import run_recipe
 from rlt.recipe import build_recipe
-from rlt.results import summary
-from rlt.results.intervals import Estimate, MeanEstimate, mean_with_interval, spearman
-from rlt.results.summary import Arm, ArmSeed, BandSeed, Results, Solved, collect_results
+from rlt.results.intervals import MeanEstimate, mean_with_interval, spearman
+from rlt.results.summary import Arm, ArmSeed, BandSeed, Results, Solved, collect_results, differences
 from rlt.results.tables import Table, said_once, text_table
 from rlt.results.words import sentences, terminal_report
 from rlt.tasks import load_task
@@ -98,22 +96,28 @@ def test_a_solve_rate_of_one_seed_has_the_interval_over_problems():
     assert "[95 % interval over problems]" in " ".join(text.split())
 
 
-@pytest.mark.parametrize(
-    ("low", "verdict"), [(-0.05, "includes 0, so the result is inconclusive"), (0.05, "excludes 0")]
-)
-def test_with_one_seed_the_difference_has_the_interval_over_its_problems(monkeypatch, low, verdict):
-    found = SimpleNamespace(differences={"b": Estimate(0.1, 0.07, low, 0.25, 600, 4)})
-    monkeypatch.setattr(summary, "compare", lambda first, second: found if (first, second) == ("w", "r") else None)
-    ours, other = (replace(solved(rate), benchmark="b", folder=of) for rate, of in ((0.6, "r"), (0.5, "w")))
-    arms = [Arm("rlt", None, (ArmSeed(0, ours),)), Arm("warmup", None, (ArmSeed(0, other),))]
-    said = sentences(CONFIG, results(arms))[2]
-    assert f"over problems of this one seed is [{low:.2f}, 0.25] and {verdict}; other seeds may differ." in said
+@pytest.mark.parametrize(("ours", "verdict"), [(14, "excludes 0"), (5, "includes 0, so the result is inconclusive")])
+def test_with_one_seed_the_difference_has_the_interval_over_its_questions(ours, verdict):
+    # 20 questions, one sample each: the other student solves the first four, ours the first 14 or 5.
+    def student(name, right):
+        verdicts = {(f"{i}", ""): [i < right] for i in range(20)}
+        return Arm(name, None, (ArmSeed(0, replace(solved(right / 20), verdicts=verdicts)),))
+
+    arms = [student("rlt", ours), student("warmup", 4)]
+    low, high = differences(arms, arms[0])[0].bounds
+    assert low < (ours - 4) / 20 < high
+    certain = sentences(CONFIG, results(arms))[2]
+    assert (
+        f"over questions of this one seed is [{low:.2f}, {high:.2f}] and {verdict}; other seeds may differ." in certain
+    )
     text = " ".join(terminal_report(CONFIG, results(arms)).split())
-    assert f"+0.100 [{low:.2f}, 0.25] 1 of 1" in text
-    assert "95 % interval: over problems, paired" in text
-    # Another benchmark has other problems.
-    arms[1] = Arm("warmup", None, (ArmSeed(0, replace(other, benchmark="c")),))
-    assert "no interval over seeds" in sentences(CONFIG, results(arms))[2]
+    assert f"[{low:.2f}, {high:.2f}] 1 of 1" in text
+    assert "95 % interval: over questions, paired" in text
+
+
+def test_students_that_answered_no_common_question_have_no_interval():
+    arms = [arm("rlt", [0.6]), arm("warmup", [0.5])]
+    assert differences(arms, arms[0])[0].bounds is None
 
 
 def test_bands_are_called_rising_only_in_the_seeds_where_each_solves_more_than_the_one_below():
