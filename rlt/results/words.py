@@ -163,26 +163,14 @@ def _rounds(rounds: Sequence[Round]) -> Table:
 
 def _rankings(rankings: Sequence[Ranking]) -> Table:
     count = max(len(one.bands) for one in rankings)
-    head = [
-        "ranking",
-        "seeds",
-        "lowest",
-        *(f"band {i}" for i in range(2, count)),
-        "highest",
-        "highest - lowest",
-        "Spearman",
-    ]
-    rows = [
-        [
-            one.name,
-            str(len(one.rates)),
-            *(f"{rate:.3f}" for rate in one.bands),
-            _estimate(one.gain),
-            _estimate(one.spearman),
-        ]
-        for one in rankings
-        if len(one.bands) == count
-    ]
+    between = [f"band {i}" for i in range(2, count)]
+    head = ["ranking", "seeds", "lowest", *between, "highest", "highest - lowest", "Spearman"]
+    rows = []
+    for one in rankings:
+        lowest, *others, highest = (f"{rate:.3f}" for rate in one.bands)
+        missing = ["-"] * (count - len(one.bands))  # students of the bands between, which not every ranking needs
+        cells = [lowest, *others, *missing, highest, _estimate(one.gain), _estimate(one.spearman)]
+        rows.append([one.name, str(len(one.rates)), *cells])
     meanings = (
         ("lowest ... highest", "share solved by students of that band of the ranking alone, mean over seeds"),
         ("highest - lowest", "mean over seeds ± half of the 95 % interval"),
@@ -302,6 +290,8 @@ def sentences(config: ReportConfig, results: Results) -> list[str]:
     """What was compared, the result, and its certainty; one sentence if there is nothing to compare."""
     if len(results.arms) > 1:
         return _of_students(config, results.arms) + _of_rounds(results.rounds) + parted(results.rounds)
+    if len(results.rankings) > 1:
+        return _of_rankings(results.rankings)
     if results.teacher:
         return _of_teacher(results)
     several = [one for one in results.scores if len(one.variants) > 1]
@@ -354,6 +344,22 @@ def _of_students(config: ReportConfig, arms: Sequence[Arm]) -> list[str]:
         f"{settled}; {told}{rest}{chosen}."
     )
     return said
+
+
+def _of_rankings(rankings: Sequence[Ranking]) -> list[str]:
+    ranked = sorted(rankings, key=lambda one: -abs(one.gain.mean))
+    count = max(one.gain.count for one in rankings)
+    told = [f"{one.name} ({one.gain.mean:+z.2f})" for one in ranked]
+    sure = "one seed, so there is no interval over seeds, and other seeds may differ"
+    if count > 1:
+        sure = ", ".join(f"{one.name} {_bounds(one.gain.bounds)}" for one in ranked)
+        sure = f"95 % intervals of these differences over {count} seeds: {sure}"
+    return [
+        f"Compared: {len(rankings)} rankings of explanations, by students of their bands, "
+        f"{'one seed' if count == 1 else f'{count} seeds'}.",
+        f"Result: highest minus lowest band, from the largest difference to the smallest: {', '.join(told)}.",
+        f"Certainty: {sure}.",
+    ]
 
 
 def _of_teacher(results: Results) -> list[str]:
