@@ -34,7 +34,7 @@ from rlt.models.loading import load_tokenizer
 from rlt.reward.trl import TeacherReward, teacher_rows
 from rlt.tasks import load_generated_task
 from rlt.text.formats import load_format
-from rlt.training.compact import project_learned_positions
+from rlt.training.compact import speed_up_output_layer
 from rlt.training.teacher import TeacherTrainer
 
 BASE = Path(__file__).parents[1] / "recipes" / "quickstart" / "bases" / "0"
@@ -98,7 +98,7 @@ def main() -> None:
         for kind in ("plain", "compact", "rlt", "engine"):
             utils._use_triton = plain_head
             if kind != "plain":
-                project_learned_positions()
+                speed_up_output_layer()
             with tempfile.TemporaryDirectory() as folder:
                 made, clock = trainer(kind, folder)
                 made.train()

@@ -20,7 +20,7 @@ from rlt.models.loading import check_finite
 from rlt.outputs import StageFolder, writing
 from rlt.training.cards import open_repository
 from rlt.training.checkpoints import WholeCheckpoints, discard_incomplete, last_checkpoint
-from rlt.training.compact import project_learned_positions
+from rlt.training.compact import speed_up_output_layer
 from rlt.training.examples import Example, Text, listed
 from rlt.training.lora import peft_config, save_whole
 from rlt.types import JsonRow
@@ -90,7 +90,7 @@ def run_trainer(trainer: Trainer, folder: StageFolder, tokenizer: PreTrainedToke
     if trainer.is_world_process_zero():
         for path in discard_incomplete(folder.path):
             print(f"{path}: incomplete (the run was interrupted while writing it); removed.", flush=True)
-    project_learned_positions()
+    speed_up_output_layer()
     checkpoint = last_checkpoint(folder.path)
     outcome = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     with writing(folder.path):

@@ -5,7 +5,7 @@ import torch
 from byte_models import byte_tokenizer, tiny_model
 from trl.trainer import utils
 
-from rlt.training.compact import project_learned_positions
+from rlt.training.compact import speed_up_output_layer
 
 
 def loss_and_gradients(seen, monkeypatch):
@@ -29,7 +29,7 @@ def test_learned_positions_alone_give_the_same_loss_and_gradients(monkeypatch):
     monkeypatch.setattr(utils, "_use_triton", lambda device: False)
     seen = []
     loss, gradients = loss_and_gradients(seen, monkeypatch)
-    project_learned_positions()
+    speed_up_output_layer()
     try:
         fewer, theirs = loss_and_gradients(seen, monkeypatch)
     finally:
@@ -41,9 +41,9 @@ def test_learned_positions_alone_give_the_same_loss_and_gradients(monkeypatch):
 
 @pytest.mark.parametrize("device", ["meta", "cuda"])
 def test_other_devices_are_asked_as_before(device):
-    project_learned_positions()
+    speed_up_output_layer()
     original = utils._use_triton
-    project_learned_positions()
+    speed_up_output_layer()
     assert utils._use_triton is original  # once is enough
     assert original(torch.device("cpu"))
     assert not original(torch.device("meta"))
