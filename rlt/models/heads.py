@@ -155,17 +155,17 @@ def exact_kl(
     (`output_head`). The models must share a tokenizer. Sizes of one family may pad their output layers differently
     (Qwen2.5: 151,936 rows up to 3B, 152,064 from 7B); both distributions then cover the tokens that both layers have.
     """
-    from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
+    from trl.kernels import chunked_divergence
 
     tokens = min(teacher.weight.shape[0], student.weight.shape[0])
     teacher, student = teacher.first(tokens), student.first(tokens)
     if teacher_hidden.shape[0] == 0:
         return torch.zeros(0)
     device = student.weight.device
-    positions = TILES.get(device.type, TILES["cuda"])[0]
+    positions, chunked_divergence.VOCAB_CHUNK_SIZE = TILES.get(device.type, TILES["cuda"])
     bias = None if teacher.bias is None else teacher.bias.to(device)
     pieces = [
-        ChunkedDivergenceFunction.apply(
+        chunked_divergence.ChunkedDivergenceFunction.apply(
             ours.to(device), student.weight, student.bias, theirs.to(device), teacher.weight.to(device), bias,
             0.0, temperature, student.scale, student.softcap, teacher.scale, teacher.softcap,
         )[0]

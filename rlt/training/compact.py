@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import torch
 
-TILE = 4096
-"""Tokens of the vocabulary in a tile on a CPU: with 300 learned positions in float32, 5 MB."""
+from rlt.models.heads import TILES
 
 
 def speed_up_output_layer() -> None:
@@ -22,7 +21,7 @@ def speed_up_output_layer() -> None:
     from trl.trainer import utils
 
     if not torch.accelerator.is_available():
-        utils._CHUNKED_LOGPROB_CHUNK_SIZE = TILE
+        utils._CHUNKED_LOGPROB_CHUNK_SIZE = TILES["cpu"][1]
     original = utils._use_triton
     if getattr(original, "of_rlt", False):
         return
