@@ -65,9 +65,9 @@ def describe(name: str) -> Command:
 
         switches = {
             "--restart": "Remove the results of these steps and of everything that depends on them, and start over.",
-            "--only STEP": "Run only this step, or all steps of this stage; their inputs must be complete.",
+            "--only STEPS": "Run only these steps, or all steps of these stages, separated by commas; inputs must be complete.",
         }
-        usage = "rlt run RECIPE [--restart] [--only STEP] [--KEY VALUE ...] [--STEP.KEY VALUE ...]"
+        usage = "rlt run RECIPE [--restart] [--only STEPS] [--KEY VALUE ...] [--STEP.KEY VALUE ...]"
         return Command([usage], switches | OVERRIDES, RecipeHead, RECIPE)
     if name == "evolve":
         from rlt.recipe import RecipeHead

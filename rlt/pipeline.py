@@ -49,17 +49,14 @@ def run_stage(stage: str, config: StageConfig) -> Result:
 
 
 def run_recipe(recipe: Recipe, *, restart: bool = False, only: str | None = None) -> int:
-    """Exit status after running the recipe's steps (`only`: that step, its variants, or that stage).
+    """Exit status after running the recipe's steps (`only`: these steps, variants or stages, separated by commas).
 
     Complete steps are skipped and no longer need their inputs. All others are checked before the first one begins:
     ProblemsFound lists what is wrong. `restart` first removes the results of these steps and of the steps that depend on
     them. Raises RunError if the run's folder belongs to something else or to a different recipe of the same name, if an
     input is missing, or if another process is writing one of the steps.
     """
-    steps = [step for step in recipe.steps if only is None or _is(step, only)]
-    if not steps:
-        names = dict.fromkeys(step.name.split("/")[0] for step in recipe.steps)
-        raise RunError(f"{recipe.head.name}: unknown step `{only}`; steps are {', '.join(names)}.")
+    steps = list(recipe.steps) if only is None else _chosen(recipe, [name.strip() for name in only.split(",")])
     once = [step for step in steps if step.stage in ONCE]
     rest = [step for step in steps if step.stage not in ONCE]
     ended = {} if restart else recipe.not_run()
@@ -120,8 +117,13 @@ def check_stage(stage: str, config: StageConfig) -> None:
             raise ProblemsFound(f"rlt {stage}", [problem.removeprefix(f"step `{stage}`: ") for problem in found])
 
 
-def _is(step: Step, only: str) -> bool:
-    return only in (step.name, step.name.split("/")[0], step.stage)
+def _chosen(recipe: Recipe, wanted: Sequence[str]) -> list[Step]:
+    """Steps with one of these names (`distill`, `distill/rlt`) or stages. Raises RunError for a name that has none."""
+    names = {step.key: {step.name, step.name.split("/")[0], step.stage} for step in recipe.steps}
+    if unknown := [name for name in wanted if not any(name in own for own in names.values())]:
+        known = dict.fromkeys(step.name.split("/")[0] for step in recipe.steps)
+        raise RunError(f"{recipe.head.name}: unknown step `{unknown[0]}`; steps are {', '.join(known)}.")
+    return [step for step in recipe.steps if names[step.key].intersection(wanted)]
 
 
 def _complete(step: Step) -> bool:

@@ -206,6 +206,13 @@ def test_a_step_alone_needs_its_inputs(tmp_path):
     assert not (tmp_path / "r").exists()
 
 
+def test_several_steps_alone(tmp_path, ran):
+    run_recipe(recipe(tmp_path), only="more, heldout, corpus")  # in the recipe's order
+    assert ran == ["heldout.jsonl", "corpus.jsonl", "more.jsonl"]
+    with pytest.raises(RunError, match="unknown step `mroe`; steps are"):
+        run_recipe(recipe(tmp_path), only="corpus,mroe")
+
+
 def test_a_step_that_another_process_writes_is_not_removed(tmp_path):
     run_recipe(recipe(tmp_path), only="heldout")
     before = files(tmp_path)
