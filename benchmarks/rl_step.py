@@ -73,7 +73,7 @@ def main() -> None:
     problems = load_problems(DataConfig(path=options.data)) if options.data else task.generate(256, 0, {}, set())
     rows = Dataset.from_list(teacher_rows(problems, fmt, tokenizer))
     tokenizer.padding_side = "left"
-    plain_head = utils._use_triton
+    plain_head = utils._use_triton, utils._CHUNKED_LOGPROB_CHUNK_SIZE
 
     def trainer(kind: str, folder: str) -> tuple[GRPOTrainer, Clock]:
         clock = Clock()
@@ -96,7 +96,7 @@ def main() -> None:
     best: dict[str, float] = {}
     for _ in range(options.rounds):
         for kind in ("plain", "compact", "rlt", "engine"):
-            utils._use_triton = plain_head
+            utils._use_triton, utils._CHUNKED_LOGPROB_CHUNK_SIZE = plain_head
             if kind != "plain":
                 speed_up_output_layer()
             with tempfile.TemporaryDirectory() as folder:

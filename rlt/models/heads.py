@@ -162,6 +162,7 @@ def exact_kl(
     if teacher_hidden.shape[0] == 0:
         return torch.zeros(0)
     device = student.weight.device
+    # TRL takes its tiles' width from a constant of the module, which is made for a GPU.
     positions, chunked_divergence.VOCAB_CHUNK_SIZE = TILES.get(device.type, TILES["cuda"])
     bias = None if teacher.bias is None else teacher.bias.to(device)
     pieces = [

@@ -2,8 +2,8 @@
 
 Without Triton, TRL 1.16 projects every position onto the vocabulary, including prompts and padding, and masks afterwards,
 because some devices recompile for each shape (`trl.trainer.utils.add_fused_lm_head`). Its tiles of 32,768 tokens of the
-vocabulary, made for a GPU, are read and written about twenty times from main memory; narrower ones stay in the cache,
-which halves the layer's time (`benchmarks/train_speed.py`).
+vocabulary, made for a GPU, do not fit a CPU's cache, and each is read and written many times; narrower ones do
+(`benchmarks/train_speed.py`).
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ import torch
 from byte_models import byte_tokenizer, tiny_model
 from trl.trainer import utils
 
+from rlt.models.heads import TILES
 from rlt.training.compact import speed_up_output_layer
 
 
@@ -36,6 +37,24 @@ def test_learned_positions_alone_give_the_same_loss_and_gradients(monkeypatch):
         monkeypatch.undo()
     assert seen == [10, 4]  # two rows of five predictions; two learned tokens in each
     torch.testing.assert_close(fewer, loss)
+    torch.testing.assert_close(theirs, gradients)
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="with an accelerator, TRL's tiles stay as they are")
+def test_narrow_tiles_give_the_same_loss_and_gradients(monkeypatch):
+    monkeypatch.setitem(
+        TILES, "cpu", (1024, 7)
+    )  # the vocabulary of some 300 bytes in many tiles, the last one narrower
+    seen = []
+    monkeypatch.setattr(utils, "_CHUNKED_LOGPROB_CHUNK_SIZE", 32768)
+    monkeypatch.setattr(utils, "_use_triton", utils._use_triton)
+    with monkeypatch.context() as patch:
+        loss, gradients = loss_and_gradients(seen, patch)
+    speed_up_output_layer()
+    assert utils._CHUNKED_LOGPROB_CHUNK_SIZE == 7
+    with monkeypatch.context() as patch:
+        narrow, theirs = loss_and_gradients(seen, patch)
+    torch.testing.assert_close(narrow, loss)
     torch.testing.assert_close(theirs, gradients)
 
 
