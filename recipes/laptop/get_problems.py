@@ -1,10 +1,10 @@
 """Write word problems with worked steps, made by reasoning-gym's `gsm_symbolic` (100 templates of GSM8K questions).
 
     pip install reasoning-gym==0.1.25
-    python recipes/laptop/get_problems.py [FILE]            (default: models/gsm_symbolic.jsonl)
+    python recipes/laptop/get_problems.py [FILE [COUNT]]    (default: models/gsm_symbolic.jsonl 600)
 
 Of the first 20,000 problems, those in whose question and steps all numbers are whole and at most 30, each question once; of
-these, the 600 with the fewest characters, in the generator's order. The sentence that asks for a bare number is left out.
+these, the COUNT with the fewest characters, in the generator's order. The sentence that asks for a bare number is left out.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import re
 import sys
 from pathlib import Path
 
-GENERATED, KEPT, LARGEST = 20_000, 600, 30
+GENERATED, LARGEST = 20_000, 30
 ASKED = " Give the result as your final answer. Do not include units."
 
 
 def main() -> int:
     path = Path(sys.argv[1] if len(sys.argv) > 1 else "models/gsm_symbolic.jsonl")
+    count = int(sys.argv[2]) if len(sys.argv) > 2 else 600
     if path.is_file():
         print(f"{path}: is there already")
         return 0
@@ -37,7 +38,7 @@ def main() -> int:
         if all(re.fullmatch(r"\d+[.,]?", number) and int(number.strip(".,")) <= LARGEST for number in numbers):
             said = {"solution": f"The answer is {answer}.", "answer": answer, "explanation": steps.strip()}
             rows.setdefault(question, {"id": str(number), "question": question, **said})
-    shortest = sorted(rows.values(), key=lambda row: len(row["question"]) + len(row["explanation"]))[:KEPT]
+    shortest = sorted(rows.values(), key=lambda row: len(row["question"]) + len(row["explanation"]))[:count]
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
         for row in sorted(shortest, key=lambda row: int(row["id"])):
