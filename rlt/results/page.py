@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from rlt.config import ReportConfig, ViewConfig
 from rlt.errors import ConfigError
 from rlt.recipe import Recipe, recipe_of_run
-from rlt.results.summary import Arm, BandSeed, Results, collect_results, solve_rate
+from rlt.results.students import Arm, solve_rate
+from rlt.results.summary import BandSeed, Results, collect_results
 from rlt.results.view.live import serve_page
 from rlt.results.view.page import scores_data, write_page
 from rlt.results.view.run import run_data

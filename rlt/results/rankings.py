@@ -4,24 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 
 from rlt.config import ReportConfig
 from rlt.results.intervals import MeanEstimate, mean_with_interval, spearman
+from rlt.results.students import Difference, Solved, difference
 from rlt.types import JsonRow
 
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """Solve rates of the students of one ranking's bands, lowest first, for each seed that has all of them."""
+    """What the students of one ranking's bands solve, lowest band first, for each seed that has all of them."""
 
     name: str
-    rates: Mapping[int, Sequence[float]]
+    solved: Mapping[int, Sequence[Solved]]
 
     @property
-    def bands(self) -> list[float]:
-        """Each band's solve rate, mean over seeds."""
-        return [fmean(of) for of in zip(*self.rates.values(), strict=True)]
+    def rates(self) -> dict[int, list[float]]:
+        """Seed -> solve rate of each band."""
+        return {seed: [one.rate for one in of] for seed, of in self.solved.items()}
+
+    @property
+    def bands(self) -> list[tuple[Solved, ...]]:
+        """For each band the students of all seeds."""
+        return list(zip(*self.solved.values(), strict=True))
 
     @property
     def spearman(self) -> MeanEstimate:
@@ -29,9 +34,12 @@ class Ranking:
         return mean_with_interval([spearman(of) for of in self.rates.values()])
 
     @property
-    def gain(self) -> MeanEstimate:
-        """The highest band's solve rate minus the lowest one's, mean over seeds."""
-        return mean_with_interval([of[-1] - of[0] for of in self.rates.values()])
+    def gain(self) -> Difference:
+        """The highest band's solve rate minus the lowest one's."""
+        highest, lowest = ({seed: of[band] for seed, of in self.solved.items()} for band in (-1, 0))
+        found = difference("highest", "lowest", highest, lowest)
+        assert found is not None  # both have the same seeds
+        return found
 
     def to_row(self) -> JsonRow:
         """The row in results.json."""
@@ -39,13 +47,13 @@ class Ranking:
 
 
 def rankings_of(
-    report: ReportConfig, seeds: Sequence[int], rate: Callable[[int, str], float | None]
+    report: ReportConfig, seeds: Sequence[int], solved: Callable[[int, str], Solved | None]
 ) -> tuple[Ranking, ...]:
-    """The report's rankings with a complete seed; `rate`: solve rate of a seed's arm, None without one."""
+    """The report's rankings with a complete seed; `solved`: what a seed's student of an arm solves, None without one."""
     found = []
     for name, bands in report.rankings.items():
-        rates = {seed: [rate(seed, band) for band in bands] for seed in seeds}
-        known = {seed: [one for one in of if one is not None] for seed, of in rates.items()}
+        students = {seed: [solved(seed, band) for band in bands] for seed in seeds}
+        known = {seed: [one for one in of if one is not None] for seed, of in students.items()}
         complete = {seed: of for seed, of in known.items() if len(of) == len(bands)}
         if complete:
             found.append(Ranking(name, complete))

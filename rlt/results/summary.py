@@ -15,10 +15,11 @@ from rlt.outputs import State, complete_state, versions
 from rlt.recipe import Recipe, Step
 from rlt.results.benchmarks import ResponseRow, evaluation
 from rlt.results.comparison import Verdicts, verdicts
-from rlt.results.intervals import Estimate, MeanEstimate, mean_with_interval, paired_difference, spearman
+from rlt.results.intervals import MeanEstimate, mean_with_interval, spearman
 from rlt.results.rankings import Ranking, rankings_of
 from rlt.results.rounds import Round, inspected, rounds_of
 from rlt.results.sources import SourceNumbers, mean_over_seeds
+from rlt.results.students import Arm, ArmSeed, Solved, decoding
 from rlt.results.sweep import Reached, Sweep, reached_of, sweep_of
 from rlt.types import JsonMap, JsonRow
 
@@ -27,95 +28,6 @@ PARTS = ("reward", "r_ss", "r_kl", "lift_over_empty", "lift_over_shuffled")
 _OF_TEACHER = (
     "reward", "r_ss", "r_kl", "explanation_kl_mean", "explanation_tokens", "lift_over_empty", "lift_over_shuffled",
 )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Solved:
-    """A student's solve rate (mean over the benchmarks of one evaluate step) and its decoding settings."""
-
-    rate: float
-    standard_error: float | None
-    interval: tuple[float, float] | None
-    """95 % interval over problems; None for several benchmarks."""
-    problems: int
-    samples: int
-    temperature: float
-    top_p: float | None
-    verdicts: Verdicts | None = None
-    """Kept in a run of one seed with one benchmark, to compare students question by question."""
-
-    @property
-    def key(self) -> str:
-        """Name of the rate in results.json: `solve_rate_greedy`, `solve_rate_t07`."""
-        return "solve_rate_greedy" if self.temperature == 0 else f"solve_rate_t{self.temperature}".replace(".", "")
-
-    @property
-    def decoding(self) -> str:
-        """`greedy`, or `temperature 0.7, top-p 1`."""
-        return _decoding(self.temperature, self.top_p)
-
-
-@dataclass(frozen=True, slots=True)
-class ArmSeed:
-    """One seed's student of an arm; `greedy`: a second evaluation with greedy decoding."""
-
-    seed: int
-    sampled: Solved
-    greedy: Solved | None = None
-
-    def to_row(self) -> JsonRow:
-        """The row in results.json."""
-        one = self.sampled
-        row: JsonRow = {
-            "seed": self.seed, one.key: one.rate, "standard_error": one.standard_error, "problems": one.problems,
-            "samples": one.samples, "temperature": one.temperature, "top_p": one.top_p,
-        }  # fmt: skip
-        return row if self.greedy is None else row | {"solve_rate_greedy": self.greedy.rate}
-
-
-@dataclass(frozen=True, slots=True)
-class Arm:
-    """Students that learned from the same kind of explanations, one per seed (at least one)."""
-
-    name: str
-    description: str | None
-    seeds: tuple[ArmSeed, ...]
-
-    @property
-    def decoding(self) -> str:
-        return self.seeds[0].sampled.decoding
-
-    @property
-    def rates(self) -> dict[int, float]:
-        """Seed -> solve rate."""
-        return {one.seed: one.sampled.rate for one in self.seeds}
-
-    @property
-    def mean(self) -> float:
-        """Solve rate, mean over seeds."""
-        return fmean(self.rates.values())
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """Solve rate of `ours` minus `other`: mean over common seeds, and the number of seeds in which `ours` is ahead."""
-
-    ours: str
-    other: str
-    estimate: MeanEstimate
-    ahead: int
-    paired: Estimate | None = None
-    """In a run of one seed: over common questions."""
-
-    @property
-    def bounds(self) -> tuple[float, float] | None:
-        """95 % interval over seeds; with one seed over questions, if known."""
-        return self.estimate.bounds or (None if self.paired is None else (self.paired.low, self.paired.high))
-
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether 0 is outside the interval; False without one."""
-        return self.bounds is not None and not self.bounds[0] <= 0 <= self.bounds[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,44 +159,11 @@ def collect_results(config: ReportConfig, recipe: Recipe, only: int | None = Non
         incomplete=done.incomplete(),
         versions=versions(),
         rounds=rounds_of(recipe, done.seeds, config.task),
-        rankings=rankings_of(config, done.seeds, done.rate),
+        rankings=rankings_of(config, done.seeds, done.sampled),
         sweep=sweep_of(config, recipe, done.seeds),
         reached=reached_of(config.reaches, recipe, done.seeds) if config.reaches else (),
         sources=done.sources(),
     )
-
-
-def _decoding(temperature: float, top_p: float | None) -> str:
-    if temperature == 0:
-        return "greedy"
-    return f"temperature {temperature:g}" + ("" if top_p is None else f", top-p {top_p:g}")
-
-
-def solve_rate(seeds: Sequence[Solved]) -> tuple[float, tuple[float, float] | None]:
-    """The mean over seeds and its interval, cut to [0, 1]; a single seed has the interval over problems, if known."""
-    estimate = mean_with_interval([one.rate for one in seeds])
-    bounds = estimate.bounds or seeds[0].interval
-    return estimate.mean, None if bounds is None else (max(0.0, bounds[0]), min(1.0, bounds[1]))
-
-
-def differences(arms: Sequence[Arm], ours: Arm) -> list[Difference]:
-    """`ours` against every other arm with the same decoding and a common seed, in the order of the arms."""
-    found = []
-    for arm in arms:
-        both = [seed for seed in ours.rates if seed in arm.rates]
-        if arm.name == ours.name or arm.decoding != ours.decoding or not both:
-            continue
-        values = [ours.rates[seed] - arm.rates[seed] for seed in both]
-        paired = _paired(ours.seeds[0].sampled, arm.seeds[0].sampled) if len(both) == 1 else None
-        found.append(Difference(ours.name, arm.name, mean_with_interval(values), sum(v > 0 for v in values), paired))
-    return found
-
-
-def _paired(ours: Solved, other: Solved) -> Estimate | None:
-    """The difference over common questions, if there are any."""
-    first, second = other.verdicts or {}, ours.verdicts or {}
-    common = [question for question in first if question in second]
-    return paired_difference([first[q] for q in common], [second[q] for q in common]) if common else None
 
 
 class _Done:
@@ -363,14 +242,13 @@ class _Done:
             return None
         return verdicts((cast(ResponseRow, row) for _, row in read_rows(path)), benchmarks[0])
 
-    def rate(self, seed: int, arm: str) -> float | None:
-        """Solve rate of an arm of the sampled step; None where it is not complete."""
-        solved = self.solved(seed, f"{self.config.sampled}/{arm}")
-        return None if solved is None else solved.rate
+    def sampled(self, seed: int, arm: str) -> Solved | None:
+        """The solve rate of an arm of the sampled step; None where it is not complete."""
+        return self.solved(seed, f"{self.config.sampled}/{arm}")
 
     def bands(self, seed: int) -> BandSeed | None:
         """Students of the bands; None until all are evaluated."""
-        solved = [self.solved(seed, f"{self.config.sampled}/{band}") for band in self.config.bands]
+        solved = [self.sampled(seed, band) for band in self.config.bands]
         known = tuple(one for one in solved if one is not None)
         return BandSeed(seed, known) if known and len(known) == len(self.config.bands) else None
 
@@ -385,7 +263,7 @@ class _Done:
     def teacher_decoding(self) -> str | None:
         names = [f"{self.config.explained}/{variant}" for variant in self.config.teachers]
         configs = [step.config for (_, name), (step, _) in self.steps.items() if name in names]
-        found = {_decoding(c.temperature, c.top_p) for c in configs if isinstance(c, CollectConfig)}
+        found = {decoding(c.temperature, c.top_p) for c in configs if isinstance(c, CollectConfig)}
         return found.pop() if len(found) == 1 else None
 
     def _measures(self, seed: int, variant: str) -> dict[str, float]:

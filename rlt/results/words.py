@@ -10,7 +10,8 @@ from rlt.results.intervals import MeanEstimate, mean_with_interval
 from rlt.results.rankings import Ranking
 from rlt.results.rounds import Round, parted
 from rlt.results.sources import SourceNumbers, cells
-from rlt.results.summary import PARTS, Arm, Difference, Results, Scores, Solved, differences, solve_rate
+from rlt.results.students import Arm, Difference, Solved, differences, solve_rate
+from rlt.results.summary import PARTS, Results, Scores
 from rlt.results.sweep import Reached, Sweep, labelled
 from rlt.results.tables import KEEP, Table, paragraph, said_once
 
@@ -167,13 +168,16 @@ def _rankings(rankings: Sequence[Ranking]) -> Table:
     head = ["ranking", "seeds", "lowest", *between, "highest", "highest - lowest", "Spearman"]
     rows = []
     for one in rankings:
-        lowest, *others, highest = (f"{rate:.3f}" for rate in one.bands)
+        lowest, *others, highest = (f"{solve_rate(band)[0]:.3f}" for band in one.bands)
         missing = ["-"] * (count - len(one.bands))  # students of the bands between, which not every ranking needs
-        cells = [lowest, *others, *missing, highest, _estimate(one.gain), _estimate(one.spearman)]
+        cells = [lowest, *others, *missing, highest, _difference(one.gain), _estimate(one.spearman)]
         rows.append([one.name, str(len(one.rates)), *cells])
     meanings = (
         ("lowest ... highest", "share solved by students of that band of the ranking alone, mean over seeds"),
-        ("highest - lowest", "mean over seeds ± half of the 95 % interval"),
+        (
+            "highest - lowest",
+            "mean over seeds ± half of the 95 % interval; of one seed [95 % interval over problems, paired]",
+        ),
         ("Spearman", "rank correlation of band and solve rate within a seed, mean over seeds ± the same"),
     )
     return Table("Which ranking of explanations predicts what students learn", head, rows, meanings, split=True)
@@ -347,13 +351,14 @@ def _of_students(config: ReportConfig, arms: Sequence[Arm]) -> list[str]:
 
 
 def _of_rankings(rankings: Sequence[Ranking]) -> list[str]:
-    ranked = sorted(rankings, key=lambda one: -abs(one.gain.mean))
-    count = max(one.gain.count for one in rankings)
-    told = [f"{one.name} ({one.gain.mean:+z.2f})" for one in ranked]
+    gains = {one.name: one.gain for one in sorted(rankings, key=lambda one: -abs(one.gain.estimate.mean))}
+    count = max(gain.estimate.count for gain in gains.values())
+    told = [f"{name} ({gain.estimate.mean:+z.2f})" for name, gain in gains.items()]
     sure = "one seed, so there is no interval over seeds, and other seeds may differ"
-    if count > 1:
-        sure = ", ".join(f"{one.name} {_bounds(one.gain.bounds)}" for one in ranked)
-        sure = f"95 % intervals of these differences over {count} seeds: {sure}"
+    if all(gain.bounds for gain in gains.values()):
+        over = f"{count} seeds" if count > 1 else "problems of this one seed (other seeds may differ)"
+        told_of = ", ".join(f"{name} {_bounds(gain.bounds)}" for name, gain in gains.items())
+        sure = f"95 % intervals of these differences over {over}: {told_of}"
     return [
         f"Compared: {len(rankings)} rankings of explanations, by students of their bands, "
         f"{'one seed' if count == 1 else f'{count} seeds'}.",
@@ -421,6 +426,13 @@ def _bounds(bounds: tuple[float, float] | None) -> str:
 
 def _estimate(estimate: MeanEstimate) -> str:
     return f"{estimate.mean:z.2f}" + ("" if estimate.half is None else f"{KEEP}±{KEEP}{estimate.half:.2f}")
+
+
+def _difference(difference: Difference) -> str:
+    seeds, bounds = _estimate(difference.estimate), difference.bounds
+    if difference.estimate.half is not None or bounds is None:
+        return seeds
+    return f"{seeds}{KEEP}[{bounds[0]:z.2f},{KEEP}{bounds[1]:z.2f}]"
 
 
 def _samples(solved: Solved) -> str:

@@ -1,4 +1,4 @@
-"""Report a run from its files: results.json, report.html, tables and sentences on the terminal."""
+"""Report a run from its files: results.json, report.html, figures, tables and sentences."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rlt.data.rows import write_text
 from rlt.errors import RunError
 from rlt.outputs import Result
 from rlt.recipe import Recipe, recipe_of_run
+from rlt.results import dots
 from rlt.results.page import page_data
 from rlt.results.rounds import write_figure
 from rlt.results.summary import collect_results
@@ -19,7 +20,7 @@ from rlt.results.words import seed_report, terminal_report
 
 
 def run(config: ReportConfig) -> Result:
-    """`results.json` and `report.html` (with `suffix`) in the run's folder; prints the same numbers.
+    """`results.json`, `report.html` and figures (with `suffix`) in the run's folder; prints the same numbers.
 
     Always rewritten from the outputs of the steps. Incomplete steps are named and left out.
     """
@@ -33,6 +34,9 @@ def run(config: ReportConfig) -> Result:
     print(f"\n{config.title}\n" if config.suffix and config.title else "")
     print(terminal_report(config, results))
     print(f"\nPage: {page}\nNumbers: {numbers}", flush=True)
+    if results.arms or results.rankings:
+        drawn = dots.write_figure(folder / f"students{config.suffix}.svg", results.arms, results.rankings)
+        print(f"Figure: {drawn}", flush=True)
     if results.rounds:
         print(f"Figure: {write_figure(folder / f'rounds{config.suffix}.svg', results.rounds)}", flush=True)
     if results.sweep:

@@ -11,7 +11,8 @@ from rlt.outputs import begin
 from rlt.pipeline import run_recipe
 from rlt.recipe import build_recipe
 from rlt.results.intervals import MeanEstimate, mean_with_interval, spearman
-from rlt.results.summary import Arm, ArmSeed, BandSeed, Results, Solved, collect_results, differences
+from rlt.results.students import Arm, ArmSeed, Solved, differences
+from rlt.results.summary import BandSeed, Results, collect_results
 from rlt.results.tables import Table, said_once, text_table
 from rlt.results.words import sentences, terminal_report
 from rlt.tasks import load_task

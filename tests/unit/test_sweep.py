@@ -1,7 +1,5 @@
 """A report over several arms: one setting swept, and the steps of RL until a level is reached."""
 
-from dataclasses import replace
-
 import pytest
 
 from rlt.config import ReachesConfig, ReportConfig, SweepConfig
@@ -10,7 +8,6 @@ from rlt.errors import ConfigError
 from rlt.outputs import begin
 from rlt.recipe import build_recipe
 from rlt.recipe.reports import check_report
-from rlt.results.rankings import rankings_of
 from rlt.results.rounds import Round
 from rlt.results.summary import collect_results
 from rlt.results.sweep import Sweep, reached_of, reaches
@@ -104,27 +101,3 @@ def test_each_variant_has_the_step_of_each_seed(tmp_path) -> None:
     lines = [line.split() for line in terminal_report(report, collect_results(report, recipe)).splitlines()]
     assert ["base", "(0.10)", "(0.10)", "0"] in lines
     assert ["rlt", "5", "5", "2"] in lines
-
-
-def test_a_ranking_has_the_rates_of_its_bands_and_their_rank_correlation() -> None:
-    # Seed 0 rises throughout (Spearman 1); in seed 1 the two lower bands change places (1 - 6 * 2 / 60 = 0.8).
-    rates = {(0, "a"): 0.1, (0, "b"): 0.2, (0, "c"): 0.4, (0, "d"): 0.8}
-    rates |= {(1, "a"): 0.3, (1, "b"): 0.2, (1, "c"): 0.4, (1, "d"): 0.6, (2, "a"): 0.5}
-    config = ReportConfig(output="r", rankings={"reward": ["a", "b", "c", "d"]})
-    (ranking,) = rankings_of(config, [0, 1, 2], lambda seed, arm: rates.get((seed, arm)))
-    assert list(ranking.rates) == [0, 1]
-    assert ranking.bands == pytest.approx([0.2, 0.2, 0.4, 0.7])
-    assert ranking.spearman.mean == pytest.approx(0.9)
-    assert ranking.gain.mean == pytest.approx(0.5)
-
-
-def test_a_ranking_with_students_of_its_extreme_bands_alone_is_shown_next_to_one_with_all() -> None:
-    rates = {"a": 0.1, "b": 0.2, "c": 0.3, "d": 0.4, "e": 0.45, "f": 0.25}
-    config = ReportConfig(output="r", rankings={"reward": ["a", "b", "c", "d"], "length": ["e", "f"]})
-    found = rankings_of(config, [0], lambda seed, arm: rates[arm])
-    results = collect_results(config, build_recipe({"name": "r", "report": {}}, "r.yaml"))
-    text = terminal_report(config, replace(results, rankings=found))
-    lines = [line.split() for line in text.splitlines()]
-    assert ["reward", "1", "0.100", "0.200", "0.300", "0.400", "0.30", "1.00"] in lines
-    assert ["length", "1", "0.450", "-", "-", "0.250", "-0.20", "-1.00"] in lines
-    assert "from the largest difference to the smallest: reward (+0.30), length (-0.20)." in " ".join(text.split())
