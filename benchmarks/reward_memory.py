@@ -55,8 +55,8 @@ def table(device: str) -> dict[str, Any]:
     print(f"{device}: MiB beyond the weights\n{'tokens':>8}{'engine':>10}{'plain':>10}{'share':>8}")
     rows = []
     for length in LENGTHS:
-        engine = _in_process(device, "engine", length)
-        theirs = _in_process(device, "plain", length) if length <= PLAIN_UP_TO[device] else None
+        engine = in_process(device, "engine", length)
+        theirs = in_process(device, "plain", length) if length <= PLAIN_UP_TO[device] else None
         rows.append({"tokens": length, "engine_mib": engine, "plain_mib": theirs})
         rest = "not measured" if theirs is None else f"{theirs:10.0f}{engine / theirs:8.3f}"
         print(f"{length:8}{engine:10.0f}{rest:>18}", flush=True)
@@ -65,9 +65,12 @@ def table(device: str) -> dict[str, Any]:
     return {"rows": rows, "growth_bytes_per_token": growth, "logits_bytes_per_token": plain.VOCABULARY * 4}
 
 
-def _in_process(device: str, way: str, length: int) -> float:
+def in_process(device: str, way: str, length: int) -> float:
+    """`measure` in a process of its own. Raises RuntimeError with what it said, if it failed."""
     command = [sys.executable, __file__, "--case", device, way, str(length)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-1500:])
     return float(done.stdout.strip().splitlines()[-1])
 
 

@@ -13,6 +13,7 @@ Without --model: the quickstart's 0.15M parameters.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import tempfile
@@ -22,6 +23,7 @@ from typing import Any
 
 os.environ["RLT_QUIET"] = "1"
 
+import torch
 from datasets import Dataset
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
@@ -37,6 +39,7 @@ from rlt.text.formats import load_format
 from rlt.training.compact import speed_up_output_layer
 from rlt.training.teacher import TeacherTrainer
 
+GPU = torch.cuda.is_available()
 BASE = Path(__file__).parents[1] / "recipes" / "quickstart" / "bases" / "0"
 
 
@@ -51,6 +54,8 @@ class Clock(TrainerCallback):
         self.start = time.perf_counter()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
+        if GPU:
+            torch.cuda.synchronize()
         self.seconds.append(time.perf_counter() - self.start)
 
 
@@ -80,9 +85,9 @@ def main() -> None:
         arguments = GRPOConfig(
             output_dir=folder, max_steps=options.steps, num_generations=options.generations, beta=0.0, logging_steps=1,
             per_device_train_batch_size=options.micro, gradient_accumulation_steps=options.rows // options.micro,
-            max_completion_length=options.tokens, use_cpu=True, bf16=options.bf16, gradient_checkpointing=False,
+            max_completion_length=options.tokens, use_cpu=not GPU, bf16=options.bf16, gradient_checkpointing=False,
             save_strategy="no", report_to="none", disable_tqdm=True, temperature=1.0, learning_rate=1e-9, loss_type="grpo",
-            model_init_kwargs={"dtype": "float32", "attn_implementation": "eager"},
+            model_init_kwargs={"dtype": "float32", "attn_implementation": "sdpa" if GPU else "eager"},
         )  # fmt: skip
         common: dict[str, Any] = {
             "model": options.model, "args": arguments, "train_dataset": rows, "processing_class": tokenizer,
@@ -103,6 +108,9 @@ def main() -> None:
                 made, clock = trainer(kind, folder)
                 made.train()
             best[kind] = min(best.get(kind, float("inf")), *clock.seconds)
+            del made  # a cycle of references, with a model and its optimiser
+            gc.collect()
+            torch.cuda.empty_cache()
     times = {kind: round(seconds / best["plain"], 2) for kind, seconds in best.items()}
     seconds = {kind: round(value, 3) for kind, value in best.items()}
     print(json.dumps({"model": options.model, "rows": options.rows, "seconds_per_step": seconds, "times_plain": times}))

@@ -47,23 +47,34 @@ def main() -> None:
     ]
     prompts = [questions[i // given.group] for i in range(given.batch)]
     clock = time.process_time if given.threads == 1 and model.device.type == "cpu" else time.perf_counter
-    ours, theirs = _ours(model, tokenizer, prompts), _theirs(model, tokenizer, prompts)
-    arms: dict[str, Callable[[int], None]] = {
-        "transformers generate": theirs,
-        "rlt": ours,
-        "products alone": _products(model, given.batch),
-    }
-    rates = _measure(arms, given.tokens, given.batch, given.rounds, clock)
-    for name, rate in rates.items():
+    found = rates(model, tokenizer, prompts, given.tokens, given.rounds, clock)
+    for name, rate in found.items():
         ratios = ", ".join(
-            f"{kind} {rate[kind]:.1f} tokens/s ({rate[kind] / rates['transformers generate'][kind]:.2f} x)"
+            f"{kind} {rate[kind]:.1f} tokens/s ({rate[kind] / found['transformers generate'][kind]:.2f} x)"
             for kind in rate
         )
         print(f"{name:24}{ratios}")
     name = Path(given.model).name if given.model else "random"
     case = f"{name}: batch {given.batch}, group {given.group}, {given.tokens} tokens, {given.threads} threads"
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    RESULTS.write_text(json.dumps({**known, case: {**rates, "versions": versions()}}, indent=2) + "\n")
+    RESULTS.write_text(json.dumps({**known, case: {**found, "versions": versions()}}, indent=2) + "\n")
+
+
+def rates(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    tokens: int,
+    rounds: int,
+    clock: Callable[[], float],
+) -> dict[str, dict[str, float]]:
+    """Tokens per second of each way, of the whole batch (`whole`) and after each row's first token (`decode`)."""
+    arms: dict[str, Callable[[int], None]] = {
+        "transformers generate": _theirs(model, tokenizer, prompts),
+        "rlt": _ours(model, tokenizer, prompts),
+        "products alone": _products(model, len(prompts)),
+    }
+    return _measure(arms, tokens, len(prompts), rounds, clock)
 
 
 def _load(model: str | None, tokenizer: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
