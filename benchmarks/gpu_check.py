@@ -21,8 +21,11 @@ import traceback
 from typing import Any
 
 os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+# cuDNN's attention plans every new length, which a decoder has at each token; 0 measures it all the same.
+os.environ.setdefault("TORCH_CUDNN_SDPA_DEPRIORITIZED", "1")
 
 import psutil
+import torch
 from gpu_blocks import BLOCKS, GPU, HERE, Skipped
 
 from rlt.outputs import versions
@@ -70,15 +73,17 @@ def _block(name: str) -> Entry:
     entry: Entry = json.loads(lines[-1]) if lines else {"cases": {}}
     if why or process.returncode:
         entry |= {"outcome": "failed", "why": why or err[-1500:]}
-    entry = {
-        "outcome": _outcome(entry),
-        **entry,
-        "seconds": round(time.perf_counter() - begin, 1),
-        "versions": versions(),
-    }
+    entry = {"outcome": _outcome(entry), **entry, "seconds": round(time.perf_counter() - begin, 1), **_machine()}
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(entry, indent=1) + "\n", encoding="utf-8")
     return entry
+
+
+def _machine() -> Entry:
+    if not GPU:
+        return {"versions": versions()}
+    cudnn = {"cudnn": torch.backends.cudnn.version(), "deprioritized": os.environ["TORCH_CUDNN_SDPA_DEPRIORITIZED"]}
+    return {"gpu": torch.cuda.get_device_name(0), **cudnn, "versions": versions()}
 
 
 def _outcome(entry: Entry) -> str:

@@ -8,11 +8,19 @@ from __future__ import annotations
 
 import gc
 import random
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    TrainerCallback,
+)
 
 from rlt.config import RewardOptions
 from rlt.models.logprobs import Row
@@ -26,6 +34,22 @@ from rlt.text.tokens import Tokenized, tokenize
 from rlt.types import Explanation, Problem
 
 VOCABULARY = 151_936  # Qwen2.5's
+
+
+class Clock(TrainerCallback):
+    """Seconds of each step of a trainer, optimiser included."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.start = 0.0
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self.start = time.perf_counter()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds.append(time.perf_counter() - self.start)
 
 
 def token_logprobs(model: Any, text: Tokenized, temperature: float) -> torch.Tensor:

@@ -17,7 +17,6 @@ import gc
 import json
 import os
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ os.environ["RLT_QUIET"] = "1"
 
 import torch
 from datasets import Dataset
-from transformers import TrainerCallback
+from plain import Clock
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer import utils
 
@@ -40,23 +39,9 @@ from rlt.training.compact import speed_up_output_layer
 from rlt.training.teacher import TeacherTrainer
 
 GPU = torch.cuda.is_available()
+# On a GPU TRL's output layer is a Triton kernel, which rlt leaves alone: `compact` would be `plain`.
+KINDS = ("plain", "rlt", "engine") if GPU else ("plain", "compact", "rlt", "engine")
 BASE = Path(__file__).parents[1] / "recipes" / "quickstart" / "bases" / "0"
-
-
-class Clock(TrainerCallback):
-    """Seconds of each step."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self.start = 0.0
-
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
-        self.start = time.perf_counter()
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        if GPU:
-            torch.cuda.synchronize()
-        self.seconds.append(time.perf_counter() - self.start)
 
 
 def constant(completions: list[object], **_: object) -> list[float]:
@@ -100,7 +85,7 @@ def main() -> None:
 
     best: dict[str, float] = {}
     for _ in range(options.rounds):
-        for kind in ("plain", "compact", "rlt", "engine"):
+        for kind in KINDS:
             utils._use_triton, utils._CHUNKED_LOGPROB_CHUNK_SIZE = plain_head
             if kind != "plain":
                 speed_up_output_layer()

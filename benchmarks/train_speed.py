@@ -48,10 +48,10 @@ def main() -> None:
     lora = get_peft_model(lora, LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM"))
     fused = {"input_ids": ids, "labels": labels, "fused_lm_head": True}
     passes: dict[str, Callable[[], torch.Tensor]] = {
-        "full": lambda: model(input_ids=ids, labels=labels).loss,
+        "full": lambda: model(input_ids=ids, labels=labels, use_cache=False).loss,
         "trl": lambda: model(**fused).loss,
         "rlt": lambda: model(**fused).loss,
-        "body": lambda: model.model(ids).last_hidden_state.float().sum(),
+        "body": lambda: model.model(ids, use_cache=False).last_hidden_state.float().sum(),
         "lora": lambda: lora(**fused).loss,
     }
     of_trl = {name: getattr(utils, name) for name in ("_use_triton", "_CHUNKED_LOGPROB_CHUNK_SIZE")}
