@@ -11,8 +11,8 @@
 - distinct: different groups of 2 and of 3 tokens, as a share of all, over the whole file
 
 With the scores of the same rows, a second table: mean rewards of the explanations in which all equations are right, and of the
-others that end in the answer; and, of all pairs of one of each for the same question, the share in which the reward puts the
-right one above (1/2 where it is equal).
+others that end in the answer; and a third: of all pairs of one with all equations right and one without, the share in which the right
+one has the higher reward, r_ss, r_kl and so on (1/2 where they are equal), for pairs of the same question and for all.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import json
 import operator
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from statistics import fmean
 
@@ -97,14 +97,29 @@ def by_truth(name: str, rows: list[dict[str, str]], scores: list[dict[str, float
     return found
 
 
-def ranked_right(rows: list[dict[str, str]], scores: list[dict[str, float]]) -> str:
-    groups: dict[str, tuple[list[float], list[float]]] = {}
-    for one, score in zip(rows, scores, strict=True):
-        checked, place = list(equations(one["explanation"])), groups.setdefault(one["question"], ([], []))
-        if score["reward"] is not None:
-            place[not (checked and all(checked))].append(score["reward"])
-    above = [(a > b) + (a == b) / 2 for right, wrong in groups.values() for a in right for b in wrong]
-    return f"{fmean(above):.2f} of {len(above)} pairs" if above else "no pairs"
+def ranked_right(rows: list[dict[str, str]], scores: list[dict[str, float]]) -> list[list[str]]:
+    """For each column, how often an explanation with all equations right has the higher value than one without."""
+    found = []
+    for part in ("reward", "r_ss", "r_kl", "explanation_log_prob", "rank_surprisal", "accuracy", "explanation_tokens"):
+        groups: dict[str, tuple[list[float], list[float]]] = {}
+        for one, score in zip(rows, scores, strict=True):
+            checked, place = list(equations(one["explanation"])), groups.setdefault(one["question"], ([], []))
+            if score.get(part) is not None:
+                place[not (checked and all(checked))].append(score[part])
+        everywhere = ([value for of in groups.values() for value in of[truth]] for truth in (0, 1))
+        same, all_pairs = above(groups.values()), above([tuple(everywhere)])
+        if all_pairs[1]:
+            found.append([part, *(f"{share:.2f} of {count}" if count else "-" for share, count in (same, all_pairs))])
+    return found
+
+
+def above(groups: Iterable[tuple[list[float], ...]]) -> tuple[float, int]:
+    """Of all pairs within a group, the share in which the right one has the higher value (1/2 where equal), and their number."""
+    higher, count = 0.0, 0
+    for right, wrong in groups:
+        higher += sum((a > b) + (a == b) / 2 for a in right for b in wrong)
+        count += len(right) * len(wrong)
+    return higher / max(1, count), count
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -126,7 +141,8 @@ def main() -> None:
         print("\n" + table(["explanations", "equations", "rows", "reward", "r_ss", "r_kl"], truth) + "\n")
     for name, rows, scores in given:
         if scores:
-            print(f"{name}: the right one has the higher reward in {ranked_right(rows, scores)}")  # type: ignore[arg-type]
+            head = [f"{name}: the right one is higher in", "pairs of the same question", "all pairs"]
+            print(table(head, ranked_right(rows, scores)) + "\n")  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":
