@@ -12,6 +12,7 @@ from rlt.results.rounds import Round
 from rlt.results.summary import collect_results
 from rlt.results.sweep import Sweep, reached_of, reaches
 from rlt.results.words import terminal_report
+from rlt.stages import report
 
 
 def curve(*values: float) -> list[dict[str, float]]:
@@ -84,6 +85,16 @@ def test_points_are_in_the_order_of_the_recipe(tmp_path) -> None:
     assert all(one.measures["leak_rate"] == 1.0 for one in sweep.points)
     said = terminal_report(config, collect_results(config, recipe))
     assert "Students and explanations by kl_coef" in said
+
+
+def test_a_report_draws_its_students_and_its_sweep(tmp_path, capsys) -> None:
+    recipe = complete(tmp_path)
+    (tmp_path / "r" / "recipe.yaml").write_text(recipe.dump())
+    report.run(ReportConfig(output=tmp_path / "r", arms=["evaluate/none", "evaluate/some"], sweep=SWEEP, suffix="-b"))
+    said = capsys.readouterr().out.split()
+    for name in ("students-b.svg", "sweep-b.svg"):
+        assert (tmp_path / "r" / name).read_text().startswith("<svg")
+        assert str(tmp_path / "r" / name) in said
 
 
 def test_the_figure_names_the_values_under_its_points(tmp_path) -> None:
