@@ -2,6 +2,7 @@
 
     python recipes/laptop/texts.py NAME=PATH[@SCORES] ...        PATH: a .jsonl file, or a folder of them
 
+- different: number of different texts
 - tokens: words and signs, split at blanks and punctuation, on average
 - says solution: share that contain the solution, word for word
 - answer first: share that name the answer (and the question does not) before their first equation's right-hand side
@@ -73,7 +74,7 @@ def row(name: str, rows: list[dict[str, str]], others: list[dict[str, str]]) -> 
     ]
     ends = [numbers(one["explanation"])[-1:] == [one["answer"]] for one in rows]
     return [
-        name, str(len(rows)), str(len(keys(rows) & keys(others))), f"{fmean(map(len, tokens)):.1f}",
+        name, str(len(rows)), str(len(set(texts))), str(len(keys(rows) & keys(others))), f"{fmean(map(len, tokens)):.1f}",
         f"{fmean(one['solution'] in one['explanation'] for one in rows):.2f}", f"{fmean(first):.2f}",
         f"{fmean(every):.2f}" if every else "-", f"{fmean(bool(each) and all(each) for each in checked):.2f}",
         f"{fmean(ends):.2f}", *(f"{len(set(groups[n])) / max(1, len(groups[n])):.2f}" for n in (2, 3)),
@@ -128,7 +129,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def main() -> None:
-    head = ["explanations", "rows", "shared", "tokens", "says solution", "answer first", "equations right", "all right",
+    head = ["explanations", "rows", "different", "shared", "tokens", "says solution", "answer first", "equations right", "all right",
             "ends in answer", "distinct-2", "distinct-3"]  # fmt: skip
     given = []
     for argument in sys.argv[1:]:
