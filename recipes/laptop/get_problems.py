@@ -9,6 +9,7 @@ these, the COUNT with the fewest characters, in the generator's order. The sente
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import sys
@@ -19,8 +20,11 @@ ASKED = " Give the result as your final answer. Do not include units."
 
 
 def main() -> int:
-    path = Path(sys.argv[1] if len(sys.argv) > 1 else "models/gsm_symbolic.jsonl")
-    count = int(sys.argv[2]) if len(sys.argv) > 2 else 600
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("path", nargs="?", type=Path, default=Path("models/gsm_symbolic.jsonl"), metavar="FILE")
+    parser.add_argument("count", nargs="?", type=int, default=600, metavar="COUNT")
+    given = parser.parse_args()
+    path, count = given.path, given.count
     if path.is_file():
         print(f"{path}: is there already")
         return 0

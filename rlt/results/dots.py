@@ -38,7 +38,7 @@ def arms_panel(arms: Sequence[Arm]) -> Panel:
         greedy = [one.greedy for one in arm.seeds if one.greedy is not None]
         rows.append(Row(arm.name, [*([greedy] if greedy else []), [one.sampled for one in arm.seeds]]))
     sampled = " or ".join(dict.fromkeys(arm.decoding for arm in arms))
-    title = f"\u25cf at {sampled}" + (", \u25cb greedy" if any(len(row.students) > 1 for row in rows) else "")
+    title = f"\u25cf {sampled}" + (", \u25cb greedy" if any(len(row.students) > 1 for row in rows) else "")
     return Panel(f"Students by arm, share solved: {title}", rows)
 
 
@@ -63,8 +63,9 @@ def figure(panels: Sequence[Panel]) -> str:
     for panel in panels:
         parts.append(_panel(panel, top, last))
         top += TOP + ROW * len(panel.rows) + BOTTOM
-    several = any(len(of) > 1 for panel in panels for row in panel.rows for of in row.students)
-    over = "seeds; small points: single seeds" if several else "problems; one seed"
+    counts = {len(of) > 1 for panel in panels for row in panel.rows for of in row.students}
+    over = "problems; one seed" if counts == {False} else "seeds; small points: single seeds"
+    over += "; over problems where there is one" if len(counts) > 1 else ""
     parts.append(f'<text x="8" y="{top + 8:g}" fill="{GREY}">lines: 95 % intervals over {over}</text>')
     top += ROW
     size = f'width="{WIDTH}" height="{top:g}" viewBox="0 0 {WIDTH} {top:g}"'
