@@ -355,7 +355,7 @@ def _of_rankings(rankings: Sequence[Ranking]) -> list[str]:
     count = max(gain.estimate.count for gain in gains.values())
     told = [f"{name} ({gain.estimate.mean:+z.2f})" for name, gain in gains.items()]
     sure = "one seed, so there is no interval over seeds, and other seeds may differ"
-    if all(gain.bounds for gain in gains.values()):
+    if count > 1 or all(gain.bounds for gain in gains.values()):
         over = f"{count} seeds" if count > 1 else "problems of this one seed (other seeds may differ)"
         told_of = ", ".join(f"{name} {_bounds(gain.bounds)}" for name, gain in gains.items())
         sure = f"95 % intervals of these differences over {over}: {told_of}"

@@ -41,6 +41,15 @@ def test_a_ranking_with_students_of_its_extreme_bands_alone_is_shown_next_to_one
     assert "from the largest difference to the smallest: reward (+0.30), length (-0.20)." in " ".join(text.split())
 
 
+def test_a_ranking_with_a_single_seed_beside_others_with_two_has_no_interval() -> None:
+    several = Ranking("reward", {0: [solved(0.1), solved(0.4)], 1: [solved(0.2), solved(0.4)]})
+    alone = Ranking("length", {0: [solved(0.1), solved(0.2)]})
+    results = collect_results(ReportConfig(output="r"), build_recipe({"name": "r", "report": {}}, "r.yaml"))
+    said = " ".join(terminal_report(ReportConfig(output="r"), replace(results, rankings=(several, alone))).split())
+    # Differences .3 and .2: .25 +- 12.706 * .05.
+    assert "over 2 seeds: reward [-0.39, 0.89], length none, one seed." in said
+
+
 def verdicts_of(*right: bool):
     return {f"q{number}": [one] for number, one in enumerate(right)}
 
